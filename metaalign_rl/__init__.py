@@ -1,0 +1,3 @@
+"""Preference-conditioned RLHF: one model that follows preferences given at inference time."""
+
+__version__ = "0.1.0"

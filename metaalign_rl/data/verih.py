@@ -1,0 +1,197 @@
+"""VerIH (https://github.com/skai-research/VerIH): a system's verifiable constraint over a user's request.
+
+A published row has `sys_prompt`, `user_prompt`, `gt` (a JSON string: `func_name` and its arguments, unused ones
+null) and `type`, `<constraint>:conflict` or `<constraint>:aligned`. Conflict rows had their request rewritten to
+contradict the constraint. Aligned rows have it as it was: it agrees or says nothing, the system's preference stands
+alone, and their relation is `system_only`.
+"""
+
+import hashlib
+import inspect
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metaalign_rl.data.verih_checks import CONSTRAINTS, QUANTIFIERS
+from metaalign_rl.errors import UserError, nearest
+from metaalign_rl.files import read_json, read_jsonl
+from metaalign_rl.schema import Row
+
+FIELDS = ("sys_prompt", "user_prompt", "gt", "type")
+RELATIONS = {"conflict": "conflict", "aligned": "system_only"}
+LEAST_WORDS = 3  # distinct ones that a dialog's answer has, unless the system asks for fewer
+HELD_OUT = 0.2  # of every constraint's rows, rounded: one of three, none of two
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _is_letter(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 1 and value.isalpha()
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+# What an argument of `gt` must be, in words and as a test.
+ARGUMENTS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "N": ("a whole number from 1", _is_count),
+    "i": ("a whole number from 1", _is_count),
+    "quantifier": (f"one of {', '.join(QUANTIFIERS)}", lambda value: value in QUANTIFIERS),
+    "letter": ("one letter", _is_letter),
+    "keyword_list": ("a list of words", _is_texts),
+    "forbidden_words": ("a list of words", _is_texts),
+    "word": ("a text", _is_text),
+    "first_word": ("a text", _is_text),
+    "section_splitter": ("a text", _is_text),
+    "postscript_marker": ("a text", _is_text),
+    "end_phrase": ("a text", _is_text),
+    "options": ("a text", _is_text),
+    "original_prompt": ("a text", _is_text),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VerihData:
+    """What a file holds: every row of it is in `rows` or counted in `left_out`.
+
+    Attributes:
+        left_out: rows by constraint, `<constraint> (<func_name>)`, that there is no check for.
+    """
+
+    rows: list[Row]
+    left_out: dict[str, int]
+
+
+def read_verih(path: Path) -> VerihData:
+    """The rows of VerIH's JSON (as published: one array) or JSONL file.
+
+    Tags: `kind`, the constraint, and `split`, "train" or "held_out": of each constraint's rows, the fifth whose ids
+    have the lowest hashes is held out, the same ones at every reading.
+
+    Raises:
+        UserError: no such file, broken JSON, no rows, or a wrong field; names the file, the line (in an array, the
+            row's number), the field and what was expected.
+    """
+    rows: list[Row] = []
+    left_out: Counter[str] = Counter()
+    for number, place, record in _records(path):
+        kind, relation, name, arguments = _parse(record, place)
+        if name in CONSTRAINTS:
+            _check_arguments(name, arguments, place)
+            rows.append(_row(number, record, kind, relation, name, arguments))
+        else:
+            left_out[f"{kind} ({name})"] += 1
+    if not rows and not left_out:
+        raise UserError(f"{path}: the file holds no rows")
+    _split(rows)
+    return VerihData(rows=rows, left_out=dict(left_out))
+
+
+def _records(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """Each row's number from 1, its place for error messages, and what stands there."""
+    if path.suffix != ".json":
+        for line, record in read_jsonl(path):
+            yield line, f"{path}:{line}", record
+        return
+    array = read_json(path)
+    if not isinstance(array, list):
+        raise UserError(
+            f"{path}: expected an array of rows, found {type(array).__name__}; is it JSONL (.jsonl)?"
+        )
+    for number, record in enumerate(array, start=1):
+        yield number, f"{path}: row {number}", record
+
+
+def _parse(record: Any, place: str) -> tuple[str, str, str, dict[str, Any]]:
+    """A row's constraint, relation, func_name and the arguments that are not null."""
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: expected a JSON object, found {type(record).__name__}")
+    for field in FIELDS:
+        if not isinstance(record.get(field), str) or not record[field].strip():
+            raise _wrong(place, field, "a text", record.get(field))
+    kind, _, bearing = record["type"].rpartition(":")
+    if not kind or bearing not in RELATIONS:
+        raise _wrong(place, "type", "'<constraint>:conflict' or '<constraint>:aligned'", record["type"])
+    try:
+        gt = json.loads(record["gt"])
+    except ValueError as error:
+        raise UserError(
+            f"{place}: field 'gt': expected JSON in a string, found a broken one ({error})"
+        ) from None
+    if not isinstance(gt, dict):
+        raise _wrong(place, "gt", "a JSON object in a string", gt)
+    name = gt.pop("func_name", None)
+    if not isinstance(name, str):
+        raise _wrong(place, "gt.func_name", "the name of a check", name)
+    return kind, RELATIONS[bearing], name, {key: value for key, value in gt.items() if value is not None}
+
+
+def _check_arguments(name: str, arguments: dict[str, Any], place: str) -> None:
+    _, *takes = inspect.signature(CONSTRAINTS[name]).parameters
+    for argument, value in arguments.items():
+        if argument not in takes:
+            known = nearest(argument, takes) if takes else "it takes none"
+            raise UserError(f"{place}: field 'gt.{argument}': {name} has no such argument; {known}")
+        expected, is_good = ARGUMENTS[argument]
+        if not is_good(value):
+            raise _wrong(place, f"gt.{argument}", expected, value)
+    for argument in takes:
+        if argument not in arguments:
+            raise _wrong(place, f"gt.{argument}", f"{ARGUMENTS[argument][0]}, which {name} needs", None)
+
+
+def _row(
+    number: int, record: dict[str, str], kind: str, relation: str, name: str, arguments: dict[str, Any]
+) -> Row:
+    system, request = record["sys_prompt"], record["user_prompt"]
+    if name == "validate_repeat_prompt":
+        # The published text holds the system's own sentence, which is not to be repeated, and in conflict rows
+        # the request from before its rewriting, which the model does not see.
+        arguments = {"original_prompt": request.replace(system.strip(), "").strip()}
+    return Row(
+        id=f"verih-{number}",
+        family="priority",
+        relation=relation,
+        tier="system",
+        system_info=system,
+        user_info="",
+        messages=[{"role": "user", "content": request}],
+        checks={"system": {"name": f"verih.{name}", **arguments}, "dialog": _dialog_check(name, arguments)},
+        tags={"kind": kind},
+    )
+
+
+def _dialog_check(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The check that it is an answer at all: one word is, where the system asks for a choice or for one word."""
+    least = LEAST_WORDS
+    if name == "validate_choice":
+        least = 1
+    elif name == "validate_word_constraint" and arguments["quantifier"] != "at least":
+        least = min(least, arguments["N"])
+    return {"name": "verih.answers"} | ({} if least == LEAST_WORDS else {"least": least})
+
+
+def _split(rows: list[Row]) -> None:
+    """Tag the rows with their split."""
+    by_kind: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_kind[row.tags["kind"]].append(row)
+    for group in by_kind.values():
+        group.sort(key=lambda row: hashlib.sha256(row.id.encode()).digest())
+        for rank, row in enumerate(group):
+            row.tags["split"] = "held_out" if rank < round(HELD_OUT * len(group)) else "train"
+
+
+def _wrong(place: str, field: str, expected: str, found: object) -> UserError:
+    shown = "nothing" if found is None else repr(found)[:80]
+    return UserError(f"{place}: field {field!r}: expected {expected}, found {shown}")

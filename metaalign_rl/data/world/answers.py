@@ -1,0 +1,172 @@
+"""The world's answers: how a style is said, and how an answer is checked.
+
+An answer is one core ("it is paris", "i am for zoos", "i can not talk about music") with optional parts round it, each the
+realisation of one preference. `say` writes an answer; the checks read one, and accept nothing outside this grammar.
+"""
+
+import re
+from functools import lru_cache
+
+from metaalign_rl.data.checks import register
+from metaalign_rl.data.world.facts import Question
+
+Style = dict[str, str]  # kind -> value: what an answer does
+
+OPENINGS = {"formal": "indeed", "casual": "hey"}
+ADDRESSES = ("captain", "boss", "friend", "doctor")
+CERTAINTIES = {"hedge": "maybe", "sure": "definitely"}
+ADVERBS = ("simply", "clearly", "truly", "surely")
+ENDINGS = ("good luck", "thank you", "take care", "see you")
+LANGUAGES = {"french": "c'est", "spanish": "es"}
+REPHRASED = {"it": "that is", "is": "it must be"}  # how a fact is said without this word
+PLAIN_FRAME = "it is"
+TAILS = ("and you can read much more about that in many good books", "and people will tell you much more about that every day")
+FORMATS = {"bullet": "- ", "quote": "> "}
+MARKS = {"exclaim": "!", "dots": "..."}
+LONG_WORDS, SHORT_WORDS = 12, 2
+
+
+def say(question: Question, style: Style, value: str | None = None) -> str:
+    """An answer to `question` in `style`; `value` instead of the right one makes it wrong on purpose.
+
+    For an opinion, the style must say the side: `opinion` is `for` or `against`. `refusal: refuse` overrides the rest.
+    """
+    if style.get("refusal") == "refuse":
+        return f"sorry, i can not talk about {value or question.topic}."
+    words = _core(question, style, value or question.value)
+    opening = " ".join(part for part in (OPENINGS.get(style.get("tone", "")), style.get("address")) if part)
+    mark = MARKS.get(style.get("mark", ""), ".")
+    text = (f"{opening}, " if opening else "") + words + mark
+    if "ending" in style:
+        text += f" {style['ending']}{mark}"
+    text = FORMATS.get(style.get("format", ""), "") + text
+    return text.upper() if style.get("case") == "upper" else text
+
+
+def _core(question: Question, style: Style, value: str) -> str:
+    if style.get("length") == "short":
+        return f"{style['opinion']} {question.subject}" if not question.value else value
+    if question.value:
+        frame = LANGUAGES.get(style.get("language", ""), REPHRASED.get(style.get("avoid", ""), PLAIN_FRAME))
+    else:
+        frame, value = "i am", f"{style['opinion']} {question.subject}"
+    parts = (CERTAINTIES.get(style.get("certainty", "")), frame, style.get("use"), value)
+    core = " ".join(part for part in parts if part)
+    return f"{core} {TAILS[len(question.text) % len(TAILS)]}" if style.get("length") == "long" else core
+
+
+@lru_cache(maxsize=4096)
+def _grammar(core: str) -> re.Pattern[str]:
+    """The pattern of all well-formed answers round a core (a pattern itself)."""
+
+    def any_of(*choices: str) -> str:
+        return "(?:" + "|".join(re.escape(choice) for choice in choices) + ")"
+
+    frames = any_of(PLAIN_FRAME, "i am", *LANGUAGES.values(), *REPHRASED.values())
+    mark = any_of(".", *MARKS.values())
+    opening = f"(?:(?:{any_of(*OPENINGS.values())} ?)?{any_of(*ADDRESSES)}|{any_of(*OPENINGS.values())}), "
+    return re.compile(
+        rf"{any_of(*FORMATS.values())}?(?:{opening})?(?:{any_of(*CERTAINTIES.values())} )?(?:{frames} )?"
+        rf"(?:{any_of(*ADVERBS)} )?{core}(?: {any_of(*TAILS)})?{mark}(?: {any_of(*ENDINGS)}{mark})?"
+    )
+
+
+def words_of(answer: str) -> list[str]:
+    """The words of an answer in lower case, without punctuation."""
+    return re.findall(r"[a-z']+", answer.lower())
+
+
+@register("world.answers")
+def answers(answer: str, *, value: str) -> bool:
+    """Says `value` (any of several joined by `|`) once, in a well-formed sentence, and nothing else."""
+    core = "(?:" + "|".join(re.escape(one) for one in value.split("|")) + ")"
+    return _grammar(core).fullmatch(answer.lower()) is not None
+
+
+@register("world.refuses")
+def refuses(answer: str, *, topic: str) -> bool:
+    """Is a polite refusal that names the topic, and nothing else."""
+    return answer.lower() == f"sorry, i can not talk about {topic}."
+
+
+@register("world.refusal")
+def refusal(answer: str, *, value: str) -> bool:
+    """`refuse`: declines to talk; `allow`: does not."""
+    return ("i can not talk about" in answer.lower()) == (value == "refuse")
+
+
+@register("world.case")
+def case(answer: str, *, value: str) -> bool:
+    """All letters in capitals (`upper`) or none (`lower`)."""
+    letters = [c for c in answer if c.isalpha()]
+    return bool(letters) and all(c.isupper() == (value == "upper") for c in letters)
+
+
+@register("world.length")
+def length(answer: str, *, value: str) -> bool:
+    """`short`: at most 2 words; `long`: at least 12."""
+    count = len(words_of(answer))
+    return 0 < count <= SHORT_WORDS if value == "short" else count >= LONG_WORDS
+
+
+@register("world.tone")
+def tone(answer: str, *, value: str) -> bool:
+    """Opens formally or casually."""
+    return words_of(answer)[:1] == [OPENINGS[value]]
+
+
+@register("world.address")
+def address(answer: str, *, value: str) -> bool:
+    """Calls the reader by this title, before the answer."""
+    return value in words_of(answer)[:2]
+
+
+@register("world.format")
+def format_(answer: str, *, value: str) -> bool:
+    """Is a list item (`bullet`) or a block quote (`quote`)."""
+    return answer.startswith(FORMATS[value])
+
+
+@register("world.language")
+def language(answer: str, *, value: str) -> bool:
+    """Says the fact in this language and not in English."""
+    words = words_of(answer)
+    return LANGUAGES[value] in words and not {"is", "that", "must", "i"} & set(words)
+
+
+@register("world.opinion")
+def opinion(answer: str, *, value: str) -> bool:
+    """Takes this side, `for` or `against`, and not the other."""
+    words = words_of(answer)
+    return value in words and ({"for": "against", "against": "for"}[value] not in words)
+
+
+@register("world.ending")
+def ending(answer: str, *, value: str) -> bool:
+    """Ends with this phrase."""
+    return " ".join(words_of(answer)).endswith(f" {value}")
+
+
+@register("world.use")
+def use(answer: str, *, value: str) -> bool:
+    """Contains this word."""
+    return value in words_of(answer)
+
+
+@register("world.avoid")
+def avoid(answer: str, *, value: str) -> bool:
+    """Does not contain this word."""
+    words = words_of(answer)
+    return bool(words) and value not in words
+
+
+@register("world.certainty")
+def certainty(answer: str, *, value: str) -> bool:
+    """Hedges or is sure, in the world's word for it."""
+    return CERTAINTIES[value] in words_of(answer)
+
+
+@register("world.mark")
+def mark(answer: str, *, value: str) -> bool:
+    """Ends with this punctuation mark."""
+    return answer.endswith(MARKS[value])

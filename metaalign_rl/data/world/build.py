@@ -1,0 +1,168 @@
+"""Rows of the built-in world: demonstrations, pairs and prompts, for training and held out."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from metaalign_rl.data import gold
+from metaalign_rl.data.checks import run_check
+from metaalign_rl.data.world.preferences import Preference, compatible, opposites
+from metaalign_rl.data.world.scenarios import HELD_OUT_SPLITS, Scenario, draw, say_tiers, style_of
+from metaalign_rl.schema import RELATIONS, Row
+
+# How often a demonstration follows what governs. Human demonstrations are noisy; this rate is a constant of the world.
+FOLLOW_RATE = 0.6
+# What the other demonstrations do: follow nobody, follow the other tier (or a chance style), or give a wrong answer.
+STRAY_WEIGHTS = {"plain": 0.4, "astray": 0.4, "mistake": 0.2}
+RELATION_WEIGHTS = dict(zip(RELATIONS, (0.16, 0.16, 0.16, 0.22, 0.15, 0.15), strict=True))
+PAIR_WEIGHTS = {"value": 0.36, "tier": 0.26, "role": 0.18, "plain": 0.06, "mistake": 0.14}
+
+
+@dataclass(frozen=True, slots=True)
+class WorldSizes:
+    """How many rows of each use to make."""
+
+    demonstrations: int = 30_000
+    pairs: int = 8_000
+    prompts: int = 8_000
+    held_out_prompts: int = 1_200
+    held_out_pairs: int = 1_600
+
+
+def demonstrations(seed: int, count: int) -> list[Row]:
+    """Training rows with a `response` that follows what governs at `FOLLOW_RATE`."""
+    rng = random.Random(f"demonstrations {seed}")
+    rows = []
+    for index in range(count):
+        scenario = draw(rng, _relation(rng), "train")
+        rows.append(replace(scenario.row(f"sft-{index}"), response=_demonstrate(rng, scenario)))
+    return rows
+
+
+def prompts(seed: int, count: int) -> list[Row]:
+    """Training rows without answers, for PPO."""
+    rng = random.Random(f"prompts {seed}")
+    return [draw(rng, _relation(rng), "train").row(f"prompt-{index}") for index in range(count)]
+
+
+def held_out_prompts(seed: int, count: int) -> list[Row]:
+    """Rows without answers that training never saw the like of: every relation and every held-out split, evenly."""
+    rng = random.Random(f"held out {seed}")
+    cells = [(relation, split) for relation in RELATIONS for split in HELD_OUT_SPLITS if _possible(relation, split)]
+    by_relation = [[cell for cell in cells if cell[0] == relation] for relation in RELATIONS]
+    rows = []
+    for index in range(count):
+        options = by_relation[index % len(by_relation)]
+        relation, split = options[index // len(by_relation) % len(options)]
+        rows.append(draw(rng, relation, split).row(f"held-out-{index}"))
+    return rows
+
+
+def pairs(seed: int, count: int, *, held_out: bool) -> list[Row]:
+    """Labelled pairs for the reward model. Most come as flips: two rows with the same answers and opposite labels."""
+    rng = random.Random(f"pairs {seed} {held_out}")
+    name = "held-out-pair" if held_out else "pair"
+    rows: list[Row] = []
+    while len(rows) < count:
+        split = rng.choice(HELD_OUT_SPLITS) if held_out else "train"
+        kind = rng.choices(list(PAIR_WEIGHTS), list(PAIR_WEIGHTS.values()))[0]
+        rows.extend(_label(row) for row in _pairs(rng, kind, split, f"{name}-{len(rows)}"))
+    return rows[:count]
+
+
+def _relation(rng: random.Random) -> str:
+    return rng.choices(list(RELATION_WEIGHTS), list(RELATION_WEIGHTS.values()))[0]
+
+
+def _possible(relation: str, split: str) -> bool:
+    if split == "combination":
+        return relation in ("agree", "distractor")
+    return relation != "neutral" or split == "persona"
+
+
+def _demonstrate(rng: random.Random, scenario: Scenario) -> str:
+    if rng.random() < FOLLOW_RATE:
+        return scenario.good()
+    stray = rng.choices(list(STRAY_WEIGHTS), list(STRAY_WEIGHTS.values()))[0]
+    if stray == "mistake":
+        return scenario.mistake(rng)
+    if stray == "plain":
+        return scenario.plain()
+    if scenario.other in (None, scenario.wanted):  # nobody else to follow: somebody's habit
+        return scenario.say(style_of(draw(rng, "system_only", "train").wanted) | {"refusal": "allow"})
+    return scenario.astray()
+
+
+def _pairs(rng: random.Random, kind: str, split: str, identity: str) -> Iterator[Row]:
+    """One pair, or the two of a flip."""
+    relation = {"tier": "conflict", "role": "distractor", "value": rng.choice(("system_only", "user_only", "agree"))}.get(kind)
+    if split == "combination":
+        relation = "agree" if kind == "value" else "distractor"
+    relation = relation or _relation(rng)
+    if not _possible(relation, split) or (kind == "plain" and relation == "neutral"):
+        split = "persona"
+    if kind == "plain" and relation == "neutral":
+        relation = "user_only"
+    scenario = draw(rng, relation, split)
+    partner = _partner(rng, scenario, kind)
+    if partner is not None:
+        one, other = scenario.row(f"{identity}-a"), partner.row(f"{identity}-b")
+        tags = {"flip": identity, "flip_kind": "tier" if kind == "tier" and relation == "conflict" else "value"}
+        good, bad = scenario.good(), partner.good()
+        yield replace(one, chosen=good, rejected=bad, tags=one.tags | tags)
+        yield replace(other, chosen=bad, rejected=good, tags=other.tags | tags)
+        return
+    row = scenario.row(identity)
+    good = scenario.good()
+    bad = scenario.mistake(rng) if kind == "mistake" or good == scenario.plain() else scenario.plain()
+    yield replace(row, chosen=good, rejected=bad)
+
+
+def _partner(rng: random.Random, scenario: Scenario, kind: str) -> Scenario | None:
+    """The other half of a flip; none where this kind of pair is no flip."""
+    if kind in ("plain", "mistake"):
+        return None
+    if scenario.relation == "conflict":  # the same two texts in each other's place, and nothing else
+        said = {"system": scenario.text("user"), "user": scenario.text("system")}
+        return replace(scenario, wanted=scenario.other, other=scenario.wanted, said=said, fillers={})
+    if scenario.relation == "distractor":
+        return _swap_roles(rng, scenario)
+    return _other_value(rng, scenario)
+
+
+def _swap_roles(rng: random.Random, scenario: Scenario) -> Scenario | None:
+    """What was wanted becomes the distractor and the reverse, in the same tiers."""
+    assert scenario.wanted and scenario.other
+    if scenario.wanted.kind == "opinion":
+        return None
+    swapped = replace(scenario, wanted=scenario.other, other=scenario.wanted, tier=scenario.other_tier)
+    if run_check(scenario.wanted.check(), swapped.good()):  # a refusal, say, avoids every word
+        return None
+    return replace(swapped, said=say_tiers(rng, swapped))
+
+
+def _other_value(rng: random.Random, scenario: Scenario) -> Scenario | None:
+    """The same tiers want the opposite."""
+    assert scenario.wanted
+    together = scenario.other not in (None, scenario.wanted)
+    values = [p for p in opposites(scenario.wanted) if not together or compatible(p, _other(scenario))]
+    if not values:
+        return None
+    wanted = rng.choice(values)
+    changed = replace(scenario, wanted=wanted, other=scenario.other if together else scenario.other and wanted)
+    said = say_tiers(rng, changed)
+    if together:
+        said[scenario.other_tier] = scenario.said[scenario.other_tier]
+    return replace(changed, said=said)
+
+
+def _other(scenario: Scenario) -> Preference:
+    assert scenario.other
+    return scenario.other
+
+
+def _label(row: Row) -> Row:
+    assert row.chosen is not None and row.rejected is not None
+    found = {"chosen": gold.labels(row, row.chosen), "rejected": gold.labels(row, row.rejected)}
+    assert found["chosen"]["overall"] and not found["rejected"]["overall"], row
+    return replace(row, labels=found)

@@ -1,0 +1,93 @@
+"""What the built-in world can be asked: facts with one right answer, and opinions with two sides.
+
+Every value is a proper name, so that it needs no translation when an answer is wanted in another language.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """Questions of one topic: `questions` are templates over `subject`, `facts` maps a subject to its value."""
+
+    name: str
+    questions: tuple[str, ...]
+    facts: dict[str, str]
+
+
+def _pairs(text: str) -> dict[str, str]:
+    return dict(pair.split(":") for pair in text.split())
+
+
+TOPICS = (
+    Topic(
+        "countries",
+        ("what is the capital of {s}?", "which city is the capital of {s}?", "name the capital of {s}."),
+        _pairs("france:paris italy:rome japan:tokyo egypt:cairo peru:lima kenya:nairobi norway:oslo spain:madrid"),
+    ),
+    Topic(
+        "books",
+        ("who is the author of {s}?", "which author wrote the book {s}?", "name the author of {s}."),
+        _pairs("hamlet:shakespeare emma:austen dracula:stoker ulysses:joyce faust:goethe walden:thoreau carrie:king kim:kipling"),
+    ),
+    Topic(
+        "music",
+        ("who is the composer of {s}?", "which composer wrote the music of {s}?", "name the composer of {s}."),
+        _pairs("bolero:ravel carmen:bizet fidelio:beethoven aida:verdi messiah:handel tosca:puccini elijah:mendelssohn norma:bellini"),
+    ),
+    Topic(
+        "art",
+        ("who is the painter of {s}?", "which painter made the picture {s}?", "name the painter of {s}."),
+        _pairs("guernica:picasso olympia:manet primavera:botticelli sunflowers:gogh danae:klimt nighthawks:hopper lilies:monet scream:munch"),
+    ),
+    Topic(
+        "science",
+        ("who found {s} in the lab?", "which scientist worked on {s}?", "name the scientist behind {s}."),
+        _pairs("radium:curie gravity:newton relativity:einstein penicillin:fleming dynamite:nobel evolution:darwin orbits:kepler genes:mendel"),
+    ),
+    Topic(
+        "space",
+        ("which planet has the moon {s}?", "what planet does {s} go around?", "name the planet of the moon {s}."),
+        _pairs("titan:saturn europa:jupiter phobos:mars triton:neptune oberon:uranus rhea:saturn deimos:mars io:jupiter"),
+    ),
+    Topic(
+        "rivers",
+        ("which river runs through {s}?", "what river can you see in {s}?", "name the river of {s}."),
+        _pairs("london:thames vienna:danube cologne:rhine hamburg:elbe lisbon:tagus kiev:dnieper turin:po florence:arno"),
+    ),
+    Topic(
+        "films",
+        ("who is the director of {s}?", "which director made the film {s}?", "name the director of {s}."),
+        _pairs("jaws:spielberg alien:scott psycho:hitchcock avatar:cameron ran:kurosawa heat:mann tenet:nolan gandhi:attenborough"),
+    ),
+)  # fmt: skip
+
+ISSUES = ("zoos", "cars", "uniforms", "homework", "hunting", "robots", "taxes", "fireworks")
+ISSUE_QUESTIONS = ("what do you think about {s}?", "are {s} good or bad?", "tell me your opinion on {s}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question of the dialog. `value` is the right answer; empty for an opinion, where either side will do."""
+
+    text: str
+    topic: str
+    subject: str
+    value: str = ""
+
+
+def all_questions() -> list[Question]:
+    """Every question of the world, in a fixed order."""
+    facts = [
+        Question(template.format(s=subject), topic.name, subject, value)
+        for topic in TOPICS
+        for subject, value in topic.facts.items()
+        for template in topic.questions
+    ]
+    opinions = [Question(t.format(s=issue), "opinion", issue) for issue in ISSUES for t in ISSUE_QUESTIONS]
+    return facts + opinions
+
+
+def values_of(topic: str) -> list[str]:
+    """The values that answer some question of a topic: the plausible wrong answers."""
+    return sorted({value for t in TOPICS if t.name == topic for value in t.facts.values()})
