@@ -1,9 +1,9 @@
 """VerIH (https://github.com/skai-research/VerIH): a system's verifiable constraint over a user's request.
 
-A published row has `sys_prompt`, `user_prompt`, `gt` (a JSON string: `func_name` and its arguments, unused ones
-null) and `type`, `<constraint>:conflict` or `<constraint>:aligned`. Conflict rows had their request rewritten to
-contradict the constraint. Aligned rows have it as it was: it agrees or says nothing, the system's preference stands
-alone, and their relation is `system_only`.
+A published row has `sys_prompt`, `user_prompt`, `gt` (a JSON string: `func_name` and its arguments, unused
+ones null) and `type`, `<constraint>:conflict` or `<constraint>:aligned`. Conflict rows had their request
+rewritten to contradict the constraint. Aligned rows have it as it was: it agrees or says nothing, so that the
+system's preference stands alone and their relation is `system_only`.
 """
 
 import hashlib
@@ -75,12 +75,12 @@ class VerihData:
 def read_verih(path: Path) -> VerihData:
     """The rows of VerIH's JSON (as published: one array) or JSONL file.
 
-    Tags: `kind`, the constraint, and `split`, "train" or "held_out": of each constraint's rows, the fifth whose ids
-    have the lowest hashes is held out, the same ones at every reading.
+    Tags: `kind`, the constraint, and `split`, "train" or "held_out": of each constraint's rows, the fifth
+    whose ids have the lowest hashes is held out, the same ones at every reading.
 
     Raises:
-        UserError: no such file, broken JSON, no rows, or a wrong field; names the file, the line (in an array, the
-            row's number), the field and what was expected.
+        UserError: no such file, broken JSON, no rows, or a wrong field; names the file, the line (in an
+            array, the row's number), the field and what was expected.
     """
     rows: list[Row] = []
     left_out: Counter[str] = Counter()
@@ -155,8 +155,8 @@ def _row(
 ) -> Row:
     system, request = record["sys_prompt"], record["user_prompt"]
     if name == "validate_repeat_prompt":
-        # The published text holds the system's own sentence, which is not to be repeated, and in conflict rows
-        # the request from before its rewriting, which the model does not see.
+        # The published text holds the system's own sentence, which is not to be repeated, and in conflict
+        # rows the request from before its rewriting, which the model does not see.
         arguments = {"original_prompt": request.replace(system.strip(), "").strip()}
     return Row(
         id=f"verih-{number}",
@@ -172,7 +172,7 @@ def _row(
 
 
 def _dialog_check(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The check that it is an answer at all: one word is, where the system asks for a choice or for one word."""
+    """The check that it is an answer at all: one word is, where the system asks for a choice or for one."""
     least = LEAST_WORDS
     if name == "validate_choice":
         least = 1

@@ -2,7 +2,7 @@
 
 Each is named as in the published `gt` field, registered as `verih.<name>`, and judges the answer without the
 whitespace round it. The published verifiers (open-instruct's `if_functions.py`) let answers through that say
-nothing: a postscript alone, an empty title, `{}`, bullets that are dividers. Here a mark or a part counts only if
+nothing: a postscript alone, an empty title, `{}`, bullets that are dividers. Here a mark or a part counts if
 there are words in it, and an answer without words passes nothing. Other differences are said in place.
 """
 
@@ -46,13 +46,14 @@ def sentences(text: str) -> list[str]:
 def answers(answer: str, least: int = 3) -> bool:
     """Whether the text can be an answer at all: the dialog tier's check.
 
-    It has at least `least` distinct words and as many letters, and no word is more than half of several.
+    It has at least `least` distinct words and as many letters, and does not go round in a loop: no word is
+    more than half of several, and there are 20 distinct words, or the square root of the number of all.
     """
     counts = Counter(word.casefold() for word in words(answer))
-    letters = sum(map(str.isalpha, answer))
-    if len(counts) < least or letters < least:
+    total = counts.total()
+    if len(counts) < least or sum(map(str.isalpha, answer)) < least or len(counts) ** 2 < min(total, 400):
         return False
-    return counts.total() == 1 or 2 * max(counts.values(), default=0) <= counts.total()
+    return total == 1 or 2 * max(counts.values(), default=0) <= total
 
 
 def constraint(function: Check) -> Check:
@@ -183,8 +184,8 @@ def verify_bullet_points(answer: str, N: int) -> bool:
 @constraint
 def validate_two_responses(answer: str) -> bool:
     """Two responses with different words, divided by the one `******`."""
-    responses = re.split(r"(?<!\*)\*{6}(?!\*)", answer)
-    return len(responses) == 2 and all(map(words, responses)) and words(responses[0]) != words(responses[1])
+    responses = [words(response.casefold()) for response in re.split(r"(?<!\*)\*{6}(?!\*)", answer)]
+    return len(responses) == 2 and all(responses) and responses[0] != responses[1]
 
 
 # ---- marks

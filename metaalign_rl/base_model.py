@@ -1,0 +1,69 @@
+"""The model that SFT starts from: a user's checkpoint with the meta-prompt's template, or a small new one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metaalign_rl import meta_prompt
+from metaalign_rl.config import ModelConfig
+from metaalign_rl.errors import UserError
+from metaalign_rl.files import replace_folder
+from metaalign_rl.schema import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def prepare_base(config: ModelConfig, demonstrations: list[Row], seed: int, folder: Path) -> None:
+    """Write the checkpoint that SFT starts from, with tokenizer and chat template, to `folder`.
+
+    Raises:
+        UserError: `config.path` cannot be loaded, or ties its embeddings (vLLM on a CPU would not see them change).
+    """
+    model, tokenizer = _load(config.path) if config.path else _new(config, demonstrations, seed)
+    meta_prompt.install(tokenizer)
+
+    def fill(target: Path) -> None:
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+    replace_folder(folder, fill)
+
+
+def _load(path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if path.startswith((".", "/")) and not Path(path).is_dir():
+        raise UserError(f"model.path: {path!r} is no folder; give a Hugging Face checkpoint's folder or hub id")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
+        return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: cannot load {path!r}: {str(error).splitlines()[0]}") from None
+
+
+def _new(config: ModelConfig, demonstrations: list[Row], seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from metaalign_rl.data.world.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(text for row in demonstrations for text in _texts(row))
+    torch.manual_seed(seed)
+    shape = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=2 * config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=config.max_tokens,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(shape), tokenizer
+
+
+def _texts(row: Row) -> list[str]:
+    return [row.system_info, row.user_info, *(message["content"] for message in row.messages), row.response or ""]

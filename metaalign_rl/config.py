@@ -1,0 +1,142 @@
+"""Every setting of a run: typed, with its default, unit and meaning beside it.
+
+`metaalign_rl.settings.load` fills these from a YAML file and `key=value` words. No heavy import here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from metaalign_rl.learner.config import LearnerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """The identity of the run. The same name under the same root resumes."""
+
+    name: str = "quickstart"
+    root: str = "runs"  # a folder on storage that every node sees; absolute for submitted jobs
+    seed: int = 0
+    stages: list[str] = field(default_factory=lambda: ["data", "sft", "reward", "ppo", "evaluate", "report"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """What the run asks of Ray."""
+
+    cpus: int = 2  # CPUs that the run's actors share; each gets its part, and as many threads
+    gpus: int = 0  # GPUs; 0 runs everything on CPUs
+    memory_gib: float = 8.0  # memory that the run needs on the machine where it starts
+    disk_gib: float = 1.0  # free space needed under run.root
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where rows come from: the built-in world, JSONL files in the project's schema, or VerIH."""
+
+    source: Literal["world", "jsonl", "verih"] = "world"
+    path: str = ""  # jsonl: a folder with demonstrations/pairs/prompts/held_out_*.jsonl; verih: the file
+    demonstrations: int = 30_000  # rows to make of each use (world only)
+    pairs: int = 8_000
+    prompts: int = 8_000
+    held_out_prompts: int = 1_200
+    held_out_pairs: int = 1_600
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The language model: a checkpoint to start from, or the shape of a small one made from nothing."""
+
+    path: str = ""  # a Hugging Face checkpoint folder or hub id; empty makes a new model
+    hidden_size: int = 128
+    layers: int = 3
+    heads: int = 4
+    max_tokens: int = 160  # context: meta-prompt, dialog and response
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTConfig:
+    """The warm start on demonstrations."""
+
+    learning_rate: float = 2e-3
+    batch_size: int = 32  # samples a step, over all devices
+    epochs: float = 1.0
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    save_steps: int = 500
+    zero_stage: int = 0  # DeepSpeed ZeRO stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardConfig:
+    """Training of the reward model, and which of its scores PPO uses."""
+
+    path: str = ""  # an existing reward model; empty trains one
+    mode: Literal["tier", "overall", "composed"] = "tier"
+    learning_rate: float = 1e-3
+    batch_size: int = 64  # pairs a step
+    epochs: float = 1.0
+    on_policy_prompts: int = 1_500  # prompts answered by the SFT policy, labelled by the rows' checks
+    on_policy_samples: int = 4  # answers a prompt
+    controls: bool = True  # also train the preference-blind and tier-blind controls
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutConfig:
+    """The vLLM engines."""
+
+    engines: int = 1
+    tensor_parallel: int = 1  # devices an engine
+    max_sequences: int = 256  # sequences decoded together
+    max_new_tokens: int = 32
+    temperature: float = 1.0
+    kv_cache_gib: float = 1.0  # CPU only
+    gpu_memory_utilization: float = 0.4  # share of the device's memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PPOConfig:
+    """The PPO loop."""
+
+    steps: int = 60
+    prompts_per_step: int = 128
+    samples_per_prompt: int = 4
+    reward_model: float = 1.0  # weight of the reward model in the reward
+    reward_checks: float = 0.0  # weight of the rows' own gold checks in the reward
+    sampler: dict[str, float] = field(default_factory=dict)  # weight by "tier" or "tier/relation"; empty: as in the data
+    gamma: float = 1.0
+    lam: float = 0.95
+    kl: Literal["fixed", "adaptive"] = "fixed"
+    kl_coef: float = 0.03
+    kl_target: float = 0.1  # nats a token, adaptive only
+    kl_horizon: int = 10_000  # samples, adaptive only
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    normalize_per_tier: bool = False
+    max_mismatch: float = 0.01  # mean |Δ log p| a token between learner and engine above which the run stops
+    reward_workers: int = 1
+    save_steps: int = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """Gold-checked evaluation on the held-out rows, before and after PPO."""
+
+    temperature: float = 1.0  # of the sampled figures; the greedy ones come beside them
+    max_new_tokens: int = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """One run, whole."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    learners: int = 1  # learner ranks, one a device
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -1,0 +1,33 @@
+"""Where a run keeps its things."""
+
+from pathlib import Path
+
+from metaalign_rl.config import Config
+
+
+class RunFolder:
+    """The paths under `RUN_ROOT/NAME`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.config = self.root / "config.yaml"
+        self.progress = self.root / "stages.json"  # seconds by finished stage
+        self.data = self.root / "data"
+        self.base = self.root / "base"  # the model that SFT starts from
+        self.sft = self.root / "sft"
+        self.reward = self.root / "reward"
+        self.controls = self.root / "controls"
+        self.policy = self.root / "policy"
+        self.checkpoints = self.root / "checkpoints"
+        self.metrics = self.root / "metrics.jsonl"
+        self.evaluation = self.root / "evaluation"
+        self.report = self.root / "report.json"
+
+    @classmethod
+    def of(cls, config: Config) -> "RunFolder":
+        """The folder of the run that a config names."""
+        return cls(Path(config.run.root) / config.run.name)
+
+    def rows(self, use: str) -> Path:
+        """The data file of one use: demonstrations, pairs, prompts, held_out_prompts or held_out_pairs."""
+        return self.data / f"{use}.jsonl"

@@ -1,0 +1,144 @@
+"""A batch of samples as tensors, and how it is dealt out to ranks and micro-batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaalign_rl.learner.openrlhf_modules import openrlhf_module
+
+
+@dataclass(slots=True)
+class Batch:
+    """Prompts with their responses, right-padded. Column t of a [B, T-1] tensor is about token t+1.
+
+    Attributes:
+        sequences: [B, T] token ids, prompt then response.
+        attention_mask: [B, T], True at tokens that are not padding.
+        action_mask: [B, T-1], True where token t+1 belongs to the response.
+        rollout_logprobs: [B, T-1] as the rollout engine said them.
+        logprobs, ref_logprobs, values: [B, T-1] from `Learner.evaluate`, 0 outside the action mask.
+        advantages, returns: [B, T-1], what `Learner.train` fits.
+    """
+
+    sequences: Tensor
+    attention_mask: Tensor
+    action_mask: Tensor
+    rollout_logprobs: Tensor | None = None
+    logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    values: Tensor | None = None
+    advantages: Tensor | None = None
+    returns: Tensor | None = None
+
+    @classmethod
+    def from_samples(
+        cls,
+        samples: Sequence[tuple[Sequence[int], Sequence[int]]],
+        pad_id: int,
+        rollout_logprobs: Sequence[Sequence[float]] | None = None,
+    ) -> "Batch":
+        """A batch of (prompt ids, response ids), neither of them empty, with the rollout's log-probability a token."""
+        assert all(prompt and response for prompt, response in samples), "an empty prompt or response"
+        prompts = torch.tensor([len(prompt) for prompt, _ in samples])
+        lengths = prompts + torch.tensor([len(response) for _, response in samples])
+        sequences = torch.full((len(samples), int(lengths.max())), pad_id)
+        for row, (prompt, response) in enumerate(samples):
+            sequences[row, : lengths[row]] = torch.tensor([*prompt, *response])
+        column = torch.arange(sequences.shape[1])
+        attention_mask = column < lengths[:, None]
+        action_mask = attention_mask[:, 1:] & (column[1:] >= prompts[:, None])
+        batch = cls(sequences, attention_mask, action_mask)
+        if rollout_logprobs is not None:
+            flat = torch.tensor([value for row in rollout_logprobs for value in row], dtype=torch.float32)
+            batch.rollout_logprobs = torch.zeros(action_mask.shape).masked_scatter_(action_mask, flat)
+        return batch
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each sample without padding."""
+        return self.attention_mask.sum(dim=1).tolist()
+
+    def response_tokens(self) -> int:
+        """Response tokens of the whole batch."""
+        return int(self.action_mask.sum())
+
+    def select(self, indices: Sequence[int]) -> "Batch":
+        """The samples at `indices`, in that order, cut to the longest of them."""
+        rows = torch.as_tensor(indices)
+        longest = int(self.attention_mask[rows].sum(dim=1).max())
+        return Batch(*(_cut(getattr(self, f.name), rows, longest - (f.name not in FULL)) for f in fields(self)))
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        tensors = (getattr(self, f.name) for f in fields(self))
+        return Batch(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+
+    @staticmethod
+    def concat(batches: Sequence["Batch"], pad_id: int) -> "Batch":
+        """All samples of several batches, padded to the longest; a field that one of them lacks is None."""
+        longest = max(batch.sequences.shape[1] for batch in batches)
+        columns = []
+        for name in (f.name for f in fields(Batch)):
+            parts = [getattr(batch, name) for batch in batches]
+            width = longest - (name not in FULL)
+            fill = pad_id if name == "sequences" else 0
+            whole = all(part is not None for part in parts)
+            padded = [F.pad(part, (0, width - part.shape[1]), value=fill) for part in parts] if whole else []
+            columns.append(torch.cat(padded) if whole else None)
+        return Batch(*columns)
+
+
+FULL = ("sequences", "attention_mask")  # [B, T]; the others are [B, T-1]
+
+
+def _cut(tensor: Tensor | None, rows: Tensor, width: int) -> Tensor | None:
+    return None if tensor is None else tensor[rows, :width]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Samples of one forward pass. A filler counts for nothing: it keeps a rank in step with the others."""
+
+    indices: list[int]
+    filler: bool = False
+
+
+def plan_micro_batches(
+    lengths: Sequence[int], indices: Sequence[int], ranks: int, max_tokens: int
+) -> list[list[MicroBatch]]:
+    """Deal the samples at `indices` out to ranks, balanced by tokens, in micro-batches of at most `max_tokens`.
+
+    Every rank gets the same number of micro-batches, since ranks meet in collective operations. A sample longer
+    than `max_tokens` goes alone. The plan depends on its arguments alone, so all ranks come to the same one.
+    """
+    assert len(indices) >= ranks, f"{len(indices)} samples for {ranks} ranks"
+    balance = openrlhf_module("utils.seqlen_balancing").get_seqlen_balanced_partitions
+    shares = [list(range(len(indices)))]
+    if ranks > 1:
+        shares = balance([lengths[index] for index in indices], ranks, equal_size=False)
+    plans = [_fill(lengths, [indices[item] for item in share], max_tokens) for share in shares]
+    rounds = max(len(plan) for plan in plans)
+    return [_stretch(plan, rounds) for plan in plans]
+
+
+def _fill(lengths: Sequence[int], indices: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Micro-batches of samples of like length: sorted, each as full as the padded size allows."""
+    micro_batches: list[list[int]] = [[]]
+    for index in sorted(indices, key=lambda index: (-lengths[index], index)):
+        current = micro_batches[-1]
+        longest = lengths[current[0]] if current else 0
+        if current and longest * (len(current) + 1) > max_tokens:
+            micro_batches.append([index])
+        else:
+            current.append(index)
+    return micro_batches
+
+
+def _stretch(plan: list[list[int]], rounds: int) -> list[MicroBatch]:
+    missing = rounds - len(plan)
+    return [MicroBatch(indices) for indices in plan] + [MicroBatch(plan[-1][-1:], filler=True)] * missing

@@ -1,0 +1,83 @@
+"""The learner's settings. Light: no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from metaalign_rl.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerConfig:
+    """Settings of one learner, the same on every rank.
+
+    Attributes:
+        total_steps: optimizer steps of the whole run; only the linear schedule needs it.
+        warmup_steps: optimizer steps over which the learning rates rise from zero.
+        epochs: passes over each batch of experience.
+        minibatch_size: samples of one optimizer step over all ranks. A batch that is not a multiple of it is cut into
+            nearly equal minibatches of at most this many samples.
+        micro_batch_tokens: padded tokens of one forward and backward pass on one rank. A longer sequence goes alone.
+        clip_low, clip_high: the policy ratio is clipped to [1 - clip_low, 1 + clip_high].
+        dual_clip: bound on the loss of negative advantages (arXiv:1912.09729), above 1; None: off.
+        value_clip: bound on a value's move away from the old value; None: plain squared error.
+        importance_cap: cap on the weight learner/rollout probability of each token, which corrects off-policy
+            samples (truncated importance sampling); None: off. Needs `Batch.rollout_logprobs`.
+        temperature: the rollout's sampling temperature; every log-probability is taken at it.
+        dtype: of the weights. Under bfloat16 DeepSpeed keeps float32 master weights.
+        seed: of the minibatches' order.
+    """
+
+    learning_rate: float = 1e-6
+    critic_learning_rate: float = 5e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "linear"] = "constant"
+    warmup_steps: int = 0
+    total_steps: int | None = None
+    max_grad_norm: float = 1.0
+    epochs: int = 1
+    minibatch_size: int = 128
+    micro_batch_tokens: int = 16384
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    value_clip: float | None = 0.2
+    importance_cap: float | None = None
+    entropy_coef: float = 0.0
+    temperature: float = 1.0
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
+    gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "critic_learning_rate", "max_grad_norm", "temperature"):
+            self._require(name, getattr(self, name) > 0, "a number above 0")
+        for name in ("epochs", "minibatch_size", "micro_batch_tokens"):
+            self._require(name, getattr(self, name) >= 1, "1 or more")
+        for name, allowed in (
+            ("zero_stage", (0, 1, 2, 3)),
+            ("dtype", ("float32", "bfloat16")),
+            ("schedule", ("constant", "linear")),
+        ):
+            self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(str, allowed))}")
+        self._require("dual_clip", self.dual_clip is None or self.dual_clip > 1, "a number above 1, or nothing")
+        if self.schedule == "linear":
+            steps = self.total_steps
+            self._require("total_steps", steps is not None and steps > self.warmup_steps, "more than warmup_steps")
+        if self.offload_optimizer:
+            self._require("zero_stage", self.zero_stage > 0, "1, 2 or 3, for offload_optimizer to work on")
+
+    def _require(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            raise UserError(f"learner.{name}: expected {expected}, found {getattr(self, name)!r}")
+
+    def rate_factor(self, step: int) -> float:
+        """The factor on the learning rates at optimizer step `step`, from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        assert self.total_steps is not None
+        return max(0.0, (self.total_steps - step) / (self.total_steps - self.warmup_steps))

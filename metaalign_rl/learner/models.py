@@ -1,0 +1,155 @@
+"""Policy and critic as plain Hugging Face models that look at response tokens only."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.files import read_json
+from metaalign_rl.learner.openrlhf_modules import openrlhf_module
+
+ENTROPY_ROWS = 1024  # at a time: a whole micro-batch of a large vocabulary would not fit
+HEAD_DEVIATION = 0.01  # of a new value head's weights: values start near 0
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+class Policy(nn.Module):
+    """A causal language model that gives the log-probabilities of response tokens."""
+
+    def __init__(self, model: PreTrainedModel, temperature: float) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self._action_mask: Tensor | None = None
+        model.get_output_embeddings().register_forward_pre_hook(self._keep_response)
+
+    def _keep_response(self, head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        # Logits are the bulk of the work of a small model and of the memory of a large one.
+        assert self._action_mask is not None
+        return (inputs[0][:, :-1][self._action_mask][None],)
+
+    def forward(
+        self, sequences: Tensor, action_mask: Tensor, entropy: bool = False, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probability, and entropy if wanted, at the N True places of `action_mask`, row by row: [N], float32."""
+        self._action_mask = action_mask
+        # No attention mask: under causal attention no token sees the padding on its right.
+        logits = self.model(input_ids=sequences, use_cache=False).logits[0].float()
+        tokens = sequences[:, 1:][action_mask]
+        # Divides `logits` by the temperature in place, so the entropy below is at the temperature too.
+        logprobs = openrlhf_module("models.utils").log_probs_from_logits(logits, tokens, self.temperature)
+        if not entropy:
+            return logprobs, None
+        with torch.set_grad_enabled(entropy_gradient):
+            return logprobs, torch.cat([_entropy(rows) for rows in logits.split(ENTROPY_ROWS)])
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    logprobs = torch.log_softmax(logits, dim=-1)
+    return -(logprobs.exp() * logprobs).sum(dim=-1)
+
+
+class Critic(nn.Module):
+    """A token classifier with one label: the value of the text up to each token."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sequences: Tensor, action_mask: Tensor) -> Tensor:
+        """Value [N] before each of the N response tokens, row by row, in float32."""
+        values = self.model(input_ids=sequences, use_cache=False).logits[:, :-1, 0]
+        return values[action_mask].float()
+
+
+def load_policy(path: Path, dtype: torch.dtype, temperature: float) -> Policy:
+    """The causal language model in the folder `path`. Raises: UserError, see `check_folder`."""
+    check_folder(path)
+    model = AutoModelForCausalLM.from_pretrained(path, config=_config(path), **_options(dtype))
+    return Policy(model, temperature)
+
+
+def load_critic(path: Path, dtype: torch.dtype, seed: int) -> Critic:
+    """A critic checkpoint, or any language or reward model with a new value head on its backbone.
+
+    Raises:
+        UserError: see `check_folder`; or the backbone's weights are not in the checkpoint.
+    """
+    check_folder(path)
+    model, loading = AutoModelForTokenClassification.from_pretrained(
+        path,
+        config=_config(path, num_labels=1, classifier_dropout=0.0),
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **_options(dtype),
+    )
+    mismatched = {name for name, *_ in loading["mismatched_keys"]}
+    fresh = set(loading["missing_keys"]) | mismatched
+    backbone = sorted(name for name in fresh if name.startswith(f"{model.base_model_prefix}."))
+    if backbone:
+        raise UserError(f"{path}: the checkpoint lacks weights of its own architecture, such as {backbone[0]}")
+    _initialise(model, fresh, seed)
+    return Critic(model)
+
+
+def _initialise(model: PreTrainedModel, names: set[str], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name in names and name.endswith("weight"):
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * HEAD_DEVIATION)
+        elif name in names:
+            parameter.data.zero_()
+
+
+def check_folder(path: Path) -> None:
+    """A model folder that is safe to load.
+
+    Raises:
+        UserError: there is no such folder, it has no safetensors, or its config asks for code of its own.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such model folder; give the folder of a Hugging Face checkpoint")
+    config = read_json(path / "config.json")
+    if "auto_map" in config:
+        raise UserError(f"{path}/config.json: 'auto_map' asks to run code from the checkpoint; only models that transformers knows are loaded")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(f"{path}: no *.safetensors there; save the model with save_pretrained, other formats are not loaded")
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """The tokenizer and its chat template, file by file, so that nothing about them changes."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _config(path: Path, **changes: Any) -> Any:
+    """The config with every dropout off: PPO's ratio of new to old probability must not be noise."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
+    for name, value in vars(config).items():
+        if ("drop" in name) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
+
+
+def _options(dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "dtype": dtype,
+        "attn_implementation": "sdpa",
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "local_files_only": True,
+    }

@@ -1,0 +1,155 @@
+"""The learner: one rank of PPO's update of policy and critic. A plain class; Ray makes actors of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from metaalign_rl.files import replace_folder
+from metaalign_rl.learner import platform, state
+from metaalign_rl.learner.batch import Batch, MicroBatch, plan_micro_batches
+from metaalign_rl.learner.config import LearnerConfig
+
+if TYPE_CHECKING:
+    from metaalign_rl.weights import WeightUpdate
+
+
+class Learner:
+    """One rank, on one device, in a process of its own.
+
+    Every method is to be called on all ranks with the same arguments: ranks meet in collective operations. Batches
+    come whole to every rank, which works out its share by itself, so that an update is the same, to rounding,
+    over however many ranks and micro-batches it is spread.
+    """
+
+    def __init__(self, config: LearnerConfig, rank: int, world_size: int, rendezvous: str) -> None:
+        """Join the process group; `platform.prepare` says what a rendezvous is."""
+        self.config, self.rank, self.world_size = config, rank, world_size
+        self.device = platform.prepare(rank, world_size, rendezvous)
+        self._generator = torch.Generator().manual_seed(config.seed)
+
+    def setup(self, policy_path: str | Path, critic_path: str | Path | None, reference_path: str | Path) -> None:
+        """Load the models, all from folders in the Hugging Face format.
+
+        Args:
+            critic_path: what `save_critic` wrote, or a language or reward model that lends its backbone to a new
+                critic; None for algorithms without one.
+
+        Raises:
+            UserError: a folder that does not exist or is not safe to load.
+        """
+        # DeepSpeed must not be imported before `platform.prepare`.
+        from metaalign_rl.learner import engines, models, update
+
+        config, dtype = self.config, getattr(torch, self.config.dtype)
+        self._policy_path = Path(policy_path)
+        load_policy = partial(models.load_policy, dtype=dtype, temperature=config.temperature)
+        self.policy = engines.build(partial(load_policy, self._policy_path), config, config.learning_rate)
+        self.reference = engines.build_frozen(partial(load_policy, Path(reference_path)), config, self.device)
+        self.critic = None
+        if critic_path is not None:
+            load_critic = partial(models.load_critic, Path(critic_path), dtype=dtype, seed=config.seed)
+            self.critic = engines.build(load_critic, config, config.critic_learning_rate)
+        self._update = update.PPOUpdate(config, self.policy, self.critic, self.world_size, self.device)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Batch | None:
+        """On rank 0 the batch with `logprobs`, `ref_logprobs` and (with a critic) `values`; None on the others."""
+        count = 2 if self.critic is None else 3
+        results = torch.zeros(count, *batch.action_mask.shape, device=self.device)
+        for micro in self._plan(batch, list(range(len(batch)))):
+            part = batch.select(micro.indices).to(self.device)
+            inputs = part.sequences, part.action_mask
+            columns = [self.policy(*inputs)[0], self.reference(*inputs)[0]]
+            if self.critic is not None:
+                columns.append(self.critic(*inputs))
+            if not micro.filler:
+                spread = torch.zeros(count, *part.action_mask.shape, device=self.device)
+                spread[:, part.action_mask] = torch.stack(columns)
+                results[:, micro.indices, : spread.shape[2]] = spread
+        if self.world_size > 1:
+            dist.all_reduce(results)  # each sample was filled in by one rank and is 0 on the others
+        if self.rank != 0:
+            return None
+        logprobs, ref_logprobs, *values = results.cpu()
+        return replace(batch, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values[0] if values else None)
+
+    def train(self, batch: Batch) -> dict[str, float]:
+        """Update policy and critic on an evaluated batch with `advantages` and (with a critic) `returns`.
+
+        Returns:
+            The same metrics on every rank. Means over the minibatches, of means over response tokens: policy_loss,
+            value_loss, clip_ratio (share of tokens at which clipping cut the gain), approx_kl (KL of the old policy
+            to the new, nats), entropy (nats). Means over the minibatches: grad_norm and critic_grad_norm, before
+            clipping. lr and critic_lr, of the next step. explained_variance of the returns by the old values.
+        """
+        from metaalign_rl.learner.update import explained_variance
+
+        count = -(-len(batch) // self.config.minibatch_size)
+        metrics = []
+        for _ in range(self.config.epochs):
+            for rows in torch.randperm(len(batch), generator=self._generator).tensor_split(count):
+                plan = self._plan(batch, rows.tolist())
+                metrics.append(self._update(batch, plan, tokens=int(batch.action_mask[rows].sum())))
+        means = {name: sum(step[name] for step in metrics) / len(metrics) for name in metrics[0]}
+        means["lr"] = self.policy.get_lr()[0]
+        if self.critic is not None:
+            means["critic_lr"] = self.critic.get_lr()[0]
+            means["explained_variance"] = explained_variance(batch)
+        return means
+
+    def weights(self, version: int) -> WeightUpdate | None:
+        """On rank 0 the policy's weights, packed for the rollout engines; None on the others."""
+        from metaalign_rl.learner.engines import whole_weights
+        from metaalign_rl.weights import pack
+
+        named = whole_weights(self.policy.module.model, keep=self.rank == 0)
+        return pack(named.items(), version) if self.rank == 0 else None
+
+    def save_policy(self, path: str | Path) -> None:
+        """Write the policy as a Hugging Face checkpoint with its tokenizer, in place of what is there."""
+        self._save_model(self.policy, Path(path))
+
+    def save_critic(self, path: str | Path) -> None:
+        """Write the critic, a token classifier with one label, in the same way."""
+        assert self.critic is not None, "there is no critic to save"
+        self._save_model(self.critic, Path(path))
+
+    def save_state(self, path: str | Path) -> None:
+        """Write all that the next `train` depends on: weights, optimizers, schedules, random generators."""
+        state.save(Path(path), self._engines(), self._generator)
+
+    def load_state(self, path: str | Path) -> None:
+        """Take up what `save_state` wrote in this run: DeepSpeed's format is not safe to load from anyone else.
+
+        Raises:
+            UserError: there is no such folder, or it is of another number of ranks.
+        """
+        state.load(Path(path), self._engines(), self._generator)
+
+    def _engines(self) -> dict[str, Any]:
+        return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
+
+    def _save_model(self, engine: Any, path: Path) -> None:
+        from metaalign_rl.learner import engines, models
+
+        model = engine.module.model
+        weights = engines.whole_weights(model, keep=self.rank == 0)
+
+        def fill(folder: Path) -> None:
+            # The names are a checkpoint's already.
+            model.save_pretrained(folder, state_dict=weights, save_original_format=False)
+            models.copy_tokenizer(self._policy_path, folder)
+
+        if self.rank == 0:
+            replace_folder(path, fill)
+        dist.barrier()
+
+    def _plan(self, batch: Batch, indices: list[int]) -> list[MicroBatch]:
+        tokens = self.config.micro_batch_tokens
+        return plan_micro_batches(batch.lengths(), indices, self.world_size, tokens)[self.rank]

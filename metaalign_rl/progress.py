@@ -1,0 +1,83 @@
+"""Progress from an actor to the screen: the actor streams `Update`s, the driver draws them."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+LINES = 10  # how many lines a bar becomes where the output is no terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """How far a piece of work has come, and the figures worth showing beside it."""
+
+    done: int
+    total: int
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def stream(work: Callable[[Callable[[Update], None]], Any]) -> Iterator[Update]:
+    """Run `work(report)` in a thread and yield what it reports, at once; its exception is raised here."""
+    updates: SimpleQueue[Update | None] = SimpleQueue()
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work(updates.put)
+        except BaseException as error:  # handed on to the caller's thread
+            failure.append(error)
+        finally:
+            updates.put(None)
+
+    Thread(target=run, daemon=True).start()
+    while (update := updates.get()) is not None:
+        yield update
+    if failure:
+        raise failure[0]
+
+
+class Bar:
+    """A progress bar with figures and the time left; a few plain lines where the output is no terminal.
+
+    Use as a context manager and call it with each `Update`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._terminal = sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._printed = 0
+        self._progress: Any = None
+
+    def __enter__(self) -> "Bar":
+        if self._terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description:<10}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+            )
+            self._progress = Progress(*columns)
+            self._task = self._progress.add_task(self._name, total=None, figures="")
+            self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def __call__(self, update: Update) -> None:
+        figures = "  ".join(f"{name} {value:.3g}" for name, value in update.figures.items())
+        if self._progress:
+            self._progress.update(self._task, completed=update.done, total=update.total, figures=figures)
+        elif update.done * LINES // update.total > self._printed:
+            self._printed = update.done * LINES // update.total
+            left = (time.monotonic() - self._began) / update.done * (update.total - update.done)
+            print(f"{self._name:<10} {update.done}/{update.total}  {figures}  {left:.0f} s left", flush=True)

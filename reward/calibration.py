@@ -1,0 +1,49 @@
+"""Calibration: a temperature for each label, and how far probabilities are from frequencies."""
+
+from collections.abc import Sequence
+from math import exp, log, sqrt
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+_COLDEST, _HOTTEST = 0.05, 20.0
+_STEPS = 40  # golden-section steps, each of which leaves 0.618 of the interval
+
+
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The temperature T, 0.05 to 20, that minimises the binary cross-entropy of sigmoid(logits / T).
+
+    The loss is convex in 1 / T, hence has one minimum, which golden-section search finds. Labels that are all alike
+    say nothing about the scale (the loss would only push it to a bound), so they give 1.
+
+    Args:
+        logits: [answers].
+        labels: [answers], 1 or 0; NaN where not known.
+    """
+    known = ~labels.isnan()
+    logits, labels = logits[known].double(), labels[known].double()
+    if not 0 < labels.sum() < len(labels):
+        return 1.0
+
+    def loss(log_temperature: float) -> float:
+        return binary_cross_entropy_with_logits(logits / exp(log_temperature), labels).item()
+
+    golden = (sqrt(5) - 1) / 2
+    low, high = log(_COLDEST), log(_HOTTEST)
+    for _ in range(_STEPS):
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        if loss(left) < loss(right):
+            high = right
+        else:
+            low = left
+    return exp((low + high) / 2)
+
+
+def calibration_error(probabilities: Sequence[float], labels: Sequence[bool], bins: int = 10) -> float:
+    """The expected calibration error: over bins of equal width, the mean |probability - share of true labels|, weighted
+    by the bins' answers (Guo et al. 2017, for a binary label)."""
+    total = 0.0
+    for number in range(bins):
+        inside = [i for i, p in enumerate(probabilities) if min(int(p * bins), bins - 1) == number]
+        total += abs(sum(probabilities[i] - labels[i] for i in inside))
+    return total / len(probabilities)

@@ -1,0 +1,51 @@
+"""Settings of the reward model's training. No torch here."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from metaalign_rl.errors import UserError
+
+_NOT_NEGATIVE = ("warmup_ratio", "weight_decay", "bt_weight", "bce_weight", "calibration_share", "seed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardTraining:
+    """How the reward model is trained. The comments are the command line's help."""
+
+    learning_rate: float = 1e-5  # peak learning rate; about 1e-3 for a model of a million parameters
+    batch_size: int = 64  # rows (pairs or labelled answers) an update
+    gradient_accumulation: int = 1  # passes that an update's rows are spread over, to save memory
+    epochs: float = 1.0  # passes over the rows
+    warmup_ratio: float = 0.05  # share of the updates in which the learning rate rises
+    schedule: Literal["cosine", "linear"] = "cosine"  # how the learning rate falls after that
+    weight_decay: float = 0.0  # AdamW's
+    bt_weight: float = 1.0  # weight of the Bradley-Terry loss on pairs
+    bce_weight: float = 1.0  # weight of the binary cross-entropy on absolute labels
+    max_tokens: int = 1024  # tokens a text; a longer dialog loses its left end, a tier never
+    calibration_share: float = 0.05  # share of the labelled rows kept from training to fit the temperatures
+    checkpoint_steps: int = 500  # updates between two checkpoints to resume from
+    log_steps: int = 10  # updates between two lines of the log
+    bf16: bool = False  # compute in bfloat16, with weights in float32 (a GPU)
+    gradient_checkpointing: bool = False  # recompute activations to save memory
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is bool or isinstance(value, str):
+                continue
+            if value < 0 or (value == 0 and field.name not in _NOT_NEGATIVE):
+                least = "0 or more" if field.name in _NOT_NEGATIVE else "more than 0"
+                raise UserError(f"{field.name}: expected {least}, found {value}")
+        for name in ("warmup_ratio", "calibration_share"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"{name}: expected a share below 1, found {getattr(self, name)}")
+        if self.schedule not in ("cosine", "linear"):
+            raise UserError(f"schedule: expected cosine or linear, found {self.schedule!r}")
+        if self.batch_size % self.gradient_accumulation:
+            raise UserError(
+                f"batch_size: {self.batch_size} rows do not divide into {self.gradient_accumulation} passes; "
+                "choose a multiple of gradient_accumulation"
+            )
+        if self.bt_weight == 0 and self.bce_weight == 0:
+            raise UserError("bt_weight and bce_weight: both are 0, which leaves nothing to train; raise one")

@@ -1,0 +1,131 @@
+"""What the reward model is trained on: pairs of answers, and answers with absolute labels."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import nan
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.meta_prompt import MetaPrompt, encode
+from metaalign_rl.schema import LABELS, Row, parse_row
+from reward.batches import pad
+
+_UNSAID = {"id": "", "family": "helpful", "relation": "neutral", "tier": "dialog", "system_info": "", "user_info": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row's answers, tokenised with their meta-prompt and dialog.
+
+    Attributes:
+        texts: the chosen and the rejected answer's token ids (where `is_pair`), then a labelled response's.
+        labels: by text, 1, 0 or NaN (not known) for each of `LABELS`.
+        is_pair: whether the first two texts are a pair.
+        ranked: for each of `LABELS`, whether the pair says that the chosen answer's score is the higher one.
+    """
+
+    texts: tuple[list[int], ...]
+    labels: tuple[tuple[float, ...], ...]
+    is_pair: bool
+    ranked: tuple[bool, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest text."""
+        return max(len(text) for text in self.texts)
+
+
+def answer_row(record: Row | Mapping[str, Any], place: str) -> Row:
+    """The row of one answer to be scored; a mapping may leave out everything but `messages` and `response`.
+
+    Raises:
+        UserError: names `place` and the field.
+    """
+    row = record if isinstance(record, Row) else parse_row({**_UNSAID, **record}, place)
+    if row.response is None:
+        raise UserError(f"{place}: field 'response': expected a string, found nothing")
+    return row
+
+
+def labelled_answers(row: Row) -> list[tuple[Row, dict[str, bool]]]:
+    """The row's answers that have absolute labels, each as a row with that answer as its `response`.
+
+    Raises:
+        UserError: labels for an answer that the row does not have.
+    """
+    answers = []
+    for answer, labels in row.labels.items():
+        text = getattr(row, answer)
+        if text is None:
+            raise UserError(f"row {row.id!r}: field 'labels.{answer}': the row has no {answer!r}")
+        answers.append((replace(row, response=text), labels))
+    return answers
+
+
+def ranked_labels(row: Row) -> tuple[bool, ...]:
+    """For each of `LABELS`, whether the pair trains it: `overall` and the governing tier's.
+
+    A label of these is left out where the row's absolute labels say that the chosen answer is not the better one
+    in it: in a pair of two obedient answers, one of which is wrong, the tier's scores should be alike.
+    """
+    chosen, rejected = row.labels.get("chosen", {}), row.labels.get("rejected", {})
+
+    def is_ranked(label: str) -> bool:
+        if label not in chosen or label not in rejected:
+            return True
+        return chosen[label] and not rejected[label]
+
+    return tuple(label in (row.tier, "overall") and is_ranked(label) for label in LABELS)
+
+
+def make_example(row: Row, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Example:
+    """Tokenise a row's pair and its labelled response.
+
+    Raises:
+        UserError: the row has neither, or its tiers and an answer do not fit `max_tokens`.
+    """
+    is_pair = row.chosen is not None
+    answers = ["chosen", "rejected"] if is_pair else []
+    if row.labels.get("response"):
+        answers.append("response")
+    if not answers:
+        raise UserError(f"row {row.id!r}: expected 'chosen' and 'rejected', or a 'response' with 'labels'; found neither")
+    labelled_answers(row)  # refuses labels of an answer that is not there
+    meta, place = MetaPrompt(row.system_info, row.user_info), f"row {row.id!r}"
+    texts = tuple(
+        encode(tokenizer, meta, row.messages, max_tokens=max_tokens, response=getattr(row, answer), place=place)
+        for answer in answers
+    )
+    labels = tuple(tuple(row.labels.get(answer, {}).get(label, nan) for label in LABELS) for answer in answers)
+    return Example(texts, labels, is_pair, ranked_labels(row) if is_pair else (False,) * len(LABELS))
+
+
+def make_examples(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Example]:
+    """Tokenise all rows, once."""
+    return [make_example(row, tokenizer, max_tokens) for row in rows]
+
+
+def collate(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tensor]:
+    """One batch, all answers in one forward pass.
+
+    Returns:
+        `input_ids`, `attention_mask` [texts, tokens]; `labels` [texts, 4], NaN where not known; `chosen`, `rejected`
+        [pairs], where the pairs' answers stand among the texts; `ranked` [pairs, 4], which labels a pair trains.
+    """
+    texts = [text for example in examples for text in example.texts]
+    starts, start = [], 0
+    for example in examples:
+        if example.is_pair:
+            starts.append(start)
+        start += len(example.texts)
+    chosen = torch.tensor(starts, dtype=torch.long)
+    return {
+        **pad(texts, pad_token),
+        "labels": torch.tensor([labels for example in examples for labels in example.labels], dtype=torch.float32),
+        "chosen": chosen,
+        "rejected": chosen + 1,
+        "ranked": torch.tensor([e.ranked for e in examples if e.is_pair], dtype=torch.bool).reshape(-1, len(LABELS)),
+    }

@@ -1,0 +1,210 @@
+"""The reward model as a plain Hugging Face checkpoint: build it, load it, save it, cut a scalar one out of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.files import read_json, replace_folder
+from metaalign_rl.meta_prompt import META_PROMPT_VERSION, install
+from metaalign_rl.schema import LABELS
+
+# What is fetched of a model on the Hugging Face hub: no pickles and no code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint's folder; a model on the Hugging Face hub (`owner/name`) is fetched first.
+
+    Raises:
+        UserError: no such folder or model, no config or safetensors weights in it, or it wants to run code of its own.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        folder = _fetch(str(path))
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not a checkpoint, it holds no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: it holds no *.safetensors weights; other formats can run code and are not read")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and "auto_map" in read_json(folder / name):
+            raise UserError(f"{folder / name}: 'auto_map' asks to run the checkpoint's own code, which is never done")
+    return folder
+
+
+def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An untrained reward model on the weights of any checkpoint (such as an SFT model), in float32, without dropout.
+
+    The tokenizer gets the meta-prompt's chat template, and a padding token that is not the end token: transformers
+    reads the score at the last token that is not padding, which must be the text's last one. A base that is such a
+    reward model already keeps its head.
+
+    Raises:
+        UserError: as `find_checkpoint`, or a model that transformers cannot load as a sequence classifier.
+    """
+    folder = find_checkpoint(base)
+    with _quiet(), _loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            num_labels=len(LABELS),
+            id2label=dict(enumerate(LABELS)),
+            label2id={label: index for index, label in enumerate(LABELS)},
+            problem_type="multi_label_classification",  # else vLLM softmaxes across the labels
+            ignore_mismatched_sizes=True,  # a base may have a head of another size
+            **_without_dropout(folder),
+        )
+    _set_padding(model, tokenizer)
+    install(tokenizer)
+    model.config.metaalign = {"meta_prompt_version": META_PROMPT_VERSION, "temperature": dict.fromkeys(LABELS, 1.0)}
+    return model, tokenizer
+
+
+def load(
+    path: str | Path, device: str | torch.device, dtype: str | torch.dtype | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A saved reward model in evaluation mode, in the checkpoint's own type where `dtype` is None.
+
+    Raises:
+        UserError: as `find_checkpoint`, or it is no reward model, or one for another version of the meta-prompt.
+    """
+    folder = find_checkpoint(path)
+    config = read_json(folder / "config.json")
+    labels = list(config.get("id2label", {}).values())
+    if labels != list(LABELS) or "metaalign" not in config:
+        raise UserError(
+            f"{folder}: not a reward model with the labels {', '.join(LABELS)} "
+            f"(found {', '.join(labels) or 'none'}); make one with `metaalign-reward train`"
+        )
+    version = config["metaalign"]["meta_prompt_version"]
+    if version != META_PROMPT_VERSION:
+        raise UserError(
+            f"{folder}: trained on meta-prompts of version {version}, this release renders version "
+            f"{META_PROMPT_VERSION}; train it again"
+        )
+    with _loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype or "auto", use_safetensors=True)
+    return model.to(device).eval(), tokenizer
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write weights (safetensors), config, tokenizer and chat template into `folder`."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def check_fresh(output: Path) -> None:
+    """Raise a `UserError` where a folder that is to be written holds something already."""
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists():
+        raise UserError(f"{output}: it exists already; remove it or choose another output")
+
+
+def head(model: PreTrainedModel) -> nn.Linear:
+    """The last linear layer, which gives the scores: `score` in decoders, named otherwise in some encoders."""
+    backbone = set(model.base_model.modules())
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in backbone]
+    assert layers and layers[-1].out_features == model.config.num_labels
+    return layers[-1]
+
+
+def fold_temperatures(model: PreTrainedModel, temperatures: dict[str, float]) -> None:
+    """Divide each label's logit by its temperature, by scaling the head's rows, and write it into the config.
+
+    The plain checkpoint then gives calibrated scores in transformers and vLLM too. Folding twice multiplies.
+    """
+    scale = torch.tensor([1 / temperatures[label] for label in LABELS])
+    layer = head(model)
+    with torch.no_grad():
+        layer.weight.mul_(scale.to(layer.weight)[:, None])
+        if layer.bias is not None:
+            layer.bias.mul_(scale.to(layer.bias))
+    known: dict[str, Any] = model.config.metaalign
+    folded = {label: known["temperature"][label] * temperatures[label] for label in LABELS}
+    model.config.metaalign = {**known, "temperature": folded}
+
+
+def export_scalar(source: str | Path, output: str | Path) -> None:
+    """Write `overall` alone as a classifier with one label, which TRL, RewardBench and OpenRLHF load.
+
+    Raises:
+        UserError: as `load`, or `output` holds something already.
+    """
+    output = Path(output)
+    check_fresh(output)
+    model, tokenizer = load(source, "cpu", None)
+    layer, row = head(model), LABELS.index("overall")
+    layer.weight = nn.Parameter(layer.weight[row : row + 1].detach().clone())
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias[row : row + 1].detach().clone())
+    layer.out_features = 1
+    model.config.id2label, model.config.label2id = {0: "overall"}, {"overall": 0}
+    model.config.problem_type = "regression"  # the logit as it is, for whoever reads the checkpoint
+    replace_folder(output, lambda folder: save(model, tokenizer, folder))
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    owner, _, rest = name.partition("/")
+    if not rest or "/" in rest or owner in (".", "..", "~", "") or Path(owner).exists():
+        raise UserError(f"{name}: no such folder")
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{name}: neither a folder here nor a model that the hub gives ({reason})") from None
+
+
+def _without_dropout(folder: Path) -> dict[str, float]:
+    """Every dropout of the model's config set to 0: the two answers of a pair must be read by one and the same model."""
+    values = PretrainedConfig.get_config_dict(folder)[0]
+    return {name: 0.0 for name, value in values.items() if "drop" in name and isinstance(value, float)}
+
+
+def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    tokenizer.padding_side = "right"
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report of a missing head and a superfluous one, which are meant here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder}: cannot be loaded as a reward model ({reason})") from None

@@ -1,0 +1,107 @@
+"""Scoring answers with a trained reward model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.meta_prompt import MetaPrompt, encode
+from metaalign_rl.schema import LABELS, Row
+from reward import model as checkpoints
+from reward.batches import batches_by_length, pad
+from reward.data import answer_row
+from reward.score import Score, make_score
+
+BATCH_TOKENS = 16_384
+
+
+class Scorer:
+    """A reward model with its tokenizer, ready to score.
+
+    Attributes:
+        max_tokens: the longest text; of a longer one the dialog loses its left end, never a tier or the response.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None):
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
+        longest = min(positions, tokenizer.model_max_length)
+        if max_tokens is not None and not 0 < max_tokens <= longest:
+            raise UserError(f"max_tokens: expected 1 to {longest}, the model's context, found {max_tokens}")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens or longest
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        max_tokens: int | None = None,
+    ) -> "Scorer":
+        """Load a reward model.
+
+        Args:
+            path: a folder that `train` wrote, or such a model's id on the Hugging Face hub.
+            device: where it runs; without it the machine's accelerator, else the CPU.
+            dtype: the weights' type, such as `"bfloat16"`; without it the checkpoint's own.
+            max_tokens: the longest text; without it the model's context.
+
+        Raises:
+            UserError: nothing there, or not a reward model that this release can read safely.
+        """
+        model, tokenizer = checkpoints.load(path, device or default_device(), dtype)
+        return cls(model, tokenizer, max_tokens)
+
+    def score(
+        self, rows: Sequence[Row | Mapping[str, Any]], *, batch_tokens: int = BATCH_TOKENS, place: str = "rows"
+    ) -> list[Score]:
+        """Score each row's `response`; the scores come in the rows' order.
+
+        Args:
+            rows: `Row` objects, or mappings with `messages`, `response` and, if they say something, `system_info`
+                and `user_info` (a row's other fields are allowed).
+            batch_tokens: tokens a forward pass, padding included; it changes speed and memory, not scores.
+            place: what errors call the list.
+
+        Raises:
+            UserError: a bad row, or one whose tiers and response do not fit the context; names its index and field.
+        """
+        return self.score_tokens(
+            [self.encode(row, f"{place}[{index}]") for index, row in enumerate(rows)], batch_tokens=batch_tokens
+        )
+
+    def encode(self, row: Row | Mapping[str, Any], place: str) -> list[int]:
+        """The token ids that the model reads for one row; errors name `place`."""
+        row = answer_row(row, place)
+        meta = MetaPrompt(row.system_info, row.user_info)
+        return encode(
+            self.tokenizer, meta, row.messages, max_tokens=self.max_tokens, response=row.response, place=place
+        )
+
+    def score_tokens(self, texts: Sequence[list[int]], *, batch_tokens: int = BATCH_TOKENS) -> list[Score]:
+        """Score texts that `encode` made."""
+        return [make_score(logits) for logits in self.logits(texts, batch_tokens=batch_tokens).tolist()]
+
+    @torch.inference_mode()
+    def logits(self, texts: Sequence[list[int]], *, batch_tokens: int = BATCH_TOKENS) -> torch.Tensor:
+        """The logits of texts that `encode` made, float32 on the CPU, [texts, labels]."""
+        logits = torch.empty(len(texts), len(LABELS))
+        for batch in batches_by_length([len(text) for text in texts], batch_tokens):
+            inputs = pad([texts[index] for index in batch], self.model.config.get_text_config().pad_token_id)
+            outputs = self.model(**{name: tensor.to(self.model.device) for name, tensor in inputs.items()})
+            logits[batch] = outputs.logits.float().cpu()
+        if not logits.isfinite().all():
+            raise UserError(
+                f"{self.model.config.name_or_path}: the model's scores are not finite in {self.model.dtype}; "
+                "the checkpoint is broken or needs a wider dtype"
+            )
+        return logits
+
+
+def default_device() -> torch.device:
+    """The machine's accelerator, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -1,0 +1,415 @@
+"""The learner: advantages, batches, and PPO updates by DeepSpeed on a tiny model."""
+
+import json
+import multiprocessing
+import random
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+)
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.learner.advantages import gae, token_kl, token_rewards, whiten
+from metaalign_rl.learner.batch import Batch, plan_micro_batches
+from metaalign_rl.learner.config import LearnerConfig
+from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
+from metaalign_rl.learner.worker import Learner
+
+VOCABULARY = 50
+CONFIG = LearnerConfig(
+    learning_rate=1e-3,
+    critic_learning_rate=1e-3,
+    dtype="float32",
+    minibatch_size=1000,
+    micro_batch_tokens=1000,
+    max_grad_norm=100.0,
+)
+
+
+def tiny_model(path: Path, seed: int, kind: type = Qwen2ForCausalLM, **changes: object) -> Path:
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+        pad_token_id=0,
+        **changes,
+    )
+    kind(config).save_pretrained(path)
+    words = {f"w{index}": index for index in range(VOCABULARY)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    tiny_model(folder / "policy", seed=1)
+    tiny_model(folder / "reference", seed=2)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group():
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def make_learner(folder: Path, config: LearnerConfig = CONFIG, rank: int = 0, world_size: int = 1, **paths: str) -> Learner:
+    learner = Learner(config, rank, world_size, f"file://{folder}/rendezvous{world_size}")
+    names = {"policy": "policy", "critic": "policy", "reference": "reference"} | paths
+    learner.setup(*(folder / names[name] for name in ("policy", "critic", "reference")))
+    return learner
+
+
+def make_samples(count: int = 12) -> list[tuple[list[int], list[int]]]:
+    draw = random.Random(0)
+
+    def ids(low: int, high: int) -> list[int]:
+        return [draw.randrange(1, VOCABULARY) for _ in range(draw.randint(low, high))]
+
+    return [(ids(2, 9), ids(1, 6)) for _ in range(count)]
+
+
+def with_advantages(batch: Batch) -> Batch:
+    scores = torch.rand(len(batch), generator=torch.Generator().manual_seed(0))
+    rewards = token_rewards(scores, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl_coef=0.01)
+    advantages, returns = gae(rewards, batch.values, batch.action_mask, gamma=1.0, lam=0.9)
+    return replace(batch, advantages=whiten(advantages, batch.action_mask), returns=returns)
+
+
+def evaluated(learner: Learner, **rollout: object) -> Batch:
+    batch = learner.evaluate(Batch.from_samples(make_samples(), pad_id=0, **rollout))
+    assert batch is not None
+    return with_advantages(batch)
+
+
+def policy_weights(learner: Learner) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in learner.policy.module.parameters()])
+
+
+# Advantages
+
+
+@given(
+    response=st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=8),
+    before=st.integers(0, 3),
+    after=st.integers(0, 3),
+    gamma=st.floats(0, 1),
+    lam=st.floats(0, 1),
+)
+@settings(deadline=None, max_examples=50)
+def test_gae_is_the_weighted_sum_of_temporal_differences(response, before, after, gamma, lam):
+    rewards, values = ([pair[side] for pair in response] for side in (0, 1))
+    deltas = [r + gamma * v_next - v for r, v, v_next in zip(rewards, values, [*values[1:], 0.0], strict=True)]
+    expected = [
+        sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))
+    ]
+
+    def row(numbers: list[float], outside: float) -> Tensor:
+        return torch.tensor([[outside] * before + numbers + [outside] * after], dtype=torch.float64)
+
+    mask = row([1.0] * len(response), 0.0).bool()
+    advantages, returns = gae(row(rewards, 9.0), row(values, 9.0), mask, gamma, lam)
+    torch.testing.assert_close(advantages, row(expected, 0.0))
+    torch.testing.assert_close(returns, row([a + v for a, v in zip(expected, values, strict=True)], 0.0))
+
+
+def test_the_score_falls_on_the_last_response_token_and_the_kl_on_each():
+    mask = torch.tensor([[False, True, True, False], [True, True, True, True]])
+    logprobs, ref_logprobs = torch.full((2, 4), -1.0), torch.full((2, 4), -1.5)
+    rewards = token_rewards(torch.tensor([1.0, 2.0]), logprobs, ref_logprobs, mask, kl_coef=0.1)
+    expected = [[0, -0.05, 0.95, 0], [-0.05, -0.05, -0.05, 1.95]]
+    torch.testing.assert_close(rewards, torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("estimator", "expected"), [("k1", 0.5), ("k2", 0.125), ("k3", 0.5 + 0.60653066 - 1)])
+def test_kl_estimators_are_schulmans(estimator, expected):
+    kl = token_kl(torch.tensor([[-1.0]]), torch.tensor([[-1.5]]), torch.tensor([[True]]), estimator)
+    assert kl.item() == pytest.approx(expected)
+
+
+def test_whitened_advantages_have_mean_0_and_variance_1_over_the_mask():
+    mask = torch.tensor([[True, True, False], [True, False, True]])
+    white = whiten(torch.tensor([[1.0, 2.0, 100.0], [3.0, 100.0, 6.0]]), mask)
+    assert white[mask].mean().item() == pytest.approx(0, abs=1e-6)
+    assert white[mask].var(correction=0).item() == pytest.approx(1)
+    assert not white[~mask].any()
+
+
+def test_the_adaptive_kl_coefficient_follows_ziegler():
+    kl = AdaptiveKL(initial=0.2, target=6.0, horizon=1000)
+    kl.update(current=6.6, n_steps=100)  # 10 % over the target
+    assert kl.value == pytest.approx(0.2 * (1 + 0.1 * 0.1))
+    kl.update(current=60.0, n_steps=100)  # the error is clipped to 20 %
+    assert kl.value == pytest.approx(0.2 * 1.01 * (1 + 0.2 * 0.1))
+    assert json.loads(json.dumps(kl.value)) == kl.value
+
+
+def test_the_fixed_kl_coefficient_stays():
+    kl = FixedKL(0.05)
+    kl.update(current=100.0, n_steps=100)
+    assert kl.value == 0.05
+
+
+# Batches
+
+
+def test_a_batch_marks_the_positions_that_predict_response_tokens():
+    batch = Batch.from_samples([([5, 6], [7]), ([8], [9, 3, 4])], pad_id=0, rollout_logprobs=[[-1.0], [-2, -3, -4]])
+    assert batch.sequences.tolist() == [[5, 6, 7, 0], [8, 9, 3, 4]]
+    assert batch.attention_mask.tolist() == [[True, True, True, False], [True] * 4]
+    assert batch.action_mask.tolist() == [[False, True, False], [True, True, True]]
+    assert batch.rollout_logprobs.tolist() == [[0, -1, 0], [-2, -3, -4]]
+    assert (batch.lengths(), batch.response_tokens()) == ([3, 4], 4)
+
+
+def test_selected_samples_are_cut_to_their_longest_and_concat_pads_again():
+    batch = Batch.from_samples([([5, 6], [7]), ([8], [9, 3, 4])], pad_id=1)
+    first, second = batch.select([0]), batch.select([1])
+    assert first.sequences.tolist() == [[5, 6, 7]]
+    assert first.action_mask.tolist() == [[False, True]]
+    whole = Batch.concat([first, second], pad_id=1)
+    assert torch.equal(whole.sequences, batch.sequences)
+    assert torch.equal(whole.action_mask, batch.action_mask)
+    assert whole.values is None
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=4, max_size=40), ranks=st.integers(1, 4), tokens=st.integers(1, 120))
+@settings(deadline=None)
+def test_a_plan_holds_each_sample_once_and_keeps_ranks_in_step(lengths, ranks, tokens):
+    plan = plan_micro_batches(lengths, range(len(lengths)), ranks, tokens)
+    assert len({len(share) for share in plan}) == 1
+    micro_batches = [micro for share in plan for micro in share]
+    counted = [index for micro in micro_batches if not micro.filler for index in micro.indices]
+    assert sorted(counted) == list(range(len(lengths)))
+    for micro in micro_batches:
+        padded = max(lengths[index] for index in micro.indices) * len(micro.indices)
+        assert padded <= tokens or len(micro.indices) == 1
+
+
+def test_a_wrong_setting_is_named():
+    with pytest.raises(UserError, match=r"learner\.zero_stage: expected one of 0, 1, 2, 3, found 4"):
+        LearnerConfig(zero_stage=4)
+
+
+def test_learning_rates_rise_over_the_warm_up_and_fall_to_zero_at_the_end():
+    config = LearnerConfig(schedule="linear", warmup_steps=2, total_steps=6)
+    assert [config.rate_factor(step) for step in range(7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+# Updates
+
+
+def test_log_probabilities_are_those_of_transformers_at_the_sampling_temperature(folder):
+    samples = make_samples(3)
+    batch = make_learner(folder, replace(CONFIG, temperature=2.0)).evaluate(Batch.from_samples(samples, pad_id=0))
+    model = AutoModelForCausalLM.from_pretrained(folder / "policy")
+    for row, (prompt, response) in enumerate(samples):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0, :-1] / 2
+        expected = torch.log_softmax(logits, -1)[range(len(prompt) - 1, len(logits)), response]
+        torch.testing.assert_close(batch.logprobs[row][batch.action_mask[row]], expected, atol=1e-5, rtol=0)
+
+
+def test_an_update_raises_the_probability_of_what_was_better_than_expected(folder):
+    learner = make_learner(folder)
+    batch = evaluated(learner)
+    metrics = [learner.train(batch) for _ in range(5)]
+    after = learner.evaluate(batch)
+    ratio = (after.logprobs - batch.logprobs).exp()
+    assert (ratio * batch.advantages)[batch.action_mask].mean() > 0.01
+    assert metrics[0]["approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics[-1]["policy_loss"] < metrics[0]["policy_loss"] - 0.01
+    assert metrics[-1]["value_loss"] < metrics[0]["value_loss"]
+
+
+def test_dropout_is_off_in_training_under_checkpointing_too(folder):
+    tiny_model(folder / "dropout", seed=1, attention_dropout=0.5)
+    learner = make_learner(folder, replace(CONFIG, gradient_checkpointing=True), policy="dropout", critic="dropout")
+    metrics = learner.train(evaluated(learner))
+    assert metrics["approx_kl"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_micro_batches_and_zero_stages_do_not_change_an_update(folder, stage):
+    whole, parts = make_learner(folder), make_learner(folder, replace(CONFIG, micro_batch_tokens=30, zero_stage=stage))
+    start, batch = policy_weights(whole), evaluated(whole)
+    for _ in range(2):
+        expected, found = whole.train(batch), parts.train(batch)
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    if stage < 3:
+        moved = policy_weights(whole) - start
+        assert (policy_weights(parts) - policy_weights(whole)).norm() < 0.01 * moved.norm()
+
+
+def test_minibatches_and_epochs_are_optimizer_steps(folder):
+    learner = make_learner(folder, replace(CONFIG, minibatch_size=5, epochs=2, warmup_steps=100))
+    metrics = learner.train(evaluated(learner))  # 12 samples: 3 minibatches, twice
+    assert metrics["lr"] == pytest.approx(1e-3 * 7 / 100)
+
+
+def test_the_entropy_bonus_and_the_importance_cap_enter_the_loss(folder):
+    rollout = {"rollout_logprobs": [[-20.0] * len(response) for _, response in make_samples()]}
+    plain, capped = make_learner(folder), make_learner(folder, replace(CONFIG, importance_cap=2.0))
+    bonus = make_learner(folder, replace(CONFIG, entropy_coef=10.0))
+    batch = evaluated(plain, **rollout)
+    assert capped.train(batch)["grad_norm"] == pytest.approx(2 * plain.train(batch)["grad_norm"], rel=1e-4)
+    for _ in range(5):
+        metrics = bonus.train(batch)
+    assert metrics["entropy"] > plain.train(batch)["entropy"]
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_resumed_step_equals_the_uninterrupted_one(folder, tmp_path, stage):
+    config = replace(CONFIG, minibatch_size=5, zero_stage=stage, warmup_steps=10)
+    learner = make_learner(folder, config)
+    batch = evaluated(learner)
+    learner.train(batch)
+    learner.save_state(tmp_path / "state")
+    expected, noise = learner.train(batch), (random.random(), torch.rand(1).item())
+    resumed = make_learner(folder, config)
+    resumed.load_state(tmp_path / "state")
+    assert resumed.train(batch) == expected
+    assert (random.random(), torch.rand(1).item()) == noise
+    final, repeated = learner.evaluate(batch), resumed.evaluate(batch)
+    assert torch.equal(final.logprobs, repeated.logprobs)
+    assert torch.equal(final.values, repeated.values)
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_state_of_other_engines_is_refused(folder, tmp_path):
+    learner = make_learner(folder)
+    learner.save_state(tmp_path / "state")
+    learner.critic = None
+    with pytest.raises(UserError, match="resume with the same config"):
+        learner.load_state(tmp_path / "state")
+
+
+def test_a_saved_policy_is_a_transformers_checkpoint(folder, tmp_path):
+    learner = make_learner(folder)
+    batch = evaluated(learner)
+    learner.train(batch)
+    learner.save_policy(tmp_path / "saved")
+    names = load_file(tmp_path / "saved" / "model.safetensors").keys()
+    assert names == load_file(folder / "policy" / "model.safetensors").keys()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        logits = model(batch.sequences).logits
+        expected = learner.policy.module.model.model(batch.sequences).last_hidden_state
+        expected = torch.nn.functional.linear(expected, learner.policy.module.model.lm_head.weight)
+    torch.testing.assert_close(logits, expected)
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == "{{ messages }}"
+
+
+def test_a_saved_critic_gives_the_same_values_again(folder, tmp_path):
+    learner = make_learner(folder)
+    batch = evaluated(learner)
+    learner.train(batch)
+    learner.save_critic(folder / "critic")
+    again = make_learner(folder, critic="critic")
+    torch.testing.assert_close(again.evaluate(batch).values, learner.evaluate(batch).values)
+
+
+def test_a_critic_starts_from_a_reward_model_with_a_new_head(folder):
+    tiny_model(folder / "reward", seed=3, kind=Qwen2ForSequenceClassification, num_labels=4)
+    batch = evaluated(make_learner(folder, critic="reward"))
+    assert batch.values[batch.action_mask].abs().max() < 0.5
+
+
+def test_there_need_not_be_a_critic(folder):
+    learner = Learner(CONFIG, 0, 1, f"file://{folder}/rendezvous1")
+    learner.setup(folder / "policy", None, folder / "reference")
+    batch = learner.evaluate(Batch.from_samples(make_samples(), pad_id=0))
+    assert batch.values is None
+    metrics = learner.train(replace(batch, advantages=torch.ones(batch.action_mask.shape)))
+    assert "value_loss" not in metrics
+
+
+def test_weights_for_the_engines_have_the_names_of_the_checkpoint(folder):
+    update = pytest.importorskip("metaalign_rl.weights")
+    learner = make_learner(folder)
+    packed = learner.weights(version=3)
+    assert packed.version == 3
+    expected = load_file(folder / "policy" / "model.safetensors")
+    found = dict(update.unpack(packed))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+
+
+def test_a_missing_or_unsafe_model_is_refused_by_name(folder, tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such model folder"):
+        make_learner(folder, policy="nowhere")
+    tiny_model(tmp_path / "remote", seed=1)
+    config = json.loads((tmp_path / "remote" / "config.json").read_text())
+    (tmp_path / "remote" / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.Y"}}))
+    with pytest.raises(UserError, match="auto_map"):
+        make_learner(folder, policy=str(tmp_path / "remote"))
+
+
+# Two ranks
+
+
+def run_rank(folder: Path, batch: Batch, rank: int) -> None:
+    """Two updates at each ZeRO stage on one of two ranks; rank 0 leaves policy and metrics in `folder`."""
+    torch.set_num_threads(1)
+    for stage in (0, 1, 2, 3):
+        config = replace(CONFIG, zero_stage=stage, micro_batch_tokens=30)
+        learner = make_learner(folder, config, rank, world_size=2)
+        again = learner.evaluate(batch)
+        metrics = [learner.train(batch) for _ in range(2)]
+        learner.save_state(folder / f"state{stage}")
+        learner.save_policy(folder / f"updated{stage}")
+        expected = learner.train(batch)
+        learner.load_state(folder / f"state{stage}")
+        assert learner.train(batch) == expected
+        if rank == 0:
+            torch.testing.assert_close(again.logprobs, batch.logprobs)
+            torch.testing.assert_close(again.values, batch.values)
+            (folder / f"metrics{stage}.json").write_text(json.dumps(metrics))
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_update_of_one_at_every_zero_stage(folder):
+    alone = make_learner(folder)
+    batch, start = evaluated(alone), load_file(folder / "policy" / "model.safetensors")
+    expected = [alone.train(batch) for _ in range(2)]
+    alone.save_policy(folder / "alone")
+    processes = multiprocessing.get_context("spawn")
+    ranks = [processes.Process(target=partial(run_rank, folder, batch, rank)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=300)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    for stage in (0, 1, 2, 3):
+        metrics = json.loads((folder / f"metrics{stage}.json").read_text())
+        for found, wanted in zip(metrics, expected, strict=True):
+            assert found == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+        updated, one = (load_file(folder / name / "model.safetensors") for name in (f"updated{stage}", "alone"))
+        moved = sum((one[name] - start[name]).norm() for name in start)
+        assert sum((one[name] - updated[name]).norm() for name in start) < 0.01 * moved

@@ -1,0 +1,235 @@
+"""The rollout engine, as the Ray actor that PPO runs, against transformers on the same tiny model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.rollout.engine import RolloutEngine, refuse_tied_embeddings, tensor_names
+from metaalign_rl.rollout.types import Request, Sample, Sampling
+from metaalign_rl.weights import StaleEngine, WeightUpdate, assert_fresh, confirm, mismatch, pack
+
+EOS = 1
+VOCABULARY = ["<pad>", "<eos>", "<User>", *(f"w{i}" for i in range(297))]
+MAX_TOKENS = 64
+PROMPTS = [[2, 10 + i, 20 + i, 30 + i] for i in range(8)]
+REQUESTS = [Request(100 + i, prompt) for i, prompt in enumerate(PROMPTS)]
+
+
+def tiny_model(*, tied: bool = False) -> Qwen2ForCausalLM:
+    config = Qwen2Config(
+        vocab_size=len(VOCABULARY), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=MAX_TOKENS,
+        tie_word_embeddings=tied, eos_token_id=EOS, pad_token_id=0, bos_token_id=None, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight[EOS] *= 2  # answers of all lengths: some end by themselves
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<eos>", pad_token="<pad>", extra_special_tokens=["<User>"]
+    )
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
+    """The actor's calls, plainly; it starts with the folder's weights, as version 0."""
+
+    class BreakableEngine(RolloutEngine):  # here, so that Ray ships its code: workers cannot import tests
+        def break_loader(self) -> None:
+            """From now on weights are accepted, checksummed and confirmed, but not loaded."""
+            from metaalign_rl.rollout.receiver import WeightReceiver
+            from metaalign_rl.weights import checksum, unpack
+
+            WeightReceiver.receive_weights = lambda self, update: checksum(unpack(update))
+
+    actor = ray.remote(BreakableEngine).remote(str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, threads=1)
+
+    def stream(requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
+        for reference in actor.generate.options(num_returns="streaming").remote(requests, sampling):
+            yield ray.get(reference)
+
+    return SimpleNamespace(
+        ready=lambda: ray.get(actor.ready.remote()),
+        stream=stream,
+        load_weights=lambda update: ray.get(actor.load_weights.remote(ray.put(update))),
+        break_loader=lambda: ray.get(actor.break_loader.remote()),
+    )
+
+
+def draw(engine: SimpleNamespace, requests: list[Request] = REQUESTS, **sampling: float) -> list[Sample]:
+    """All samples, in the requests' order."""
+    samples = [sample for batch in engine.stream(requests, Sampling(**sampling)) for sample in batch]
+    return sorted(samples, key=lambda sample: sample.index)
+
+
+@torch.no_grad()
+def learner_logprobs(model: Qwen2ForCausalLM, samples: list[Sample]) -> list[list[float]]:
+    """What transformers says of each sample's response tokens."""
+    result = []
+    for sample in samples:
+        ids = torch.tensor([sample.prompt_ids + sample.response_ids])
+        logprobs = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1].log_softmax(-1)
+        result.append(logprobs.gather(-1, ids[0, len(sample.prompt_ids) :, None])[:, 0].tolist())
+    return result
+
+
+def changed(model: Qwen2ForCausalLM, version: int) -> tuple[Qwen2ForCausalLM, WeightUpdate]:
+    """The model after a step that moves every tensor, and the update that carries it."""
+    generator = torch.Generator().manual_seed(version)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model, pack(model.named_parameters(), version, bucket_bytes=50_000)
+
+
+def engine_mismatch(model: Qwen2ForCausalLM, samples: list[Sample]) -> float:
+    return mismatch([sample.logprobs for sample in samples], learner_logprobs(model, samples))
+
+
+def test_a_fresh_engine_holds_version_zero_and_answers_every_request_once(engine):
+    samples = draw(engine)
+    assert engine.ready() == 0
+    assert [(s.index, s.prompt_ids, s.weight_version) for s in samples] == [(r.index, r.prompt_ids, 0) for r in REQUESTS]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_log_probabilities_are_the_model_s_own_at_any_sampling_temperature(engine, temperature):
+    samples = draw(engine, temperature=temperature)
+    for sample, expected in zip(samples, learner_logprobs(tiny_model(), samples), strict=True):
+        assert sample.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_answers_end_at_the_end_token_or_at_the_limit_and_say_which(engine):
+    samples = draw(engine, [Request(i, PROMPTS[i % 8]) for i in range(64)], max_new_tokens=12)
+    assert {sample.finished for sample in samples} == {True, False}, "the test needs both kinds"
+    for sample in samples:
+        assert sample.finished == (sample.response_ids[-1] == EOS)
+        assert EOS not in sample.response_ids[:-1]
+        assert len(sample.response_ids) <= 12
+        assert sample.finished or len(sample.response_ids) == 12
+
+
+def test_text_is_the_tokenizer_s_without_special_tokens(engine):
+    tokenizer = tiny_tokenizer()
+    for sample in draw(engine):
+        assert sample.text == tokenizer.decode(sample.response_ids, skip_special_tokens=True)
+        assert "<" not in sample.text
+
+
+def test_samples_stream_as_they_finish_while_others_still_wait(engine):
+    batches = list(engine.stream(REQUESTS, Sampling(max_new_tokens=20)))  # four at a time
+    assert len(batches) > 1 and all(batches)
+    assert sorted(sample.index for batch in batches for sample in batch) == [request.index for request in REQUESTS]
+
+
+def test_greedy_answers_are_the_most_likely_tokens_each_time(engine):
+    first, second = draw(engine, temperature=0.0), draw(engine, temperature=0.0)
+    assert first == second
+    model = tiny_model()
+    for sample in first:
+        logits = model(torch.tensor([sample.prompt_ids + sample.response_ids])).logits[0]
+        assert logits[len(sample.prompt_ids) - 1 : -1].argmax(-1).tolist() == sample.response_ids
+
+
+def test_a_request_s_seed_fixes_its_answer_whatever_is_drawn_beside_it(engine):
+    seeded = Request(0, PROMPTS[0], seed=7)
+    alone, again = draw(engine, [seeded]), draw(engine, [seeded, *REQUESTS])
+    assert alone[0].response_ids == again[0].response_ids
+    assert len({tuple(s.response_ids) for s in draw(engine, [Request(i, PROMPTS[0]) for i in range(8)])}) > 1
+
+
+def test_seeded_prompts_that_do_not_fit_one_step_together_are_drawn_too(engine):
+    """vLLM splits such prompts by default, which crashes it on a CPU when they have seeds."""
+    requests = [Request(i, [2] * 50, seed=i) for i in range(200)]
+    assert len(draw(engine, requests, max_new_tokens=2)) == 200
+
+
+def test_a_prompt_that_leaves_too_little_room_is_refused_with_its_number_and_the_remedy(engine):
+    for prompt in ([], [5] * 60):
+        with pytest.raises(UserError, match=r"request 9: a prompt of (0|60) tokens and max_new_tokens=5 .*shorten"):
+            draw(engine, [Request(9, prompt)], max_new_tokens=5)
+    assert len(draw(engine)) == len(REQUESTS)
+
+
+def test_a_caller_that_stops_listening_leaves_nothing_behind(engine):
+    stream = engine.stream(REQUESTS, Sampling(max_new_tokens=20))
+    next(stream)
+    stream.close()
+    assert len(draw(engine)) == len(REQUESTS)
+
+
+def test_after_new_weights_the_engine_answers_as_the_changed_model(engine):
+    before = draw(engine, temperature=0.0)
+    for version in (1, 2):
+        model, update = changed(tiny_model(), version)
+        confirm(update, *engine.load_weights(update))
+        samples = draw(engine, temperature=0.0)
+        assert engine.ready() == version and {sample.weight_version for sample in samples} == {version}
+        assert engine_mismatch(model, samples) < 1e-4
+        assert engine_mismatch(model, before) > 0.1, "the test needs weights that matter"
+
+
+def test_an_update_damaged_on_its_way_is_found_by_the_checksum(engine):
+    _, update = changed(tiny_model(), 3)
+    update.buckets[0][1000] ^= 1
+    with pytest.raises(StaleEngine, match="expected checksum"):
+        confirm(update, *engine.load_weights(update), engine="engine 0")
+
+
+def test_an_update_that_lacks_a_tensor_is_refused(engine):
+    parameters = [(name, p) for name, p in tiny_model().named_parameters() if name != "lm_head.weight"]
+    with pytest.raises(StaleEngine, match="weight update 4 lacks 1 of the model's .* 'lm_head.weight'"):
+        engine.load_weights(pack(parameters, 4))
+
+
+def test_an_engine_that_confirms_new_weights_but_keeps_the_old_ones_is_caught_by_its_log_probabilities(engine):
+    _, update = changed(tiny_model(), 5)
+    confirm(update, *engine.load_weights(update))
+    engine.break_loader()
+
+    model, update = changed(tiny_model(), 6)
+    confirm(update, *engine.load_weights(update))  # nothing to see here
+    samples = draw(engine)
+    with pytest.raises(StaleEngine, match="weight version 6"):
+        assert_fresh(engine_mismatch(model, samples), limit=0.01, version=samples[0].weight_version)
+
+
+def test_a_tied_model_is_refused_on_a_cpu_with_the_remedy(tmp_path):
+    tiny_model(tied=True).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="tied.*tie_word_embeddings=false"):
+        refuse_tied_embeddings(str(tmp_path))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such model folder"):
+        tensor_names(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"holds no \*.safetensors"):
+        tensor_names(tmp_path)
