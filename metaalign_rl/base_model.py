@@ -9,6 +9,8 @@ from metaalign_rl.errors import UserError
 from metaalign_rl.files import replace_folder
 from metaalign_rl.schema import Row
 
+POSITIONS = 8192  # of a new model: more than a run's max_tokens, for whoever trains it on
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -43,26 +45,27 @@ def _load(path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
 def _new(config: ModelConfig, demonstrations: list[Row], seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from metaalign_rl.data.world.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(text for row in demonstrations for text in _texts(row))
     torch.manual_seed(seed)
-    shape = Qwen2Config(
+    # Not Qwen2: for it transformers 5 replaces any saved tokenizer by its own kind, and the words would be lost.
+    shape = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
         intermediate_size=2 * config.hidden_size,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
-        max_position_embeddings=config.max_tokens,
+        max_position_embeddings=POSITIONS,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Qwen2ForCausalLM(shape), tokenizer
+    return LlamaForCausalLM(shape), tokenizer
 
 
 def _texts(row: Row) -> list[str]:

@@ -16,6 +16,7 @@ class RunFolder:
         self.base = self.root / "base"  # the model that SFT starts from
         self.sft = self.root / "sft"
         self.reward = self.root / "reward"
+        self.reward_evaluation = self.root / "reward_evaluation.json"
         self.controls = self.root / "controls"
         self.policy = self.root / "policy"
         self.checkpoints = self.root / "checkpoints"

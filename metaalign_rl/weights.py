@@ -1,9 +1,9 @@
 """Weights on their way from the learner to the rollout engines: versioned, checksummed, confirmed.
 
-A `WeightUpdate` is a few flat byte arrays with a table of what lies where. `ray.put` stores such arrays without
-copying them through pickle and every engine of a machine reads them in place from shared memory. An engine answers an
-update with its version and the checksum of the tensors that its loader took (`confirm`). What a checksum cannot show,
-whether the loader did its work, the log-probabilities can (`mismatch`, `assert_fresh`).
+A `WeightUpdate` is a few flat byte arrays with a table of what lies where. `ray.put` stores such arrays once,
+and every engine of a machine reads them in place from shared memory. An engine answers an update with its
+version and the checksum of the tensors that its loader took (`confirm`). What a checksum cannot show, whether
+the loader did its work, the log-probabilities can (`mismatch`, `assert_fresh`).
 """
 
 import hashlib
@@ -63,7 +63,7 @@ class Digest:
         """Take in a tensor's name, dtype, shape and raw bytes."""
         header = repr((name, _dtype_name(tensor.dtype), tuple(tensor.shape))).encode()
         part = hashlib.blake2b(header, digest_size=16)
-        part.update(_raw_bytes(tensor))
+        part.update(_raw_bytes(tensor).data)
         self._parts.append(part.digest())
 
     def watch(self, tensors: NamedTensors) -> Iterator[tuple[str, torch.Tensor]]:
@@ -121,7 +121,7 @@ def unpack(update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
         yield entry.name, flat.view(dtype).view(entry.shape)
 
 
-def confirm(update: WeightUpdate, version: int, checksum: str, engine: str = "the engine") -> None:
+def confirm(update: WeightUpdate, version: int, checksum: str, *, engine: str = "the engine") -> None:
     """Check an engine's answer to `update`.
 
     Raises:
@@ -133,7 +133,8 @@ def confirm(update: WeightUpdate, version: int, checksum: str, engine: str = "th
     ):
         if found != expected:
             raise StaleEngine(
-                f"{engine} did not take weight update {update.version}: expected {what} {expected}, found {found}"
+                f"{engine} did not take weight update {update.version}: "
+                f"expected {what} {expected}, found {found}"
             )
 
 
@@ -142,10 +143,10 @@ def mismatch(
     learner: torch.Tensor | Sequence[Sequence[float]],
     mask: torch.Tensor | None = None,
 ) -> float:
-    """Mean |engine − learner| a token, in nats, of the two sides' log-probabilities of the same tokens.
+    """Mean |engine - learner| a token, in nats, of the two sides' log-probabilities of the same tokens.
 
-    Either ragged lists, one a sample, or tensors of one shape with a `mask` of that shape, true at response tokens.
-    NaN on either side gives NaN.
+    Either ragged lists, one a sample, or tensors of one shape with a `mask` of that shape, true at response
+    tokens. NaN on either side gives NaN.
     """
     if mask is None:
         assert len(engine) == len(learner), f"{len(engine)} samples against {len(learner)}"
@@ -166,8 +167,8 @@ def assert_fresh(mismatch: float, limit: float, version: int, engine: str = "the
     """
     if not mismatch <= limit:  # so that NaN fails too
         raise StaleEngine(
-            f"{engine} says that it holds weight version {version}, but its log-probabilities differ from the learner's "
-            f"by {mismatch:.4g} nats a token (limit {limit:.4g}): its weights are stale or wrong"
+            f"{engine} says that it holds weight version {version}, but its log-probabilities differ from "
+            f"the learner's by {mismatch:.4g} nats a token (limit {limit:.4g}): they are stale or wrong"
         )
 
 
@@ -176,5 +177,5 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _raw_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's elements in C order as a flat uint8 array; a view where the tensor lies so in main memory."""
+    """A tensor's elements in C order as flat uint8; a view where the tensor lies so in main memory."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices in batches of like lengths, each at most `batch_tokens` with padding, or a single text."""
     batch: list[int] = []

@@ -13,8 +13,10 @@ _STEPS = 40  # golden-section steps, each of which leaves 0.618 of the interval
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """The temperature T, 0.05 to 20, that minimises the binary cross-entropy of sigmoid(logits / T).
 
-    The loss is convex in 1 / T, hence has one minimum, which golden-section search finds. Labels that are all alike
-    say nothing about the scale (the loss would only push it to a bound), so they give 1.
+    The targets are Platt's (1999): with n true labels (n + 1) / (n + 2) and with n false ones 1 / (n + 2), so
+    that a few answers which happen to be separated perfectly do not make the model perfectly sure. The loss
+    is convex in 1 / T, hence has one minimum, which golden-section search finds. Labels that are all alike
+    say nothing about the scale and give 1.
 
     Args:
         logits: [answers].
@@ -25,8 +27,11 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     if not 0 < labels.sum() < len(labels):
         return 1.0
 
+    true = labels.sum().item()
+    targets = torch.where(labels == 1, (true + 1) / (true + 2), 1 / (len(labels) - true + 2))
+
     def loss(log_temperature: float) -> float:
-        return binary_cross_entropy_with_logits(logits / exp(log_temperature), labels).item()
+        return binary_cross_entropy_with_logits(logits / exp(log_temperature), targets).item()
 
     golden = (sqrt(5) - 1) / 2
     low, high = log(_COLDEST), log(_HOTTEST)
@@ -40,8 +45,8 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def calibration_error(probabilities: Sequence[float], labels: Sequence[bool], bins: int = 10) -> float:
-    """The expected calibration error: over bins of equal width, the mean |probability - share of true labels|, weighted
-    by the bins' answers (Guo et al. 2017, for a binary label)."""
+    """The expected calibration error: over bins of equal width, the mean |probability - share of true
+    labels|, weighted by the bins' answers (Guo et al. 2017, for a binary label)."""
     total = 0.0
     for number in range(bins):
         inside = [i for i, p in enumerate(probabilities) if min(int(p * bins), bins - 1) == number]

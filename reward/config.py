@@ -1,42 +1,51 @@
 """Settings of the reward model's training. No torch here."""
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from metaalign_rl.errors import UserError
 
 _NOT_NEGATIVE = ("warmup_ratio", "weight_decay", "bt_weight", "bce_weight", "calibration_share", "seed")
 
 
+def _setting(default: Any, help: str) -> Any:
+    """A field with its meaning, which the command line shows."""
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardTraining:
-    """How the reward model is trained. The comments are the command line's help."""
+    """How the reward model is trained."""
 
-    learning_rate: float = 1e-5  # peak learning rate; about 1e-3 for a model of a million parameters
-    batch_size: int = 64  # rows (pairs or labelled answers) an update
-    gradient_accumulation: int = 1  # passes that an update's rows are spread over, to save memory
-    epochs: float = 1.0  # passes over the rows
-    warmup_ratio: float = 0.05  # share of the updates in which the learning rate rises
-    schedule: Literal["cosine", "linear"] = "cosine"  # how the learning rate falls after that
-    weight_decay: float = 0.0  # AdamW's
-    bt_weight: float = 1.0  # weight of the Bradley-Terry loss on pairs
-    bce_weight: float = 1.0  # weight of the binary cross-entropy on absolute labels
-    max_tokens: int = 1024  # tokens a text; a longer dialog loses its left end, a tier never
-    calibration_share: float = 0.05  # share of the labelled rows kept from training to fit the temperatures
-    checkpoint_steps: int = 500  # updates between two checkpoints to resume from
-    log_steps: int = 10  # updates between two lines of the log
-    bf16: bool = False  # compute in bfloat16, with weights in float32 (a GPU)
-    gradient_checkpointing: bool = False  # recompute activations to save memory
-    seed: int = 0
+    learning_rate: float = _setting(
+        1e-5, "peak learning rate; about 1e-3 for a model of a million parameters"
+    )
+    batch_size: int = _setting(64, "rows (pairs or labelled answers) an update")
+    gradient_accumulation: int = _setting(1, "passes that an update's rows are spread over, to save memory")
+    epochs: float = _setting(1.0, "passes over the rows")
+    warmup_ratio: float = _setting(0.05, "share of the updates in which the learning rate rises")
+    schedule: Literal["cosine", "linear"] = _setting("cosine", "how the learning rate falls after that")
+    weight_decay: float = _setting(0.0, "AdamW's")
+    bt_weight: float = _setting(1.0, "weight of the Bradley-Terry loss on pairs")
+    bce_weight: float = _setting(1.0, "weight of the binary cross-entropy on absolute labels")
+    max_tokens: int = _setting(1024, "tokens a text; a longer dialog loses its left end, a tier never")
+    calibration_share: float = _setting(
+        0.05, "share of the labelled rows kept from training to fit the temperatures"
+    )
+    checkpoint_steps: int = _setting(500, "updates between two checkpoints to resume from")
+    log_steps: int = _setting(10, "updates between two lines of the log")
+    bf16: bool = _setting(False, "compute in bfloat16, with weights in float32 (a GPU)")
+    gradient_checkpointing: bool = _setting(False, "recompute activations to save memory")
+    seed: int = _setting(0, "of the new head, the held-out rows and the order")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is bool or isinstance(value, str):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is bool or isinstance(value, str):
                 continue
-            if value < 0 or (value == 0 and field.name not in _NOT_NEGATIVE):
-                least = "0 or more" if field.name in _NOT_NEGATIVE else "more than 0"
-                raise UserError(f"{field.name}: expected {least}, found {value}")
+            if value < 0 or (value == 0 and f.name not in _NOT_NEGATIVE):
+                least = "0 or more" if f.name in _NOT_NEGATIVE else "more than 0"
+                raise UserError(f"{f.name}: expected {least}, found {value}")
         for name in ("warmup_ratio", "calibration_share"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{name}: expected a share below 1, found {getattr(self, name)}")

@@ -13,7 +13,14 @@ from metaalign_rl.meta_prompt import MetaPrompt, encode
 from metaalign_rl.schema import LABELS, Row, parse_row
 from reward.batches import pad
 
-_UNSAID = {"id": "", "family": "helpful", "relation": "neutral", "tier": "dialog", "system_info": "", "user_info": ""}
+_UNSAID = {
+    "id": "",
+    "family": "helpful",
+    "relation": "neutral",
+    "tier": "dialog",
+    "system_info": "",
+    "user_info": "",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,8 @@ def labelled_answers(row: Row) -> list[tuple[Row, dict[str, bool]]]:
 def ranked_labels(row: Row) -> tuple[bool, ...]:
     """For each of `LABELS`, whether the pair trains it: `overall` and the governing tier's.
 
-    A label of these is left out where the row's absolute labels say that the chosen answer is not the better one
+    A label of these is left out where the row's absolute labels say that the chosen answer is not the better
+    one
     in it: in a pair of two obedient answers, one of which is wrong, the tier's scores should be alike.
     """
     chosen, rejected = row.labels.get("chosen", {}), row.labels.get("rejected", {})
@@ -85,21 +93,32 @@ def make_example(row: Row, tokenizer: PreTrainedTokenizerBase, max_tokens: int) 
     """Tokenise a row's pair and its labelled response.
 
     Raises:
-        UserError: the row has neither, or its tiers and an answer do not fit `max_tokens`.
+        UserError: the row has neither, a pair of answers that are alike, or tiers that leave no room for an
+            answer in `max_tokens`.
     """
     is_pair = row.chosen is not None
     answers = ["chosen", "rejected"] if is_pair else []
     if row.labels.get("response"):
         answers.append("response")
     if not answers:
-        raise UserError(f"row {row.id!r}: expected 'chosen' and 'rejected', or a 'response' with 'labels'; found neither")
+        raise UserError(
+            f"row {row.id!r}: expected 'chosen' and 'rejected', or a 'response' with 'labels'; found neither"
+        )
     labelled_answers(row)  # refuses labels of an answer that is not there
     meta, place = MetaPrompt(row.system_info, row.user_info), f"row {row.id!r}"
     texts = tuple(
-        encode(tokenizer, meta, row.messages, max_tokens=max_tokens, response=getattr(row, answer), place=place)
+        encode(
+            tokenizer, meta, row.messages, max_tokens=max_tokens, response=getattr(row, answer), place=place
+        )
         for answer in answers
     )
-    labels = tuple(tuple(row.labels.get(answer, {}).get(label, nan) for label in LABELS) for answer in answers)
+    if is_pair and texts[0] == texts[1]:
+        raise UserError(
+            f"{place}: the tokenizer cannot tell 'chosen' from 'rejected', they are the same tokens"
+        )
+    labels = tuple(
+        tuple(row.labels.get(answer, {}).get(label, nan) for label in LABELS) for answer in answers
+    )
     return Example(texts, labels, is_pair, ranked_labels(row) if is_pair else (False,) * len(LABELS))
 
 
@@ -112,8 +131,9 @@ def collate(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tens
     """One batch, all answers in one forward pass.
 
     Returns:
-        `input_ids`, `attention_mask` [texts, tokens]; `labels` [texts, 4], NaN where not known; `chosen`, `rejected`
-        [pairs], where the pairs' answers stand among the texts; `ranked` [pairs, 4], which labels a pair trains.
+        `input_ids`, `attention_mask` [texts, tokens]; `labels` [texts, 4], NaN where not known; `chosen`,
+        `rejected` [pairs], where the pairs' answers stand among the texts; `ranked` [pairs, 4], which labels
+        a pair trains.
     """
     texts = [text for example in examples for text in example.texts]
     starts, start = [], 0
@@ -124,8 +144,12 @@ def collate(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tens
     chosen = torch.tensor(starts, dtype=torch.long)
     return {
         **pad(texts, pad_token),
-        "labels": torch.tensor([labels for example in examples for labels in example.labels], dtype=torch.float32),
+        "labels": torch.tensor(
+            [labels for example in examples for labels in example.labels], dtype=torch.float32
+        ),
         "chosen": chosen,
         "rejected": chosen + 1,
-        "ranked": torch.tensor([e.ranked for e in examples if e.is_pair], dtype=torch.bool).reshape(-1, len(LABELS)),
+        "ranked": torch.tensor([e.ranked for e in examples if e.is_pair], dtype=torch.bool).reshape(
+            -1, len(LABELS)
+        ),
     }

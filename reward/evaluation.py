@@ -1,12 +1,12 @@
 """How good a reward model is: pair accuracy in every cut, flip pairs, calibration."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from metaalign_rl.errors import UserError
-from metaalign_rl.schema import LABELS, Row
+from metaalign_rl.schema import ANSWERS, LABELS, Row
 from reward.calibration import calibration_error
 from reward.data import labelled_answers
 from reward.score import Mode, Score, check_mode, log_combine
@@ -19,17 +19,19 @@ class _Judged:
     right: bool  # the chosen answer's value is the higher one; a tie is wrong
 
 
-def evaluate(scorer: Scorer, rows: Iterable[Row], mode: Mode = "tier", *, batch_tokens: int = BATCH_TOKENS) -> dict[str, Any]:
+def evaluate(
+    scorer: Scorer, rows: Iterable[Row], mode: Mode = "tier", *, batch_tokens: int = BATCH_TOKENS
+) -> dict[str, Any]:
     """Score the rows' pairs and labelled answers.
 
     Returns: a JSON object with
         mode, pairs, accuracy: over all pairs, answers compared by `log_combine` in `mode`.
         conflict: `{accuracy, pairs}` of the pairs whose relation is a conflict.
-        flip, tier_flip: `{accuracy, groups}`: a group is the rows that share `tags["flip"]` (for `tier_flip`, with
-            `tags["flip_kind"]` "tier"); it is right when all its pairs are.
+        flip, tier_flip: `{accuracy, groups}`: a group is the rows that share `tags["flip"]` (for
+            `tier_flip`, with `tags["flip_kind"]` "tier"); it is right when all its pairs are.
         by_relation, by_family, by_kind, by_split: `{name: {accuracy, pairs}}`; kind and split are tags.
-        calibration: `{label: {ece, agreement, answers}}` over the answers with absolute labels; agreement is the
-            share whose label p ≥ 0.5 predicts.
+        calibration: `{label: {ece, agreement, answers}}` over the answers with absolute labels; agreement is
+            the share whose label p ≥ 0.5 predicts.
         A figure over nothing is null.
 
     Raises:
@@ -39,11 +41,14 @@ def evaluate(scorer: Scorer, rows: Iterable[Row], mode: Mode = "tier", *, batch_
     rows = list(rows)
     for row in rows:
         if row.chosen is None and not row.labels:
-            raise UserError(f"row {row.id!r}: nothing to evaluate; expected 'chosen' and 'rejected', or 'labels'")
+            raise UserError(
+                f"row {row.id!r}: nothing to evaluate; expected 'chosen' and 'rejected', or 'labels'"
+            )
     pairs = [row for row in rows if row.chosen is not None]
     if not pairs:
         raise UserError("nothing to evaluate: no row has 'chosen' and 'rejected'")
-    judged = _judge(scorer, pairs, mode, batch_tokens)
+    scores = _score(scorer, rows, batch_tokens)
+    judged = [_judge(row, scores, mode) for row in pairs]
     return {
         "mode": mode,
         "pairs": len(judged),
@@ -55,22 +60,29 @@ def evaluate(scorer: Scorer, rows: Iterable[Row], mode: Mode = "tier", *, batch_
         "by_family": _by(judged, lambda row: row.family),
         "by_kind": _by(judged, lambda row: row.tags.get("kind")),
         "by_split": _by(judged, lambda row: row.tags.get("split")),
-        "calibration": _calibration(scorer, rows, batch_tokens),
+        "calibration": _calibration(rows, scores),
     }
 
 
-def _judge(scorer: Scorer, pairs: Sequence[Row], mode: Mode, batch_tokens: int) -> list[_Judged]:
-    answers = [replace(row, response=text) for row in pairs for text in (row.chosen, row.rejected)]
-    values = [
-        log_combine(score, row, mode)
-        for score, row in zip(_score(scorer, answers, batch_tokens), answers, strict=True)
-    ]
-    return [_Judged(row, values[2 * i] > values[2 * i + 1]) for i, row in enumerate(pairs)]
+def _score(scorer: Scorer, rows: Iterable[Row], batch_tokens: int) -> dict[tuple[str, str], Score]:
+    """The scores of all pairs and labelled answers, by the row's id and the answer's field."""
+    answers = {}
+    for row in rows:
+        labelled_answers(row)  # refuses labels of an answer that is not there
+        if any((row.id, name) in answers for name in ANSWERS):
+            raise UserError(f"row {row.id!r}: the id stands twice among the rows to evaluate")
+        for name in {*row.labels, *(("chosen", "rejected") if row.chosen is not None else ())}:
+            answers[row.id, name] = scorer.encode(
+                replace(row, response=getattr(row, name)), f"row {row.id!r}"
+            )
+    return dict(
+        zip(answers, scorer.score_tokens(list(answers.values()), batch_tokens=batch_tokens), strict=True)
+    )
 
 
-def _score(scorer: Scorer, answers: Sequence[Row], batch_tokens: int) -> list[Score]:
-    texts = [scorer.encode(row, f"row {row.id!r}") for row in answers]
-    return scorer.score_tokens(texts, batch_tokens=batch_tokens)
+def _judge(row: Row, scores: Mapping[tuple[str, str], Score], mode: Mode) -> _Judged:
+    chosen, rejected = (log_combine(scores[row.id, name], row, mode) for name in ("chosen", "rejected"))
+    return _Judged(row, chosen > rejected)
 
 
 def _by(judged: Sequence[_Judged], key: Callable[[Row], str | None]) -> dict[str, dict[str, Any]]:
@@ -91,15 +103,14 @@ def _flips(judged: Sequence[_Judged]) -> dict[str, Any]:
     return {"accuracy": _share(whole), "groups": len(whole)}
 
 
-def _calibration(scorer: Scorer, rows: Iterable[Row], batch_tokens: int) -> dict[str, dict[str, Any]]:
-    answers = [pair for row in rows for pair in labelled_answers(row)]
-    scores = _score(scorer, [row for row, _ in answers], batch_tokens)
+def _calibration(rows: Iterable[Row], scores: Mapping[tuple[str, str], Score]) -> dict[str, dict[str, Any]]:
+    answers = [
+        (scores[row.id, name].probabilities, labels) for row in rows for name, labels in row.labels.items()
+    ]
     table = {}
     for label in LABELS:
         known = [
-            (score.probabilities[label], labels[label])
-            for score, (_, labels) in zip(scores, answers, strict=True)
-            if label in labels
+            (probabilities[label], labels[label]) for probabilities, labels in answers if label in labels
         ]
         if known:
             probabilities, truths = zip(*known, strict=True)

@@ -1,4 +1,4 @@
-"""The reward model as a plain Hugging Face checkpoint: build it, load it, save it, cut a scalar one out of it."""
+"""The reward model as a plain Hugging Face checkpoint: build, load, save, cut a scalar one out of it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +30,8 @@ def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint's folder; a model on the Hugging Face hub (`owner/name`) is fetched first.
 
     Raises:
-        UserError: no such folder or model, no config or safetensors weights in it, or it wants to run code of its own.
+        UserError: no such folder or model, no config or safetensors weights in it, or it wants to run code
+            of its own.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
@@ -38,19 +39,23 @@ def find_checkpoint(path: str | Path) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a checkpoint, it holds no config.json")
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: it holds no *.safetensors weights; other formats can run code and are not read")
+        raise UserError(
+            f"{folder}: it holds no *.safetensors weights; other formats can run code and are not read"
+        )
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and "auto_map" in read_json(folder / name):
-            raise UserError(f"{folder / name}: 'auto_map' asks to run the checkpoint's own code, which is never done")
+            raise UserError(
+                f"{folder / name}: 'auto_map' asks to run the checkpoint's own code, which is never done"
+            )
     return folder
 
 
 def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An untrained reward model on the weights of any checkpoint (such as an SFT model), in float32, without dropout.
+    """An untrained reward model, float32 and without dropout, on any checkpoint's weights (such as SFT's).
 
-    The tokenizer gets the meta-prompt's chat template, and a padding token that is not the end token: transformers
-    reads the score at the last token that is not padding, which must be the text's last one. A base that is such a
-    reward model already keeps its head.
+    The tokenizer gets the meta-prompt's chat template, and a padding token that is not the end token:
+    transformers reads the score at the last token that is not padding, which must be the text's last one. A
+    base that is such a reward model already keeps its head.
 
     Raises:
         UserError: as `find_checkpoint`, or a model that transformers cannot load as a sequence classifier.
@@ -71,7 +76,11 @@ def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         )
     _set_padding(model, tokenizer)
     install(tokenizer)
-    model.config.metaalign = {"meta_prompt_version": META_PROMPT_VERSION, "temperature": dict.fromkeys(LABELS, 1.0)}
+    model.config.use_cache = False  # nothing is generated
+    model.config.metaalign = {
+        "meta_prompt_version": META_PROMPT_VERSION,
+        "temperature": dict.fromkeys(LABELS, 1.0),
+    }
     return model, tokenizer
 
 
@@ -81,7 +90,8 @@ def load(
     """A saved reward model in evaluation mode, in the checkpoint's own type where `dtype` is None.
 
     Raises:
-        UserError: as `find_checkpoint`, or it is no reward model, or one for another version of the meta-prompt.
+        UserError: as `find_checkpoint`, or it is no reward model, or one for another version of the
+            meta-prompt.
     """
     folder = find_checkpoint(path)
     config = read_json(folder / "config.json")
@@ -99,7 +109,9 @@ def load(
         )
     with _loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype or "auto", use_safetensors=True)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=dtype or "auto", use_safetensors=True
+        )
     return model.to(device).eval(), tokenizer
 
 
@@ -118,10 +130,11 @@ def check_fresh(output: Path) -> None:
 
 
 def head(model: PreTrainedModel) -> nn.Linear:
-    """The last linear layer, which gives the scores: `score` in decoders, named otherwise in some encoders."""
+    """The last linear layer, which gives the scores: `score` in decoders, otherwise named in encoders."""
     backbone = set(model.base_model.modules())
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in backbone]
-    assert layers and layers[-1].out_features == model.config.num_labels
+    assert layers, "the model has no linear head"
+    assert layers[-1].out_features == model.config.num_labels
     return layers[-1]
 
 
@@ -175,7 +188,7 @@ def _fetch(name: str) -> Path:
 
 
 def _without_dropout(folder: Path) -> dict[str, float]:
-    """Every dropout of the model's config set to 0: the two answers of a pair must be read by one and the same model."""
+    """The config's dropouts, all 0: one and the same model must read both answers of a pair."""
     values = PretrainedConfig.get_config_dict(folder)[0]
     return {name: 0.0 for name, value in values.items() if "drop" in name and isinstance(value, float)}
 
@@ -183,8 +196,8 @@ def _without_dropout(folder: Path) -> dict[str, float]:
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tokenizer.padding_side = "right"
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""What the reward model says about one answer, and how its four labels become one probability. No torch here."""
+"""What the reward model says of one answer, and how its labels become one probability. No torch here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,11 +43,11 @@ def combine(score: Score | Mapping[str, float], row: Row, mode: Mode) -> float:
 
     - `tier`: p_g · p_dialog, where g is the row's governing tier; p_dialog alone where that is the dialog.
     - `overall`: p_overall.
-    - `composed`: p_dialog · Π_t f_t over the tiers that say something, by falling priority. The first counts in full,
-      f = p. A lower one counts as far as the higher ones are satisfied, f_t = 1 - ½ · P_t · (1 - p_t), where P_t is
-      the product of the higher ones' p. So disobeying a lower tier costs at most half, and in a conflict the
-      answer that obeys the higher tier wins; with a weight above ½ a larger p of the higher tier could lower the
-      value, and with 1 both sides of a perfect conflict would be worth 0.
+    - `composed`: p_dialog · Π_t f_t over the tiers that say something, by falling priority. The first counts
+      in full, f = p. A lower one counts as far as the higher ones are satisfied, f_t = 1 - ½ · P_t · (1 -
+      p_t), where P_t is the product of the higher ones' p. So disobeying a lower tier costs at most half,
+      and in a conflict the answer that obeys the higher tier wins; with a weight above ½ a larger p of the
+      higher tier could lower the value, and with 1 both sides of a perfect conflict would be worth 0.
 
     Args:
         score: a `Score`, or the probabilities of the labels that the mode reads.

@@ -22,11 +22,16 @@ class Scorer:
     """A reward model with its tokenizer, ready to score.
 
     Attributes:
-        max_tokens: the longest text; of a longer one the dialog loses its left end, never a tier or the response.
+        max_tokens: the longest text; of a longer one the dialog loses its left end, never a tier or the
+            response.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None):
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None
+    ):
+        positions = getattr(
+            model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length
+        )
         longest = min(positions, tokenizer.model_max_length)
         if max_tokens is not None and not 0 < max_tokens <= longest:
             raise UserError(f"max_tokens: expected 1 to {longest}, the model's context, found {max_tokens}")
@@ -57,21 +62,27 @@ class Scorer:
         return cls(model, tokenizer, max_tokens)
 
     def score(
-        self, rows: Sequence[Row | Mapping[str, Any]], *, batch_tokens: int = BATCH_TOKENS, place: str = "rows"
+        self,
+        rows: Sequence[Row | Mapping[str, Any]],
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        place: str = "rows",
     ) -> list[Score]:
         """Score each row's `response`; the scores come in the rows' order.
 
         Args:
-            rows: `Row` objects, or mappings with `messages`, `response` and, if they say something, `system_info`
-                and `user_info` (a row's other fields are allowed).
+            rows: `Row` objects, or mappings with `messages`, `response` and, if they say something,
+                `system_info` and `user_info` (a row's other fields are allowed).
             batch_tokens: tokens a forward pass, padding included; it changes speed and memory, not scores.
             place: what errors call the list.
 
         Raises:
-            UserError: a bad row, or one whose tiers and response do not fit the context; names its index and field.
+            UserError: a bad row, or one whose tiers and response do not fit the context; names its index and
+                field.
         """
         return self.score_tokens(
-            [self.encode(row, f"{place}[{index}]") for index, row in enumerate(rows)], batch_tokens=batch_tokens
+            [self.encode(row, f"{place}[{index}]") for index, row in enumerate(rows)],
+            batch_tokens=batch_tokens,
         )
 
     def encode(self, row: Row | Mapping[str, Any], place: str) -> list[int]:
@@ -89,6 +100,8 @@ class Scorer:
     @torch.inference_mode()
     def logits(self, texts: Sequence[list[int]], *, batch_tokens: int = BATCH_TOKENS) -> torch.Tensor:
         """The logits of texts that `encode` made, float32 on the CPU, [texts, labels]."""
+        if batch_tokens < 1:
+            raise UserError(f"batch_tokens: expected 1 or more, found {batch_tokens}")
         logits = torch.empty(len(texts), len(LABELS))
         for batch in batches_by_length([len(text) for text in texts], batch_tokens):
             inputs = pad([texts[index] for index in batch], self.model.config.get_text_config().pad_token_id)

@@ -8,7 +8,7 @@ import pytest
 import ray
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.rollout.engine import RolloutEngine, refuse_tied_embeddings, tensor_names
@@ -22,14 +22,14 @@ PROMPTS = [[2, 10 + i, 20 + i, 30 + i] for i in range(8)]
 REQUESTS = [Request(100 + i, prompt) for i, prompt in enumerate(PROMPTS)]
 
 
-def tiny_model(*, tied: bool = False) -> Qwen2ForCausalLM:
-    config = Qwen2Config(
+def tiny_model(*, tied: bool = False) -> LlamaForCausalLM:
+    config = LlamaConfig(
         vocab_size=len(VOCABULARY), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=MAX_TOKENS,
         tie_word_embeddings=tied, eos_token_id=EOS, pad_token_id=0, bos_token_id=None, initializer_range=0.3,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         model.lm_head.weight[EOS] *= 2  # answers of all lengths: some end by themselves
     return model
@@ -70,7 +70,9 @@ def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
 
             WeightReceiver.receive_weights = lambda self, update: checksum(unpack(update))
 
-    actor = ray.remote(BreakableEngine).remote(str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, threads=1)
+    actor = ray.remote(BreakableEngine).remote(
+        str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, threads=1
+    )
 
     def stream(requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
         for reference in actor.generate.options(num_returns="streaming").remote(requests, sampling):
@@ -91,7 +93,7 @@ def draw(engine: SimpleNamespace, requests: list[Request] = REQUESTS, **sampling
 
 
 @torch.no_grad()
-def learner_logprobs(model: Qwen2ForCausalLM, samples: list[Sample]) -> list[list[float]]:
+def learner_logprobs(model: LlamaForCausalLM, samples: list[Sample]) -> list[list[float]]:
     """What transformers says of each sample's response tokens."""
     result = []
     for sample in samples:
@@ -101,7 +103,7 @@ def learner_logprobs(model: Qwen2ForCausalLM, samples: list[Sample]) -> list[lis
     return result
 
 
-def changed(model: Qwen2ForCausalLM, version: int) -> tuple[Qwen2ForCausalLM, WeightUpdate]:
+def changed(model: LlamaForCausalLM, version: int) -> tuple[LlamaForCausalLM, WeightUpdate]:
     """The model after a step that moves every tensor, and the update that carries it."""
     generator = torch.Generator().manual_seed(version)
     with torch.no_grad():
@@ -110,14 +112,16 @@ def changed(model: Qwen2ForCausalLM, version: int) -> tuple[Qwen2ForCausalLM, We
     return model, pack(model.named_parameters(), version, bucket_bytes=50_000)
 
 
-def engine_mismatch(model: Qwen2ForCausalLM, samples: list[Sample]) -> float:
+def engine_mismatch(model: LlamaForCausalLM, samples: list[Sample]) -> float:
     return mismatch([sample.logprobs for sample in samples], learner_logprobs(model, samples))
 
 
 def test_a_fresh_engine_holds_version_zero_and_answers_every_request_once(engine):
     samples = draw(engine)
     assert engine.ready() == 0
-    assert [(s.index, s.prompt_ids, s.weight_version) for s in samples] == [(r.index, r.prompt_ids, 0) for r in REQUESTS]
+    assert [(s.index, s.prompt_ids, s.weight_version) for s in samples] == [
+        (r.index, r.prompt_ids, 0) for r in REQUESTS
+    ]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
@@ -146,8 +150,11 @@ def test_text_is_the_tokenizer_s_without_special_tokens(engine):
 
 def test_samples_stream_as_they_finish_while_others_still_wait(engine):
     batches = list(engine.stream(REQUESTS, Sampling(max_new_tokens=20)))  # four at a time
-    assert len(batches) > 1 and all(batches)
-    assert sorted(sample.index for batch in batches for sample in batch) == [request.index for request in REQUESTS]
+    assert len(batches) > 1
+    assert all(batches)
+    assert sorted(sample.index for batch in batches for sample in batch) == [
+        request.index for request in REQUESTS
+    ]
 
 
 def test_greedy_answers_are_the_most_likely_tokens_each_time(engine):
@@ -174,7 +181,9 @@ def test_seeded_prompts_that_do_not_fit_one_step_together_are_drawn_too(engine):
 
 def test_a_prompt_that_leaves_too_little_room_is_refused_with_its_number_and_the_remedy(engine):
     for prompt in ([], [5] * 60):
-        with pytest.raises(UserError, match=r"request 9: a prompt of (0|60) tokens and max_new_tokens=5 .*shorten"):
+        with pytest.raises(
+            UserError, match=r"request 9: a prompt of (0|60) tokens and max_new_tokens=5 .*shorten"
+        ):
             draw(engine, [Request(9, prompt)], max_new_tokens=5)
     assert len(draw(engine)) == len(REQUESTS)
 
@@ -192,7 +201,8 @@ def test_after_new_weights_the_engine_answers_as_the_changed_model(engine):
         model, update = changed(tiny_model(), version)
         confirm(update, *engine.load_weights(update))
         samples = draw(engine, temperature=0.0)
-        assert engine.ready() == version and {sample.weight_version for sample in samples} == {version}
+        assert engine.ready() == version
+        assert {sample.weight_version for sample in samples} == {version}
         assert engine_mismatch(model, samples) < 1e-4
         assert engine_mismatch(model, before) > 0.1, "the test needs weights that matter"
 
@@ -206,11 +216,13 @@ def test_an_update_damaged_on_its_way_is_found_by_the_checksum(engine):
 
 def test_an_update_that_lacks_a_tensor_is_refused(engine):
     parameters = [(name, p) for name, p in tiny_model().named_parameters() if name != "lm_head.weight"]
-    with pytest.raises(StaleEngine, match="weight update 4 lacks 1 of the model's .* 'lm_head.weight'"):
+    with pytest.raises(StaleEngine, match=r"weight update 4 lacks 1 of the model's .* 'lm_head.weight'"):
         engine.load_weights(pack(parameters, 4))
 
 
-def test_an_engine_that_confirms_new_weights_but_keeps_the_old_ones_is_caught_by_its_log_probabilities(engine):
+def test_an_engine_that_confirms_new_weights_but_keeps_the_old_ones_is_caught_by_its_log_probabilities(
+    engine,
+):
     _, update = changed(tiny_model(), 5)
     confirm(update, *engine.load_weights(update))
     engine.break_loader()
@@ -224,7 +236,7 @@ def test_an_engine_that_confirms_new_weights_but_keeps_the_old_ones_is_caught_by
 
 def test_a_tied_model_is_refused_on_a_cpu_with_the_remedy(tmp_path):
     tiny_model(tied=True).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="tied.*tie_word_embeddings=false"):
+    with pytest.raises(UserError, match=r"tied.*tie_word_embeddings=false"):
         refuse_tied_embeddings(str(tmp_path))
 
 

@@ -17,7 +17,12 @@ def token_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: st
 
 
 def token_rewards(
-    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float, estimator: str = "k1"
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    kl_coef: float,
+    estimator: str = "k1",
 ) -> Tensor:
     """Reward of each token: -kl_coef times its KL, and the sample's score at its last response token.
 

@@ -71,7 +71,9 @@ class Batch:
         """The samples at `indices`, in that order, cut to the longest of them."""
         rows = torch.as_tensor(indices)
         longest = int(self.attention_mask[rows].sum(dim=1).max())
-        return Batch(*(_cut(getattr(self, f.name), rows, longest - (f.name not in FULL)) for f in fields(self)))
+        return Batch(
+            *(_cut(getattr(self, f.name), rows, longest - (f.name not in FULL)) for f in fields(self))
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""

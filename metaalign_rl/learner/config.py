@@ -62,10 +62,14 @@ class LearnerConfig:
             ("schedule", ("constant", "linear")),
         ):
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(str, allowed))}")
-        self._require("dual_clip", self.dual_clip is None or self.dual_clip > 1, "a number above 1, or nothing")
+        self._require(
+            "dual_clip", self.dual_clip is None or self.dual_clip > 1, "a number above 1, or nothing"
+        )
         if self.schedule == "linear":
             steps = self.total_steps
-            self._require("total_steps", steps is not None and steps > self.warmup_steps, "more than warmup_steps")
+            self._require(
+                "total_steps", steps is not None and steps > self.warmup_steps, "more than warmup_steps"
+            )
         if self.offload_optimizer:
             self._require("zero_stage", self.zero_stage > 0, "1, 2 or 3, for offload_optimizer to work on")
 

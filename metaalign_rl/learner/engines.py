@@ -64,10 +64,11 @@ def build(load: Callable[[], nn.Module], config: LearnerConfig, learning_rate: f
 
 def build_frozen(load: Callable[[], nn.Module], config: LearnerConfig, device: torch.device) -> nn.Module:
     """The model that `load` gives, for evaluation only: sharded under ZeRO-3, else whole on each rank."""
-    module = _load(load, config).requires_grad_(False)
-    if config.zero_stage == 3:
-        module, *_ = deepspeed.initialize(model=module, config=deepspeed_config(config, learning_rate=None))
-    return module.to(device).eval()
+    module = _load(load, config).requires_grad_(False).eval()
+    if config.zero_stage < 3:
+        return module.to(device)
+    engine, *_ = deepspeed.initialize(model=module, config=deepspeed_config(config, learning_rate=None))
+    return engine
 
 
 def _load(load: Callable[[], nn.Module], config: LearnerConfig) -> nn.Module:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
@@ -100,18 +101,21 @@ def load_critic(path: Path, dtype: torch.dtype, seed: int) -> Critic:
     fresh = set(loading["missing_keys"]) | mismatched
     backbone = sorted(name for name in fresh if name.startswith(f"{model.base_model_prefix}."))
     if backbone:
-        raise UserError(f"{path}: the checkpoint lacks weights of its own architecture, such as {backbone[0]}")
+        raise UserError(
+            f"{path}: the checkpoint lacks weights of its own architecture, such as {backbone[0]}"
+        )
     _initialise(model, fresh, seed)
     return Critic(model)
 
 
 def _initialise(model: PreTrainedModel, names: set[str], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if name in names and name.endswith("weight"):
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * HEAD_DEVIATION)
-        elif name in names:
-            parameter.data.zero_()
+    head = {name: parameter for name, parameter in model.named_parameters() if name in names}
+    sharded = any(hasattr(parameter, "ds_id") for parameter in head.values())
+    with deepspeed.zero.GatheredParameters(list(head.values()), modifier_rank=0, enabled=sharded):
+        for name, parameter in head.items():
+            scale = 0.0 if name.endswith("bias") else HEAD_DEVIATION
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
 def check_folder(path: Path) -> None:
@@ -124,9 +128,14 @@ def check_folder(path: Path) -> None:
         raise UserError(f"{path}: no such model folder; give the folder of a Hugging Face checkpoint")
     config = read_json(path / "config.json")
     if "auto_map" in config:
-        raise UserError(f"{path}/config.json: 'auto_map' asks to run code from the checkpoint; only models that transformers knows are loaded")
+        raise UserError(
+            f"{path}/config.json: 'auto_map' asks to run code from the checkpoint; "
+            "only models that transformers knows are loaded"
+        )
     if not any(path.glob("*.safetensors")):
-        raise UserError(f"{path}: no *.safetensors there; save the model with save_pretrained, other formats are not loaded")
+        raise UserError(
+            f"{path}: no *.safetensors there; save the model with save_pretrained, other formats are not loaded"
+        )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -140,7 +149,7 @@ def _config(path: Path, **changes: Any) -> Any:
     """The config with every dropout off: PPO's ratio of new to old probability must not be noise."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
     for name, value in vars(config).items():
-        if ("drop" in name) and isinstance(value, float):
+        if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
 

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,16 +32,37 @@ def prepare(rank: int, world_size: int, rendezvous: str) -> torch.device:
             world_size=world_size,
             timeout=TIMEOUT,
         )
-    _import_libraries()
+    _prepare_libraries(cuda)
     return torch.device("cuda", 0) if cuda else torch.device("cpu")
 
 
-def _import_libraries() -> None:
+def _prepare_libraries(cuda: bool) -> None:
     import deepspeed
     from transformers.utils import logging
 
-    deepspeed.utils.logger.setLevel("WARNING")
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it reports a critic's new head as a table of problems
+    deepspeed.utils.logger.setLevel("WARNING")
     # On a CPU DeepSpeed compiles this for a minute at first use, and works without it. CUDA never asks for it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed()
+        if not cuda:
+            _wait_for_every_gather(deepspeed.comm.comm.cdb)
+
+
+def _wait_for_every_gather(backend: Any) -> None:
+    """Make DeepSpeed's gathering of sharded weights right over gloo.
+
+    It starts one gather a weight and waits for the last alone. CUDA runs them in order; gloo does not, so that under
+    ZeRO-3 a late gather would overwrite weights that were loaded meanwhile.
+    """
+    gather = backend.all_gather_into_tensor
+
+    def finished(*args: Any, **kwargs: Any) -> Any:
+        work = gather(*args, **kwargs)
+        if work is not None:
+            work.wait()
+        return work
+
+    backend.all_gather_into_tensor = finished

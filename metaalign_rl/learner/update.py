@@ -18,13 +18,17 @@ class PPOUpdate:
     the whole count, and times the ranks since DeepSpeed averages gradients over them.
     """
 
-    def __init__(self, config: LearnerConfig, policy: Any, critic: Any | None, ranks: int, device: torch.device) -> None:
+    def __init__(
+        self, config: LearnerConfig, policy: Any, critic: Any | None, ranks: int, device: torch.device
+    ) -> None:
         losses = openrlhf_module("models.loss")
         correction: dict[str, Any] = {}
         if config.importance_cap is not None:
             correction = {"is_correction_level": "token", "is_correction_mode": "clip"}
             correction["is_correction_threshold"] = (0.0, config.importance_cap)
-        self._policy_loss = losses.PolicyLoss(config.clip_low, config.clip_high, config.dual_clip, **correction)
+        self._policy_loss = losses.PolicyLoss(
+            config.clip_low, config.clip_high, config.dual_clip, **correction
+        )
         self._value_loss = losses.ValueLoss(config.value_clip)
         self._entropy_coef = config.entropy_coef
         self._policy, self._critic, self._ranks, self._device = policy, critic, ranks, device

@@ -33,7 +33,9 @@ class Learner:
         self.device = platform.prepare(rank, world_size, rendezvous)
         self._generator = torch.Generator().manual_seed(config.seed)
 
-    def setup(self, policy_path: str | Path, critic_path: str | Path | None, reference_path: str | Path) -> None:
+    def setup(
+        self, policy_path: str | Path, critic_path: str | Path | None, reference_path: str | Path
+    ) -> None:
         """Load the models, all from folders in the Hugging Face format.
 
         Args:
@@ -77,7 +79,9 @@ class Learner:
         if self.rank != 0:
             return None
         logprobs, ref_logprobs, *values = results.cpu()
-        return replace(batch, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values[0] if values else None)
+        return replace(
+            batch, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values[0] if values else None
+        )
 
     def train(self, batch: Batch) -> dict[str, float]:
         """Update policy and critic on an evaluated batch with `advantages` and (with a critic) `returns`.

@@ -7,7 +7,7 @@ class WeightReceiver:
     """Mixed into vLLM's worker class by name (`worker_extension_cls`)."""
 
     def receive_weights(self, update: WeightUpdate) -> str:
-        """Load an update into this device's model; the checksum of the tensors that vLLM's loader consumed."""
+        """Load an update into this device's model; the checksum of the tensors that vLLM's loader took."""
         digest = Digest()
         self.reload_weights(weights_iterator=digest.watch(unpack(update)))  # type: ignore[attr-defined]
         return digest.hexdigest()

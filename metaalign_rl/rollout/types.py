@@ -1,4 +1,4 @@
-"""What goes into a rollout engine and what comes out. Light: the controller imports it without torch or vLLM."""
+"""What goes into a rollout engine and what comes out. Light: no torch, no vLLM."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,63 @@
+"""What the stages of one run share: its config, its folder and the rollout engines, which take seconds to start."""
+
+from pathlib import Path
+
+from metaalign_rl.config import Config
+from metaalign_rl.errors import UserError
+from metaalign_rl.folder import RunFolder
+from metaalign_rl.rollout.pool import EnginePool
+from metaalign_rl.schema import Row, read_rows
+
+
+class RunContext:
+    """One run while its stages go by. Use as a context manager: leaving it stops the engines."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = RunFolder.of(config)
+        self._engines: EnginePool | None = None
+
+    def __enter__(self) -> "RunContext":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop_engines()
+
+    def engines(self, checkpoint: Path) -> EnginePool:
+        """The run's rollout engines, holding the weights of `checkpoint`."""
+        if self._engines is None:
+            self._engines = EnginePool.start(self.config, checkpoint)
+        else:
+            self._engines.load_checkpoint(checkpoint)
+        return self._engines
+
+    def stop_engines(self) -> None:
+        """Free what the engines hold."""
+        if self._engines is not None:
+            self._engines.stop()
+            self._engines = None
+
+    def rows(self, use: str) -> list[Row]:
+        """The run's rows of one use.
+
+        Raises:
+            UserError: the data stage did not write any.
+        """
+        path = self.folder.rows(use)
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; the data source {self.config.data.source!r} gives no {use!r}")
+        return list(read_rows(path))
+
+    def start_policy(self) -> Path:
+        """The checkpoint that PPO starts from: the run's own SFT, else the one that the config names."""
+        if self.folder.sft.is_dir():
+            return self.folder.sft
+        if not self.config.model.path:
+            raise UserError("no policy to start from: run the stage sft, or give a checkpoint as model.path")
+        return Path(self.config.model.path).absolute()
+
+    def reward_model(self) -> Path | None:
+        """The reward model: the config's, else the run's own, if any."""
+        if self.config.reward.path:
+            return Path(self.config.reward.path).absolute()
+        return self.folder.reward if self.folder.reward.is_dir() else None

@@ -1,0 +1,61 @@
+"""All learner ranks of a run as one."""
+
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from metaalign_rl.config import Config
+from metaalign_rl.learner.batch import Batch
+from metaalign_rl.learner.worker import Learner
+from metaalign_rl.ranks import rendezvous
+from metaalign_rl.runtime import actor_options
+from metaalign_rl.weights import WeightUpdate
+
+
+class LearnerGroup:
+    """The learners, one Ray actor a rank. Every call goes to all ranks; rank 0's answer is the group's."""
+
+    def __init__(self, config: Config, policy: Path, critic: Path | None, reference: Path) -> None:
+        """Start the ranks; they load their models while the caller goes on."""
+        ranks = config.learners
+        actor = ray.remote(Learner).options(**actor_options(config, "learner", ranks))
+        meeting = rendezvous(config)
+        self._ranks = [actor.remote(config.learner, rank, ranks, meeting) for rank in range(ranks)]
+        self._ready = [rank.setup.remote(policy, critic, reference) for rank in self._ranks]
+
+    def wait(self) -> None:
+        """Return once all models are loaded."""
+        ray.get(self._ready)
+
+    def evaluate(self, batch: Batch) -> Batch:
+        """The batch with log-probabilities of policy and reference, and values; see `Learner.evaluate`."""
+        return self._call("evaluate", ray.put(batch))
+
+    def train(self, batch: Batch) -> dict[str, float]:
+        """One PPO update; see `Learner.train`."""
+        return self._call("train", ray.put(batch))
+
+    def weights(self, version: int) -> WeightUpdate:
+        """The policy's weights as an update for the rollout engines."""
+        return self._call("weights", version)
+
+    def save_policy(self, path: Path) -> None:
+        """Write the policy as a Hugging Face checkpoint."""
+        self._call("save_policy", path)
+
+    def save_state(self, path: Path) -> None:
+        """Write all that the next update depends on."""
+        self._call("save_state", path)
+
+    def load_state(self, path: Path) -> None:
+        """Take up what `save_state` wrote."""
+        self._call("load_state", path)
+
+    def stop(self) -> None:
+        """End the ranks' processes."""
+        for rank in self._ranks:
+            ray.kill(rank)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks])[0]

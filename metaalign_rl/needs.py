@@ -1,0 +1,171 @@
+"""What a run needs, compared with what is there. Light: Ray is asked only where it is connected already."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from metaalign_rl.config import Config
+
+GIB = 2**30
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that a run needs.
+
+    Attributes:
+        name: the key of the config that asks for it.
+        remedy: what to do when it is not there.
+    """
+
+    name: str
+    needed: str
+    found: str
+    ok: bool
+    remedy: str
+
+
+def is_submitted() -> bool:
+    """Whether this process is the driver of a job from `ray job submit`, which works in an unpacked copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray's job supervisor sets it for the driver
+
+
+def check_cluster(config: Config) -> Iterator[Check]:
+    """CPUs and GPUs, and whether every node sees run.root.
+
+    A cluster on this machine has as many CPUs as the machine, whatever it was told. GPUs and other clusters
+    are known only once Ray is connected, and left out before.
+    """
+    is_local = not os.environ.get("RAY_ADDRESS")
+    where = "this machine" if is_local else "the cluster"
+    resources: dict[str, float] = {}
+    if _is_connected():
+        import ray
+
+        resources = ray.cluster_resources()
+    if is_local:
+        resources["CPU"] = len(os.sched_getaffinity(0))
+    for name, kind, needed in (("cpus", "CPU", config.cluster.cpus), ("gpus", "GPU", config.cluster.gpus)):
+        if _is_connected() or kind in resources:
+            found = int(resources.get(kind, 0))
+            remedy = f"{where} has {found}: set cluster.{name}={found}, or run where there are more"
+            yield Check(f"cluster.{name}", f"{needed} {kind}s", str(found), found >= needed, remedy)
+    if _is_connected() and not is_local:
+        yield from _check_nodes(config)
+
+
+def _check_nodes(config: Config) -> Iterator[Check]:
+    """Whether every node sees what this one writes under run.root."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    root = Path(config.run.root).absolute()
+    if not others or not _is_writable(root):
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    mark = root / f".seen-by-every-node-{os.getpid()}"
+    mark.touch()
+    pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others]
+    exists = ray.remote(num_cpus=0)(os.path.exists)
+    try:
+        seen = ray.get([exists.options(scheduling_strategy=node).remote(str(mark)) for node in pinned])
+    finally:
+        mark.unlink()
+    blind = [node["NodeManagerAddress"] for node, sees in zip(others, seen, strict=True) if not sees]
+    yield Check(
+        "run.root",
+        "storage that every node sees",
+        f"{root}, which {', '.join(blind)} cannot see" if blind else f"seen by {len(others) + 1} nodes",
+        not blind,
+        "give a folder on shared storage, such as a mounted volume",
+    )
+
+
+def check_memory(config: Config) -> Check:
+    needed, found = config.cluster.memory_gib, _free_memory() / GIB
+    remedy = "free some memory, or lower the batch sizes and cluster.memory_gib with them"
+    return Check("cluster.memory_gib", f"{needed:g} GiB free", f"{found:.1f} GiB", found >= needed, remedy)
+
+
+def check_root(config: Config) -> Check:
+    root = Path(config.run.root)
+    if is_submitted() and not root.is_absolute():
+        remedy = "the job works in a copy that Ray deletes: give a folder on storage that every node sees"
+        return Check("run.root", "an absolute folder", repr(config.run.root), False, remedy)
+    good = _is_writable(root)
+    found = str(root.absolute()) if good else f"{root.absolute()}, not writable"
+    return Check("run.root", "a writable folder", found, good, "give another folder as run.root=FOLDER")
+
+
+def check_disk(config: Config) -> Check:
+    needed = config.cluster.disk_gib
+    found = shutil.disk_usage(_nearest_folder(Path(config.run.root))).free / GIB
+    remedy = "free some space, or give a run.root on another disk"
+    return Check("cluster.disk_gib", f"{needed:g} GiB free", f"{found:.1f} GiB", found >= needed, remedy)
+
+
+def check_sources(config: Config) -> list[Check]:
+    """The folders and files that the config names."""
+    checks = []
+    if config.data.source == "jsonl":
+        checks.append(_check_path("data.path", config.data.path, "a readable folder", Path.is_dir))
+    elif config.data.source == "verih":
+        checks.append(_check_path("data.path", config.data.path, "a readable file", Path.is_file))
+    if config.model.path and not _is_hub_id(config.model.path):
+        checks.append(_check_path("model.path", config.model.path, "a checkpoint folder", _is_checkpoint))
+    if config.reward.path:
+        checks.append(_check_path("reward.path", config.reward.path, "a checkpoint folder", _is_checkpoint))
+    return checks
+
+
+def _is_connected() -> bool:
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _check_path(name: str, value: str, needed: str, is_good: Callable[[Path], bool]) -> Check:
+    path = Path(value)
+    good = bool(value) and is_good(path) and os.access(path, os.R_OK)
+    problem = ", which is none" if path.exists() else ", which does not exist"
+    found = repr(value) if good or not value else f"{value!r}{problem}"
+    return Check(name, needed, found, good, f"give one as {name}=PATH")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "config.json").is_file()
+
+
+def _is_hub_id(value: str) -> bool:
+    """Whether it is a hub's `owner/name`: one whose first folder is here is a mistyped path instead."""
+    return bool(_HUB_ID.fullmatch(value)) and value[0] != "." and not Path(value.split("/")[0]).exists()
+
+
+def _is_writable(path: Path) -> bool:
+    return (path.is_dir() or not path.exists()) and os.access(_nearest_folder(path), os.W_OK | os.X_OK)
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def _free_memory() -> int:
+    """Bytes that this machine, or the container's limit, leaves free. Cached files count as free."""
+    free = _table(Path("/proc/meminfo"))["MemAvailable:"] * 1024
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
+        used = int((group / "memory.current").read_text()) - _table(group / "memory.stat")["inactive_file"]
+        free = min(free, int(limit) - used)
+    return free
+
+
+def _table(path: Path) -> dict[str, int]:
+    """The numbers of one of the kernel's files, by the first word of their lines."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines}

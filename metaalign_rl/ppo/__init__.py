@@ -1,0 +1,1 @@
+"""PPO: the controller's loop and what it does between the actors."""

@@ -1,0 +1,156 @@
+"""The PPO loop. It knows rows, samples, rewards and batches; the actors know devices."""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from metaalign_rl.config import Config
+from metaalign_rl.files import read_json, replace_folder, write_json
+from metaalign_rl.learner.advantages import token_kl
+from metaalign_rl.learner.batch import Batch
+from metaalign_rl.learner.group import LearnerGroup
+from metaalign_rl.learner.kl import AdaptiveKL, FixedKL, KLController
+from metaalign_rl.meta_prompt import MetaPrompt, encode
+from metaalign_rl.ppo.experience import Rollout, add_advantages, roll_out, to_batch
+from metaalign_rl.ppo.sampler import TierSampler
+from metaalign_rl.rollout.pool import EnginePool
+from metaalign_rl.rollout.types import Sampling
+from metaalign_rl.schema import Row
+from metaalign_rl.weights import assert_fresh, mismatch
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Actors:
+    """Those who do the work: rollout engines, reward workers and learners, any number of each."""
+
+    engines: EnginePool
+    scorers: Sequence[Any]
+    learners: LearnerGroup
+
+
+class Controller:
+    """Drives PPO step by step.
+
+    Args:
+        rows: what to roll out, with meta-prompts; answers are sampled, never read.
+        checkpoints: where to save, and to continue from.
+    """
+
+    def __init__(self, config: Config, actors: Actors, rows: Sequence[Row], tokenizer: Any, checkpoints: Path) -> None:
+        self.config, self.actors, self.rows, self.tokenizer = config, actors, rows, tokenizer
+        self.sampler = TierSampler(rows, config.ppo.sampler, config.run.seed)
+        self.sampling = Sampling(config.rollout.temperature, config.rollout.max_new_tokens)
+        self.kl = make_kl_controller(config)
+        self.step = 0
+        self._checkpoints = checkpoints
+        self._prompts: dict[int, list[int]] = {}
+
+    def steps(self) -> Iterator[Metrics]:
+        """Run the steps that are left; yields each one's metrics."""
+        self._resume()
+        self._send_weights()
+        while self.step < self.config.ppo.steps:
+            yield self._step()
+            if self.step % self.config.ppo.save_steps == 0 or self.step == self.config.ppo.steps:
+                self._save()
+
+    def _step(self) -> Metrics:
+        clock = Clock()
+        indices = self.sampler.draw(self.step, self.config.ppo.prompts_per_step) * self.config.ppo.samples_per_prompt
+        rows, prompts = [self.rows[i] for i in indices], [self._prompt(i) for i in indices]
+        rollouts = roll_out(self.actors.engines, self.actors.scorers, rows, prompts, self.sampling)
+        clock.lap("rollout")
+        batch = self.actors.learners.evaluate(to_batch(rollouts, self.tokenizer.pad_token_id))
+        clock.lap("evaluate")
+        off = mismatch(batch.rollout_logprobs, batch.logprobs, batch.action_mask)
+        assert_fresh(off, self.config.ppo.max_mismatch, self.step, "a rollout engine")
+        add_advantages(batch, rollouts, self.config.ppo, self.kl.value)
+        learned = self.actors.learners.train(batch)
+        clock.lap("learn")
+        self.step += 1
+        self._send_weights()
+        clock.lap("transfer")
+        described = describe(rollouts, batch)
+        self.kl.update(described["kl"] * described["response_tokens"], len(rollouts))
+        return {"step": self.step, **described, **learned, "mismatch": off, "kl_coef": self.kl.value, **clock.laps}
+
+    def _prompt(self, index: int) -> list[int]:
+        if index not in self._prompts:
+            row = self.rows[index]
+            room = self.config.model.max_tokens - self.config.rollout.max_new_tokens
+            meta = MetaPrompt(row.system_info, row.user_info)
+            self._prompts[index] = encode(self.tokenizer, meta, row.messages, max_tokens=room, place=f"row {row.id!r}")
+        return self._prompts[index]
+
+    def _send_weights(self) -> None:
+        self.actors.engines.load_weights(self.actors.learners.weights(self.step))
+
+    def _save(self) -> None:
+        def fill(folder: Path) -> None:
+            self.actors.learners.save_state(folder / "learners")
+            write_json(folder / "controller.json", {"step": self.step, "kl_coef": self.kl.value})
+
+        old = list(self._checkpoints.glob("step-*"))
+        replace_folder(self._checkpoints / f"step-{self.step}", fill)
+        for folder in old:
+            shutil.rmtree(folder)
+
+    def _resume(self) -> None:
+        saved = {int(folder.name.removeprefix("step-")): folder for folder in self._checkpoints.glob("step-*")}
+        if saved:
+            last = saved[max(saved)]
+            state = read_json(last / "controller.json")
+            self.step, self.kl.value = state["step"], state["kl_coef"]
+            self.actors.learners.load_state(last / "learners")
+
+
+class Clock:
+    """Seconds between laps, as metrics."""
+
+    def __init__(self) -> None:
+        self.laps: Metrics = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Call the time since the last lap `seconds_NAME`."""
+        now = time.monotonic()
+        self.laps[f"seconds_{name}"] = now - self._last
+        self._last = now
+
+
+def make_kl_controller(config: Config) -> KLController:
+    """The coefficient of the KL penalty, fixed or steered towards a target."""
+    ppo = config.ppo
+    return FixedKL(ppo.kl_coef) if ppo.kl == "fixed" else AdaptiveKL(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)
+
+
+def describe(rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
+    """What the step's answers are like: rewards, gold and proxy, by tier and relation too; KL (nats a token); length."""
+    assert batch.logprobs is not None and batch.ref_logprobs is not None
+    kl = token_kl(batch.logprobs, batch.ref_logprobs, batch.action_mask)
+    metrics = _means(rollouts, "")
+    for name, key in (("tier", lambda r: r.row.tier), ("relation", lambda r: r.row.relation)):
+        for value in sorted({key(rollout) for rollout in rollouts}):
+            metrics |= _means([rollout for rollout in rollouts if key(rollout) == value], f"{name}/{value}/")
+    return metrics | {
+        "kl": float(kl.sum() / batch.response_tokens()),
+        "samples": len(rollouts),
+        "response_tokens": batch.response_tokens() / len(batch),
+        "unfinished": fmean(not rollout.sample.finished for rollout in rollouts),
+    }
+
+
+def _means(rollouts: Sequence[Rollout], prefix: str) -> Metrics:
+    rewards = [rollout.reward for rollout in rollouts]
+    columns: dict[str, list[float]] = {
+        "reward": [reward.value for reward in rewards],
+        "proxy": [reward.proxy for reward in rewards if reward.proxy is not None],
+        "gold": [float(reward.gold) for reward in rewards if reward.gold is not None],
+    }
+    return {prefix + name: fmean(values) for name, values in columns.items() if values}

@@ -1,0 +1,87 @@
+"""From rows to experience: roll out, score while others still roll out, compare engine and learner, estimate advantages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from metaalign_rl.config import PPOConfig
+from metaalign_rl.learner.advantages import gae, token_rewards, whiten
+from metaalign_rl.learner.batch import Batch
+from metaalign_rl.reward_worker import Reward
+from metaalign_rl.rollout.pool import EnginePool
+from metaalign_rl.rollout.types import Request, Sample, Sampling
+from metaalign_rl.schema import Row
+
+TIER_DEVIATION_FLOOR = 0.1  # a solved tier's rewards hardly vary; dividing by less would amplify noise
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One answer with the row that asked for it and what it is worth."""
+
+    row: Row
+    sample: Sample
+    reward: Reward
+
+
+def roll_out(
+    pool: EnginePool, scorers: Sequence[Any], rows: Sequence[Row], prompts: Sequence[list[int]], sampling: Sampling
+) -> list[Rollout]:
+    """One answer to each row, in the rows' order. Answers go to the reward workers in turn as soon as they are finished."""
+    samples: dict[int, Sample] = {}
+    scored: list[tuple[list[int], Any]] = []
+    waiting: list[Sample] = []
+    chunk = max(1, len(rows) // (4 * len(scorers)))
+
+    def send() -> None:
+        indices = [sample.index for sample in waiting]
+        scorer = scorers[len(scored) % len(scorers)]
+        scored.append((indices, scorer.score.remote([rows[i] for i in indices], [s.text for s in waiting])))
+        waiting.clear()
+
+    for finished in pool.generate([Request(index, ids) for index, ids in enumerate(prompts)], sampling):
+        waiting += finished
+        samples |= {sample.index: sample for sample in finished}
+        if len(waiting) >= chunk:
+            send()
+    if waiting:
+        send()
+    rewards: dict[int, Reward] = {}
+    for (indices, _), answers in zip(scored, ray.get([answer for _, answer in scored]), strict=True):
+        rewards |= dict(zip(indices, answers, strict=True))
+    return [Rollout(row, samples[index], rewards[index]) for index, row in enumerate(rows)]
+
+
+def to_batch(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
+    """The rollouts' tokens and the engine's log-probabilities as one padded batch."""
+    samples = [rollout.sample for rollout in rollouts]
+    return Batch.from_samples(
+        [(sample.prompt_ids, sample.response_ids) for sample in samples], pad_id, [sample.logprobs for sample in samples]
+    )
+
+
+def add_advantages(batch: Batch, rollouts: Sequence[Rollout], config: PPOConfig, kl_coef: float) -> None:
+    """Fill in `advantages` (whitened over the batch) and `returns` of an evaluated batch: GAE over KL-penalised rewards."""
+    assert batch.logprobs is not None and batch.ref_logprobs is not None and batch.values is not None
+    scores = scores_of(rollouts, config.normalize_per_tier)
+    rewards = token_rewards(
+        scores, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl_coef, config.kl_estimator
+    )
+    advantages, batch.returns = gae(rewards, batch.values, batch.action_mask, config.gamma, config.lam)
+    batch.advantages = whiten(advantages, batch.action_mask)
+
+
+def scores_of(rollouts: Sequence[Rollout], normalize_per_tier: bool) -> Tensor:
+    """The rewards [B], in each governing tier with mean 0 and deviation 1 if wanted."""
+    scores = torch.tensor([rollout.reward.value for rollout in rollouts], dtype=torch.float32)
+    if normalize_per_tier:
+        tiers = [rollout.row.tier for rollout in rollouts]
+        for tier in set(tiers):
+            members = torch.tensor([other == tier for other in tiers])
+            part = scores[members]
+            scores[members] = (part - part.mean()) / part.std(correction=0).clamp(min=TIER_DEVIATION_FLOOR)
+    return scores

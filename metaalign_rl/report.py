@@ -1,0 +1,126 @@
+"""The report: `report.json` from the stages' files, and the table on the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.files import read_json, read_jsonl, write_json
+from metaalign_rl.folder import RunFolder
+
+POLICIES = {"sft": "before PPO", "ppo": "after PPO"}
+HEADLINES = ("following", "conflict", "distractor")
+
+
+def build(folder: RunFolder, mode: str) -> dict[str, float]:
+    """Write `report.json`, one flat object; the keys are the design's, and those of a stage that did not run are missing.
+
+    Args:
+        mode: which of the reward model's scores PPO used.
+    """
+    figures = read_json(folder.evaluation / "figures.json")
+    report: dict[str, float] = {f"seconds.{stage}": seconds for stage, seconds in read_json(folder.progress).items()}
+    for policy in POLICIES:
+        for name in HEADLINES:
+            for decoding, suffix in (("sampled", ""), ("greedy", "_greedy")):
+                if name in figures[f"{policy}_{decoding}"]:
+                    report[f"{policy}.{name}{suffix}"] = figures[f"{policy}_{decoding}"][name]
+    if folder.reward_evaluation.is_file():
+        report |= _reward(read_json(folder.reward_evaluation), mode)
+    if "reward" in figures:
+        report["reward.on_policy"] = figures["reward"]["on_policy"]
+        report["ppo.gold_minus_proxy"] = figures["reward"]["gold_minus_proxy"]
+    report |= _training(folder)
+    write_json(folder.report, report)
+    return report
+
+
+def show(root: Path) -> None:
+    """Print a run's results from its files.
+
+    Raises:
+        UserError: the run has not come to its report.
+    """
+    folder = RunFolder(root)
+    if not folder.report.is_file():
+        raise UserError(f"{root}: no report.json there yet; run the stages evaluate and report")
+    from rich.console import Console
+
+    report, figures = read_json(folder.report), read_json(folder.evaluation / "figures.json")
+    console = Console(width=None if Console().is_terminal else 110)
+    console.print(_following_table(figures))
+    if folder.reward_evaluation.is_file():
+        console.print(_reward_table(report))
+    console.print(_showcase_table(figures["showcase"]))
+    total = sum(value for key, value in report.items() if key.startswith("seconds."))
+    console.print(f"{total / 60:.1f} minutes in all; figures: {folder.report}; models: {folder.policy}, {folder.reward}")
+
+
+def _reward(evaluation: dict[str, Any], mode: str) -> dict[str, float]:
+    whole = evaluation["whole"][mode]
+    report = {
+        "reward.accuracy": whole["accuracy"],
+        "reward.flip": whole["flip"]["accuracy"],
+        "reward.conflict": whole["conflict"]["accuracy"],
+    }
+    controls = {name: evaluation[name]["overall"]["accuracy"] for name in evaluation if name != "whole"}
+    return report | {f"reward.{name}": accuracy for name, accuracy in controls.items()}
+
+
+def _training(folder: RunFolder) -> dict[str, float]:
+    if not folder.metrics.is_file():
+        return {}
+    steps = [line for _, line in read_jsonl(folder.metrics)]
+    seconds = sum(value for step in steps for name, value in step.items() if name.startswith("seconds_"))
+    return {
+        "ppo.steps": len(steps),
+        "ppo.samples_per_second": sum(step["samples"] for step in steps) / seconds,
+        "ppo.mismatch_max": max(step["mismatch"] for step in steps),
+    }
+
+
+def _following_table(figures: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Share of held-out rows that follow what governs (gold checks)", title_justify="left")
+    for column in ("", "before, sampled", "after, sampled", "before, greedy", "after, greedy", "rows"):
+        table.add_column(column, justify="left" if not column else "right")
+    columns = [figures[f"{policy}_{decoding}"] for decoding in ("sampled", "greedy") for policy in POLICIES]
+    for name in HEADLINES:
+        if name in columns[0]:
+            table.add_row(f"[b]{name}[/b]", *(f"{column[name]:.2f}" for column in columns), "")
+    for cut in ("tier", "relation", "family", "kind", "split"):
+        table.add_section()
+        for value, row in columns[0]["by"][cut].items():
+            cells = [f"{column['by'][cut][value]['following']:.2f}" for column in columns]
+            table.add_row(f"{cut} {value}", *cells, str(row["rows"]))
+    return table
+
+
+def _reward_table(report: dict[str, float]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Reward model on held-out pairs", title_justify="left", show_header=False)
+    meanings = {
+        "reward.accuracy": "all pairs",
+        "reward.flip": "flips, right both ways",
+        "reward.conflict": "conflicts",
+        "reward.on_policy": "agreement with gold on the policy's own answers",
+        "reward.preference_blind": "control without the meta-prompt",
+        "reward.tier_blind": "control that cannot tell the tiers, on tier flips",
+    }
+    for key, meaning in meanings.items():
+        if key in report:
+            table.add_row(meaning, f"{report[key]:.2f}")
+    return table
+
+
+def _showcase_table(records: list[dict[str, str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"{records[0]['question'][:80]!r} under four meta-prompts, greedily", title_justify="left")
+    for column in ("System Info", "User Info", *POLICIES.values()):
+        table.add_column(column, overflow="fold")
+    for record in records:
+        cells = (record["system_info"], record["user_info"], *(record[policy] for policy in POLICIES))
+        table.add_row(*(cell[:200] for cell in cells))
+    return table

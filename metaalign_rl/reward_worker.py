@@ -1,0 +1,72 @@
+"""The reward worker: scores answers for PPO with the reward model, the rows' own checks, or a mix of both."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from metaalign_rl.data.gold import judge
+from metaalign_rl.errors import UserError
+from metaalign_rl.schema import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What one answer is worth.
+
+    Attributes:
+        value: what PPO maximises: the weighted mean of the sources.
+        proxy: the reward model's probability that the answer is good, in the configured mode; None without a model.
+        gold: whether the row's checks say that the answer follows; None for a row without checks.
+    """
+
+    value: float
+    proxy: float | None
+    gold: bool | None
+
+
+class RewardWorker:
+    """A Ray actor round `reward.Scorer` and the gold checks; it reads whole rows, not only text."""
+
+    def __init__(self, model: Path | None, mode: str, model_weight: float, checks_weight: float) -> None:
+        """Load the reward model, if it has a weight.
+
+        Raises:
+            UserError: a weight without its source, or no weight at all.
+        """
+        if model_weight > 0 and model is None:
+            raise UserError("ppo.reward_model: there is no reward model; run the stage reward, or give reward.path")
+        if not model_weight + checks_weight > 0:
+            raise UserError("ppo.reward_model and ppo.reward_checks are both 0, which leaves no reward")
+        self._mode = mode
+        self._weights = (model_weight, checks_weight)
+        self._scorer = None
+        if model_weight > 0:
+            from reward import Scorer
+
+            assert model is not None
+            self._scorer = Scorer.from_pretrained(model)
+
+    def score(self, rows: list[Row], answers: list[str]) -> list[Reward]:
+        """The reward of each answer to its row.
+
+        Raises:
+            UserError: a row cannot be scored; a failure is never a number.
+        """
+        proxies = self._proxies(rows, answers)
+        return [self._mix(row, answer, proxy) for row, answer, proxy in zip(rows, answers, proxies, strict=True)]
+
+    def _proxies(self, rows: list[Row], answers: list[str]) -> list[float | None]:
+        if self._scorer is None:
+            return [None] * len(rows)
+        from reward import combine
+
+        scores = self._scorer.score([replace(row, response=answer) for row, answer in zip(rows, answers, strict=True)])
+        return [combine(score, row, self._mode) for score, row in zip(scores, rows, strict=True)]
+
+    def _mix(self, row: Row, answer: str, proxy: float | None) -> Reward:
+        model_weight, checks_weight = self._weights
+        gold = judge(row, answer).following if row.checks else None
+        if checks_weight > 0 and gold is None:
+            raise UserError(f"row {row.id!r}: ppo.reward_checks needs a row with checks, and it has none")
+        parts = ((model_weight, proxy or 0.0), (checks_weight, float(gold or False)))
+        value = sum(weight * part for weight, part in parts) / (model_weight + checks_weight)
+        return Reward(value, proxy, gold)

@@ -1,0 +1,89 @@
+"""All rollout engines of a run as one: requests go out over them, samples stream back as they finish."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from metaalign_rl.config import Config
+from metaalign_rl.rollout.engine import RolloutEngine
+from metaalign_rl.rollout.types import Request, Sample, Sampling
+from metaalign_rl.runtime import actor_options
+from metaalign_rl.weights import WeightUpdate, confirm, pack
+
+
+class EnginePool:
+    """The rollout engines, Ray actors that all hold the same weights."""
+
+    def __init__(self, engines: list[Any]) -> None:
+        self.engines = engines
+
+    @classmethod
+    def start(cls, config: Config, model_path: Path) -> "EnginePool":
+        """Start the engines; they load `model_path` while the caller goes on."""
+        rollout = config.rollout
+        actor = ray.remote(RolloutEngine).options(**actor_options(config, "rollout", config.rollout.engines))
+        engines = [
+            actor.remote(
+                str(model_path),
+                max_tokens=config.model.max_tokens,
+                max_sequences=rollout.max_sequences,
+                dtype=config.model.dtype,
+                seed=config.run.seed + index,
+                kv_cache_gib=rollout.kv_cache_gib,
+                gpu_memory_utilization=rollout.gpu_memory_utilization,
+                tensor_parallel=rollout.tensor_parallel,
+                threads=config.cluster.cpus,
+            )
+            for index in range(rollout.engines)
+        ]
+        return cls(engines)
+
+    def generate(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
+        """Samples as they finish, in no fixed order; each carries its request's index."""
+        count = len(self.engines)
+        shares = [requests[start::count] for start in range(count)]
+        streams = [
+            engine.generate.options(num_returns="streaming").remote(share, sampling)
+            for engine, share in zip(self.engines, shares, strict=True)
+            if share
+        ]
+        while streams:
+            ready, streams = ray.wait(streams, num_returns=1)
+            try:
+                yield ray.get(next(ready[0]))
+                streams.append(ready[0])
+            except StopIteration:
+                pass  # this engine has answered everything
+
+    def answer(self, prompts: list[list[int]], sampling: Sampling) -> list[Sample]:
+        """One sample a prompt, in the prompts' order."""
+        requests = [Request(index, ids) for index, ids in enumerate(prompts)]
+        samples = [sample for part in self.generate(requests, sampling) for sample in part]
+        return sorted(samples, key=lambda sample: sample.index)
+
+    def load_weights(self, update: WeightUpdate) -> None:
+        """Give every engine these weights and hold each to its confirmation.
+
+        Raises:
+            StaleEngine: an engine took something else.
+        """
+        shared = ray.put(update)
+        for index, answer in enumerate(
+            ray.get([engine.load_weights.remote(shared) for engine in self.engines])
+        ):
+            confirm(update, *answer, engine=f"rollout engine {index}")
+
+    def load_checkpoint(self, checkpoint: Path) -> None:
+        """Give every engine the weights in a checkpoint's folder."""
+        from safetensors.torch import load_file
+
+        tensors = {name: t for file in sorted(checkpoint.glob("*.safetensors")) for name, t in load_file(file).items()}
+        version = max(ray.get([engine.ready.remote() for engine in self.engines])) + 1
+        self.load_weights(pack(tensors.items(), version))
+
+    def stop(self) -> None:
+        """End the engines' processes."""
+        for engine in self.engines:
+            ray.kill(engine)

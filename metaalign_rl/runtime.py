@@ -1,0 +1,124 @@
+"""Ray for a run: start or join it, and see that all is there before anything starts."""
+
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from metaalign_rl import needs
+from metaalign_rl.config import Config
+from metaalign_rl.errors import UserError
+from metaalign_rl.needs import GIB, Check
+
+OBJECT_STORE_SHARE = 0.1  # of cluster.memory_gib: experience passes through it, weights do not
+LEAST_OBJECT_STORE = 128 * 2**20  # bytes; Ray refuses less than 75 MiB
+PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
+
+
+@contextmanager
+def connect(config: Config) -> Iterator[None]:
+    """Join the cluster at RAY_ADDRESS (a submitted job has it set), else start one on the loopback.
+
+    On leaving, the cluster that this started stops, and one that it joined goes on. Where Ray is connected
+    already, the connection stays as it is.
+
+    Raises:
+        UserError: RAY_ADDRESS is not a cluster's, or nothing answers there.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
+    if address := os.environ.get("RAY_ADDRESS"):
+        _join(address)
+    else:
+        _start(config)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def actor_env(threads: int) -> dict[str, str]:
+    """Environment variables for an actor's `runtime_env` that keep it to `threads` threads."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait would starve the other actors
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def preflight(config: Config) -> list[Check]:
+    """What the config needs beside what this machine has, and once Ray is connected, what its cluster has."""
+    checks = [*needs.check_cluster(config), needs.check_memory(config), needs.check_root(config)]
+    return [*checks, needs.check_disk(config), *needs.check_sources(config)]
+
+
+def require(checks: list[Check]) -> None:
+    """Raise a `UserError` that lists what is missing, with the remedies."""
+    missing = [f"{c.name}: needs {c.needed}, found {c.found}; {c.remedy}" for c in checks if not c.ok]
+    if len(missing) > 1:
+        raise UserError("\n  ".join([f"{len(missing)} things that the run needs are missing:", *missing]))
+    if missing:
+        raise UserError(missing[0])
+
+
+def _join(address: str) -> None:
+    import ray
+
+    if "://" in address:
+        raise UserError(
+            f"RAY_ADDRESS: expected host:port of a cluster's head, or auto, found {address!r}; "
+            "send the run there with `ray job submit --address`, or unset RAY_ADDRESS to run on this machine"
+        )
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdecimal():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+    except (OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"RAY_ADDRESS: no Ray cluster answers at {address!r} ({reason}); start one with "
+            "`ray start --head`, or unset RAY_ADDRESS to run on this machine"
+        ) from error
+
+
+def _start(config: Config) -> None:
+    import ray
+    from ray._private import ray_constants
+
+    # Ray listens on every interface unless it takes this machine for one that cannot be in a cluster. It
+    # reads the variable on import, which may have been before this; its processes read it when they start.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    store = max(LEAST_OBJECT_STORE, int(OBJECT_STORE_SHARE * config.cluster.memory_gib * GIB))
+    ray.init(
+        address="local",
+        num_cpus=config.cluster.cpus,
+        include_dashboard=False,
+        object_store_memory=store,
+        log_to_driver=False,
+        logging_level="WARNING",
+    )
+
+
+# The share of the run's CPUs and GPUs that all actors of a role take together. The roles work in turns on the same
+# devices, so a share is a place in Ray's books and no limit; each actor may use all of the run's threads.
+SHARES = {"training": 0.3, "rollout": 0.3, "learner": 0.3, "reward": 0.1}
+
+
+def actor_options(config: Config, role: str, count: int = 1, threads: int | None = None) -> dict[str, Any]:
+    """Ray's options for one of `count` actors of a role."""
+    share = SHARES[role] / count
+    return {
+        "num_cpus": config.cluster.cpus * share,
+        "num_gpus": config.cluster.gpus * share,
+        "runtime_env": {"env_vars": actor_env(threads or config.cluster.cpus)},
+    }

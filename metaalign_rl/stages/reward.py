@@ -1,0 +1,138 @@
+"""The reward stage: pairs from the SFT policy's own answers, the reward model, its controls, and their evaluation."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from metaalign_rl.context import RunContext
+from metaalign_rl.data.gold import labels
+from metaalign_rl.errors import UserError
+from metaalign_rl.files import write_json, write_jsonl
+from metaalign_rl.meta_prompt import MetaPrompt, encode
+from metaalign_rl.progress import Bar
+from metaalign_rl.reward_trainer import RewardTrainer, View
+from metaalign_rl.rollout.types import Sampling
+from metaalign_rl.runtime import actor_options
+from metaalign_rl.schema import Row
+from reward.config import RewardTraining
+from reward.score import MODES
+
+CONTROLS: tuple[View, ...] = ("preference_blind", "tier_blind")
+
+
+def run(context: RunContext) -> None:
+    """Train `reward/` and the controls, and write `reward_evaluation.json`."""
+    folder = context.folder
+    if context.config.reward.on_policy_prompts and not folder.rows("on_policy_pairs").is_file():
+        rows = on_policy_rows(context)
+        write_jsonl(folder.rows("on_policy_pairs"), (row.to_json() for row in rows))
+        print(f"reward: {sum(row.chosen is not None for row in rows):,} pairs of the policy's own answers")
+    outputs: dict[View, Path] = {"whole": folder.reward}
+    if context.config.reward.controls:
+        outputs |= {view: folder.controls / view for view in CONTROLS}
+    trainers = _train(context, {view: path for view, path in outputs.items() if not path.is_dir()})
+    write_json(folder.reward_evaluation, _evaluate(context, outputs))
+    for trainer in trainers:
+        ray.kill(trainer)
+
+
+def on_policy_rows(context: RunContext) -> list[Row]:
+    """Answers that the SFT policy draws to training prompts, labelled by the rows' checks.
+
+    A prompt with good and bad answers becomes a pair; one with only one sort, a labelled answer.
+    """
+    settings, config = context.config.reward, context.config
+    rng = random.Random(f"on policy {config.run.seed}")
+    prompts = [row for row in context.rows("prompts") if row.checks]
+    prompts = rng.sample(prompts, min(settings.on_policy_prompts, len(prompts)))
+    asked = [row for row in prompts for _ in range(settings.on_policy_samples)]
+    answers = answer(context, context.start_policy(), asked, Sampling(1.0, config.rollout.max_new_tokens))
+    by_row = groupby(zip(asked, answers, strict=True), key=lambda item: item[0].id)
+    return [_labelled(row, [text for _, text in group]) for row, (_, group) in zip(prompts, by_row, strict=True)]
+
+
+def answer(context: RunContext, checkpoint: Path, rows: Sequence[Row], sampling: Sampling) -> list[str]:
+    """One answer of a checkpoint to each row, by the run's rollout engines."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    room = context.config.model.max_tokens - sampling.max_new_tokens
+    prompts = [
+        encode(
+            tokenizer, MetaPrompt(row.system_info, row.user_info), row.messages, max_tokens=room, place=f"row {row.id!r}"
+        )
+        for row in rows
+    ]
+    return [sample.text for sample in context.engines(checkpoint).answer(prompts, sampling)]
+
+
+def _labelled(row: Row, answers: list[str]) -> Row:
+    found = {text: labels(row, text) for text in answers}
+    good = [text for text in answers if found[text]["overall"]]
+    bad = [text for text in answers if not found[text]["overall"]]
+    if good and bad:
+        pair = {"chosen": found[good[0]], "rejected": found[bad[0]]}
+        return replace(row, chosen=good[0], rejected=bad[0], labels=pair)
+    return replace(row, response=answers[0], labels={"response": found[answers[0]]})
+
+
+def _train(context: RunContext, outputs: dict[View, Path]) -> list[Any]:
+    """Train all at once, each with its share of the CPUs: small models gain little from a second thread."""
+    config, folder = context.config, context.folder
+    settings = config.reward
+    training = RewardTraining(
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        max_tokens=config.model.max_tokens,
+        bf16=config.model.dtype == "bfloat16",
+        seed=config.run.seed,
+    )
+    files = [path for path in (folder.rows("pairs"), folder.rows("on_policy_pairs")) if path.is_file()]
+    if outputs and not files:
+        raise UserError(f"{folder.data}: no pairs to train a reward model on; give reward.path, or data with pairs")
+    options = actor_options(config, "training", max(1, len(outputs)), threads=1 if config.cluster.gpus == 0 else None)
+    trainers = {view: ray.remote(RewardTrainer).options(**options).remote(view) for view in outputs}
+    streams = [
+        trainers[view].train.options(num_returns="streaming").remote(training, files, context.start_policy(), output)
+        for view, output in outputs.items()
+    ]
+    with Bar("reward") as bar:
+        for stream in streams:
+            for update in stream:
+                latest = ray.get(update)
+                if stream is streams[0]:
+                    bar(latest)
+    return list(trainers.values())
+
+
+def _evaluate(context: RunContext, outputs: dict[View, Path]) -> dict[str, Any]:
+    """The reward model on all held-out pairs; each control on the pairs that show what it cannot know."""
+    pairs = context.rows("held_out_pairs")
+    views = {
+        "whole": pairs,
+        "preference_blind": one_way(pairs, context.config.run.seed),
+        "tier_blind": [row for row in pairs if row.tags.get("flip_kind") == "tier"],
+    }
+    options = actor_options(context.config, "training", len(outputs))
+    answers = {}
+    for view, path in outputs.items():
+        judge = ray.remote(RewardTrainer).options(**options).remote(view)
+        modes = MODES if view == "whole" else ("overall",)
+        answers[view] = ray.get(judge.evaluate.remote(path, views[view], modes))
+        ray.kill(judge)
+    return answers
+
+
+def one_way(pairs: Sequence[Row], seed: int) -> list[Row]:
+    """Of each flip one of its rows, by chance: seen both ways, a model that reads no preference would be right once."""
+    rng = random.Random(f"one way {seed}")
+    flips: dict[str, list[Row]] = {}
+    for row in pairs:
+        flips.setdefault(row.tags.get("flip", row.id), []).append(row)
+    return [rng.choice(rows) for rows in flips.values()]

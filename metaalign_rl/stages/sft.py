@@ -1,0 +1,32 @@
+"""The SFT stage: the warm start on demonstrations, by ranks of transformers' Trainer on DeepSpeed."""
+
+import ray
+
+from metaalign_rl.base_model import prepare_base
+from metaalign_rl.context import RunContext
+from metaalign_rl.progress import Bar
+from metaalign_rl.ranks import rendezvous
+from metaalign_rl.runtime import actor_options
+from metaalign_rl.sft import SFTWorker
+
+
+def run(context: RunContext) -> None:
+    """Train `sft/` from the base checkpoint; an interrupted training goes on from its last checkpoint."""
+    config, folder = context.config, context.folder
+    if not folder.base.is_dir():
+        prepare_base(config.model, context.rows("demonstrations"), config.run.seed, folder.base)
+    ranks = config.learners
+    actor = ray.remote(SFTWorker).options(**actor_options(config, "training", ranks))
+    meeting = rendezvous(config)
+    workers = [actor.remote(rank, ranks, meeting) for rank in range(ranks)]
+    arguments = (config.sft, folder.base, folder.rows("demonstrations"), folder.sft, folder.checkpoints / "sft")
+    keywords = {"max_tokens": config.model.max_tokens, "seed": config.run.seed}
+    streams = [worker.train.options(num_returns="streaming").remote(*arguments, **keywords) for worker in workers]
+    with Bar("sft") as bar:
+        for update in streams[0]:
+            bar(ray.get(update))
+    for stream in streams[1:]:
+        for update in stream:
+            ray.get(update)
+    for worker in workers:
+        ray.kill(worker)

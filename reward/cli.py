@@ -1,0 +1,190 @@
+"""`metaalign-reward`: train, evaluate, use and export the reward model."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.files import read_jsonl, write_json, write_jsonl
+from metaalign_rl.schema import read_rows
+from reward.config import RewardTraining
+from reward.score import MODES
+
+EXAMPLES = """examples:
+  metaalign-reward train --base sft-model --data pairs.jsonl --output reward-model --learning-rate 1e-3
+  metaalign-reward evaluate --model reward-model --data held_out_pairs.jsonl --output report.json
+  metaalign-reward score --model reward-model --input rows.jsonl --output scores.jsonl
+  metaalign-reward export --scalar --model reward-model --output scalar-model
+
+a row to score, one a line:
+  {"system_info": "Answer in capitals.", "messages": [{"role": "user", "content": "hi"}], "response": "HELLO"}
+"""
+_RAW = argparse.RawDescriptionHelpFormatter
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0, or 2 after an error that the user can mend."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("reward").setLevel(logging.INFO)
+    try:
+        arguments.run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from reward.data import answer_row
+
+    places = [(f"{arguments.input}:{number}", record) for number, record in read_jsonl(arguments.input)]
+    rows = [answer_row(record, place) for place, record in places]
+    scorer = _load_scorer(arguments)
+    texts = [scorer.encode(row, place) for row, (place, _) in zip(rows, places, strict=True)]
+    scores = scorer.score_tokens(texts, batch_tokens=arguments.batch_tokens)
+    results = []
+    for (_, record), score in zip(places, scores, strict=True):
+        name = {"id": record["id"]} if "id" in record else {}
+        results.append(
+            {**name, "overall": score.overall, "tiers": score.tiers, "probabilities": score.probabilities}
+        )
+    write_jsonl(arguments.output, results)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    rows = list(read_rows(arguments.data))
+    scorer = _load_scorer(arguments)
+    from reward.evaluation import evaluate
+
+    report = evaluate(scorer, rows, arguments.mode, batch_tokens=arguments.batch_tokens)
+    if arguments.output:
+        write_json(arguments.output, report)
+    else:
+        print(json.dumps(report, indent=2))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config = RewardTraining(
+        **{field.name: getattr(arguments, field.name) for field in fields(RewardTraining)}
+    )
+    rows = list(read_rows(arguments.data))
+    eval_rows = list(read_rows(arguments.eval_data)) if arguments.eval_data else None
+    if arguments.control:
+        from reward import controls
+
+        view = getattr(controls, arguments.control.replace("-", "_"))
+        rows, eval_rows = view(rows), view(eval_rows) if eval_rows else None
+    from reward.training import train
+
+    _plain_output()
+    result = train(config, rows, eval_rows, arguments.base, arguments.output)
+    print(
+        f"{arguments.output}: {result['steps']} updates, {result['seconds']:.0f} s, loss {result['loss']:.4f}"
+    )
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from reward.model import export_scalar
+
+    _plain_output()
+    export_scalar(arguments.model, arguments.output)
+
+
+def _load_scorer(arguments: argparse.Namespace) -> Any:
+    from reward.scorer import Scorer
+
+    _plain_output()
+    return Scorer.from_pretrained(arguments.model, device=arguments.device, dtype=arguments.dtype)
+
+
+def _plain_output() -> None:
+    """Leave out transformers' bars for loading and saving where nobody watches a terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "metaalign-reward", description=__doc__, epilog=EXAMPLES, formatter_class=_RAW
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    score = _command(commands, "score", _score, "score answers")
+    score.add_argument(
+        "--input", type=Path, required=True, help="JSONL: messages, response, system_info, user_info"
+    )
+    score.add_argument(
+        "--output", type=Path, required=True, help="JSONL: overall, tiers (logits) and probabilities"
+    )
+    _add_model(score)
+
+    evaluate = _command(commands, "evaluate", _evaluate, "accuracy and calibration on pairs")
+    evaluate.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected")
+    evaluate.add_argument("--output", type=Path, help="JSON report (default: standard output)")
+    evaluate.add_argument(
+        "--mode", choices=MODES, default="tier", help="which scores rank a pair (default: tier)"
+    )
+    _add_model(evaluate)
+
+    train = _command(
+        commands, "train", _train, "train on pairs and labelled answers; goes on where it was stopped"
+    )
+    train.add_argument("--base", required=True, help="checkpoint to start from: an SFT model, or any other")
+    train.add_argument(
+        "--data", type=Path, required=True, help="JSONL of rows with chosen and rejected, or labels"
+    )
+    train.add_argument("--eval-data", type=Path, help="JSONL of rows whose loss is logged after each epoch")
+    train.add_argument("--output", type=Path, required=True, help="folder for the model; must not exist")
+    train.add_argument(
+        "--control",
+        choices=("preference-blind", "tier-blind"),
+        help="hide the meta-prompt, or which tier said what",
+    )
+    _add_training(train)
+
+    export = _command(commands, "export", _export, "write a checkpoint for tools that load one label only")
+    export.add_argument("--scalar", action="store_true", required=True, help="the label `overall` alone")
+    export.add_argument("--model", required=True, help="reward model's folder or hub id")
+    export.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help, epilog=EXAMPLES, formatter_class=_RAW)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="reward model's folder or hub id")
+    parser.add_argument(
+        "--device", help="such as cpu or cuda:1 (default: the machine's accelerator, else the CPU)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own"
+    )
+    parser.add_argument(
+        "--batch-tokens", type=int, default=16_384, help="tokens a forward pass (default: 16384)"
+    )
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    for field in fields(RewardTraining):
+        flag, text = (
+            f"--{field.name.replace('_', '-')}",
+            f"{field.metadata['help']} (default: {field.default})",
+        )
+        if field.type is bool:
+            parser.add_argument(flag, action="store_true", help=field.metadata["help"])
+        elif field.type in (int, float):
+            parser.add_argument(flag, type=field.type, default=field.default, help=text)
+        else:
+            parser.add_argument(flag, choices=get_args(field.type), default=field.default, help=text)

@@ -1,0 +1,291 @@
+"""Training the reward model with transformers' Trainer."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from hashlib import sha256
+from json import dumps
+from pathlib import Path
+from random import Random
+from shutil import rmtree
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from torch.utils.data import Sampler
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.files import read_json, replace_folder, write_json
+from metaalign_rl.schema import LABELS, Row
+from reward import model as checkpoints
+from reward.calibration import fit_temperature
+from reward.config import RewardTraining
+from reward.data import Example, collate, labelled_answers, make_examples
+from reward.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config: RewardTraining,
+    rows: Sequence[Row],
+    eval_rows: Sequence[Row] | None,
+    base: str | Path,
+    output: str | Path,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train a reward model on pairs and labelled answers, calibrate it and write it to `output`.
+
+    A killed training goes on from its last checkpoint, in `OUTPUT.checkpoints`, which is removed at the end.
+
+    Args:
+        rows: pairs (`chosen` and `rejected`), labelled answers (`response` and `labels`) or both; a share of
+            the labelled ones is kept from training and sets the temperatures.
+        eval_rows: rows whose loss is logged after each epoch.
+        base: the checkpoint to start from, such as the SFT model's.
+        output: the folder to write, which must not hold anything yet.
+        callbacks: transformers' callbacks, for instance to report progress.
+
+    Returns:
+        What `OUTPUT/training.json` holds: `steps`, `seconds` (with tokenising, without loading), the mean
+        `loss`, `temperature` by label, and `log`, a list of figures by step.
+
+    Raises:
+        UserError: a bad row, base or output, or checkpoints of a training with other settings or rows.
+    """
+    output = Path(output)
+    checkpoints.check_fresh(output)
+    folder = output.with_name(f"{output.name}.checkpoints")
+    resume = _claim(folder, {"base": str(base), "config": asdict(config), "rows": _digest(rows)})
+    set_seed(config.seed)  # a new head is drawn at random
+    model, tokenizer = checkpoints.build(base)
+    scorer = Scorer(model, tokenizer, config.max_tokens)
+
+    began = time.monotonic()
+    kept, held_out = _hold_out(rows, config)
+    examples = make_examples(kept, tokenizer, config.max_tokens)
+    eval_examples = make_examples(eval_rows, tokenizer, config.max_tokens) if eval_rows else None
+    trainer = RewardTrainer(config, model, examples, eval_examples, folder, callbacks)
+    outcome = trainer.train(resume_from_checkpoint=resume)
+    temperature = calibrate(scorer, held_out)
+    result = {
+        "steps": outcome.global_step,
+        "seconds": time.monotonic() - began,
+        "loss": outcome.training_loss,
+        "temperature": temperature,
+        "log": trainer.state.log_history,
+    }
+
+    def fill(target: Path) -> None:
+        checkpoints.save(model, tokenizer, target)
+        write_json(target / "training.json", {"base": str(base), "config": asdict(config), **result})
+
+    replace_folder(output, fill)
+    rmtree(folder)
+    return result
+
+
+def preference_loss(
+    logits: Tensor, batch: dict[str, Tensor], config: RewardTraining
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Bradley-Terry, -log sigmoid(chosen - rejected), plus binary cross-entropy, each a mean over the labels
+    that count.
+
+    Args:
+        logits: [texts, 4].
+        batch: what `reward.data.collate` makes.
+
+    Returns:
+        The weighted sum, and detached figures: `bt`, `bce` and `accuracy`, the share of pairs that `overall`
+        ranks as the data do. A part without any label is 0.
+    """
+    margin = logits[batch["chosen"]] - logits[batch["rejected"]]
+    ranked, known = batch["ranked"], ~batch["labels"].isnan()
+    bt = _mean(-logsigmoid(margin), ranked)
+    bce = _mean(
+        binary_cross_entropy_with_logits(logits, batch["labels"].nan_to_num(), reduction="none"), known
+    )
+    accuracy = (margin[:, LABELS.index("overall")] > 0).float().sum() / max(len(margin), 1)
+    figures = {"bt": bt.detach(), "bce": bce.detach(), "accuracy": accuracy}
+    return config.bt_weight * bt + config.bce_weight * bce, figures
+
+
+def calibrate(scorer: Scorer, rows: Sequence[Row]) -> dict[str, float]:
+    """Fit a temperature for each label on the rows' labelled answers and fold them into the scorer's model.
+
+    A label without answers of both kinds keeps the temperature 1.
+    """
+    answers = [pair for row in rows for pair in labelled_answers(row)]
+    scorer.model.eval()
+    logits = scorer.logits([scorer.encode(row, f"row {row.id!r}") for row, _ in answers])
+    temperatures = {}
+    for index, label in enumerate(LABELS):
+        truths = torch.tensor(
+            [float(labels[label]) if label in labels else torch.nan for _, labels in answers]
+        )
+        temperatures[label] = fit_temperature(logits[:, index], truths)
+    checkpoints.fold_temperatures(scorer.model, temperatures)
+    return temperatures
+
+
+class RewardTrainer(Trainer):
+    """transformers' Trainer with the preference loss and batches of like lengths."""
+
+    def __init__(
+        self,
+        config: RewardTraining,
+        model: PreTrainedModel,
+        examples: list[Example],
+        eval_examples: list[Example] | None,
+        folder: Path,
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
+        pad_token = model.config.get_text_config().pad_token_id
+        super().__init__(
+            model=model,
+            args=_arguments(config, folder, evaluates=eval_examples is not None),
+            data_collator=partial(collate, pad_token=pad_token),
+            train_dataset=examples,
+            eval_dataset=eval_examples,
+            callbacks=list(callbacks),
+        )
+        self.model_accepts_loss_kwargs = (
+            False  # the loss is a mean: the Trainer averages it over an update's passes
+        )
+        self.remove_callback(PrinterCallback)  # prints to standard output, which is the command line's
+        self.add_callback(_LogLines)
+        self._config = config
+        self._lengths = [example.length for example in examples]
+        self._figures: list[dict[str, Tensor]] = []
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        loss, figures = preference_loss(outputs.logits.float(), inputs, self._config)
+        if model.training:
+            self._figures.append(figures)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._figures:
+            logs |= {
+                name: torch.stack([f[name] for f in self._figures]).mean().item() for name in self._figures[0]
+            }
+            self._figures.clear()
+        super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return LengthGrouped(self._lengths, self._config.batch_size, self._config.seed)
+
+
+class LengthGrouped(Sampler[int]):
+    """All indices in random order, near those of like length.
+
+    An epoch's order depends on seed and epoch alone: a resumed training goes on with the rows that are left.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(Random(f"{self._seed} {self._epoch}").getrandbits(63))
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
+
+
+class _LogLines(TrainerCallback):
+    """The log's figures through Python's logging."""
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in kwargs["logs"].items())
+        logger.info("step %d/%d  %s", state.global_step, state.max_steps, figures)
+
+
+def _arguments(config: RewardTraining, folder: Path, *, evaluates: bool) -> TrainingArguments:
+    passes = config.batch_size // config.gradient_accumulation
+    return TrainingArguments(
+        output_dir=str(folder),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_ratio,  # a number below 1 is a share
+        weight_decay=config.weight_decay,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=passes,
+        per_device_eval_batch_size=passes,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bf16=config.bf16,
+        logging_steps=config.log_steps,
+        save_steps=config.checkpoint_steps,
+        save_total_limit=2,
+        eval_strategy="epoch" if evaluates else "no",
+        prediction_loss_only=True,
+        seed=config.seed,
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=not sys.stderr.isatty(),
+        report_to="none",
+    )
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the values that the mask keeps; 0 where it keeps none."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _hold_out(rows: Sequence[Row], config: RewardTraining) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and labelled rows to calibrate on; the rows of a flip stay together."""
+
+    def is_held_out(row: Row) -> bool:
+        key = row.tags.get("flip", row.id)
+        return bool(row.labels) and Random(f"{config.seed} {key}").random() < config.calibration_share
+
+    kept = [row for row in rows if not is_held_out(row)]
+    if not kept:
+        raise UserError("no rows to train on; give more, or a smaller calibration_share")
+    return kept, [row for row in rows if is_held_out(row)]
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    return sha256(dumps([row.to_json() for row in rows], sort_keys=True).encode()).hexdigest()
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> str | None:
+    """Make the folder of checkpoints this training's own; the checkpoint to go on from, if there is one."""
+    path = folder / "identity.json"
+    # The Trainer writes its state last: a checkpoint without it was cut short.
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    if whole:
+        other = [name for name, value in read_json(path).items() if identity[name] != value]
+        if other:
+            raise UserError(
+                f"{folder}: checkpoints of a training with another {' and '.join(other)}; "
+                "remove the folder to start anew, or give what it began with"
+            )
+    else:
+        write_json(path, identity)
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None

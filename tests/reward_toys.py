@@ -1,0 +1,142 @@
+"""A toy for the reward model's tests: a few words, and a rule that a tiny model learns in seconds."""
+
+from functools import cache
+from itertools import product
+from pathlib import Path
+from random import Random
+from tempfile import mkdtemp
+
+from metaalign_rl.meta_prompt import SPECIAL_TOKENS, install
+from metaalign_rl.schema import Row
+
+WORDS = (
+    "say",
+    "red",
+    "blue",
+    "what",
+    "color",
+    "is",
+    "it",
+    "now",
+    "tell",
+    "me",
+    "please",
+    "again",
+    "stone",
+    "the",
+)
+BYTES = [f"<0x{value:02X}>" for value in range(256)]
+QUESTIONS = ("what color is it", "what color is it now", "tell me the color please", "again what color")
+
+
+def make_tokenizer():
+    """Words as single tokens, all else as bytes, with the meta-prompt's template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = [(text, 0.0) for text in (*SPECIAL_TOKENS, *BYTES)]
+    vocabulary += [(f"▁{word}", -1.0) for word in WORDS]
+    core = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", model_max_length=128
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS[2:])})
+    install(tokenizer)
+    return tokenizer
+
+
+@cache
+def language_model() -> Path:
+    """A random causal language model on disk, what SFT would leave."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    # Not Qwen2: for it transformers 5 replaces the saved tokenizer by a kind of its own.
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    folder = Path(mkdtemp(prefix="reward-toys-")) / "language-model"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@cache
+def reward_model() -> Path:
+    """A random reward model on disk, whose scores differ by more than rounding."""
+    import torch
+
+    from reward import model as checkpoints
+
+    torch.manual_seed(0)
+    model, tokenizer = checkpoints.build(language_model())
+    torch.nn.init.normal_(checkpoints.head(model).weight)
+    folder = language_model().parent / "reward-model"
+    checkpoints.save(model, tokenizer, folder)
+    return folder
+
+
+def make_row(**values) -> Row:
+    """A row that says nothing special, with some fields set."""
+    return Row(
+        **{
+            "id": "row",
+            "family": "priority",
+            "relation": "neutral",
+            "tier": "dialog",
+            "system_info": "",
+            "user_info": "",
+            "messages": [{"role": "user", "content": "what color is it"}],
+            **values,
+        }
+    )
+
+
+def color_pairs(count: int, seed: int = 0) -> list[Row]:
+    """Labelled pairs: a tier asks for a color, and the system's wish outranks the user's; in flips."""
+    random = Random(seed)
+    asks = [pair for pair in product(("", "red", "blue"), repeat=2) if any(pair)]
+    rows = []
+    for number in range(count // 2):
+        system, user = random.choice(asks)
+        question = random.choice(QUESTIONS)
+        flipped = tuple({"red": "blue", "blue": "red", "": ""}[color] for color in (system, user))
+        for side, (s, u) in enumerate(((system, user), flipped)):
+            rows.append(_color_pair(f"{seed}-{number}-{side}", f"{seed}-{number}", s, u, question))
+    return rows
+
+
+def _color_pair(name: str, flip: str, system: str, user: str, question: str) -> Row:
+    tier, wish = ("system", system) if system else ("user", user)
+    other = {"red": "blue", "blue": "red"}[wish]
+    conflict = bool(system and user and system != user)
+    asked = {tier: color for tier, color in (("system", system), ("user", user)) if color}
+
+    def labels(answer: str) -> dict[str, bool]:
+        return {**{tier: answer == color for tier, color in asked.items()}, "overall": answer == wish}
+
+    return make_row(
+        id=name,
+        relation="conflict" if conflict else "agree" if system and user else f"{tier}_only",
+        tier=tier,
+        system_info=f"say {system}" if system else "",
+        user_info=f"say {user}" if user else "",
+        messages=[{"role": "user", "content": question}],
+        chosen=wish,
+        rejected=other,
+        labels={"chosen": labels(wish), "rejected": labels(other)},
+        tags={"flip": flip, "flip_kind": "tier" if conflict else "preference"},
+    )

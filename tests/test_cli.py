@@ -1,0 +1,284 @@
+"""The command line: what it prints, and that every mistake of a user is one short line and status 2."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaalign_rl import cli, settings
+from metaalign_rl.config import Config
+from metaalign_rl.errors import UserError
+from metaalign_rl.failures import root_cause
+
+ROOT = Path(__file__).resolve().parents[1]
+ROW = {
+    "id": "a",
+    "family": "helpful",
+    "relation": "system_only",
+    "tier": "system",
+    "system_info": "be brief",
+    "user_info": "",
+    "messages": [{"role": "user", "content": "what is the capital of norway?"}],
+    "chosen": "oslo",
+    "rejected": "bergen",
+    "checks": {"dialog": {"name": "world.answers", "value": "oslo"}},
+    "tags": {"split": "topic"},
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with a config that asks for little."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    Path("config.yaml").write_text("run:\n  name: mine\ncluster: {cpus: 1, memory_gib: 0, disk_gib: 0}\n")
+    return tmp_path
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configs that `pipeline.run` was called with, which does nothing else here."""
+    runs: list[Config] = []
+    replace_module(monkeypatch, "pipeline", run=runs.append)
+    return runs
+
+
+def replace_module(monkeypatch: pytest.MonkeyPatch, name: str, **members: Callable[..., Any]) -> None:
+    import metaalign_rl
+
+    module = types.ModuleType(f"metaalign_rl.{name}")
+    vars(module).update(members)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(metaalign_rl, name, module, raising=False)
+
+
+def write_rows(name: str, *records: dict[str, Any] | str) -> None:
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    Path(name).write_text("\n".join(lines) + "\n")
+
+
+# name: what is typed, and what the one line says
+MISTAKES = {
+    "missing config": ("run missing.yaml", "missing.yaml: No such file"),
+    "unknown key": ("run config.yaml ppo.lr=1", "unknown key 'ppo.lr'; did you mean "),
+    "unknown key in a file": ("config unknown.yaml", "unknown.yaml:2: unknown key 'run.nmae'; did you mean"),
+    "ill-typed key": (
+        "run config.yaml ppo.steps=ten",
+        "'ppo.steps': expected a whole number (int), found 'ten'",
+    ),
+    "word without =": ("config config.yaml ppo.steps", "'ppo.steps': expected key=value"),
+    "no config": ("config", "give a config file"),
+    "broken JSON": ("data validate broken.jsonl", "broken.jsonl:2: not valid JSON"),
+    "wrong field": ("data validate wrong.jsonl", "wrong.jsonl:1: field 'tier': expected one of system, user"),
+    "unknown check": ("data validate check.jsonl", "check.jsonl:3: field 'checks.dialog': unknown check"),
+    "wrong argument": (
+        "data validate args.jsonl",
+        "args.jsonl:1: field 'checks.dialog': check 'world.answers'",
+    ),
+    "no rows": ("data show empty.jsonl", "empty.jsonl: the file holds no rows"),
+    "no data file": ("data show none.jsonl", "none.jsonl: no such file"),
+    "no model": ("run config.yaml model.path=/no/model", "needs a checkpoint folder, found '/no/model'"),
+    "no reward model": ("run config.yaml reward.path=nowhere", "reward.path: needs a checkpoint folder"),
+    "no data": ("run config.yaml data.source=jsonl", "data.path: needs a readable folder, found ''"),
+    "too few CPUs": ("run config.yaml cluster.cpus=4096", "cluster.cpus: needs 4096 CPUs, found "),
+    "too little memory": ("run config.yaml cluster.memory_gib=1e6", "needs 1e+06 GiB free"),
+    "no run": ("report nowhere", "nowhere: no such folder"),
+}
+
+
+@pytest.mark.parametrize(("command", "says"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_short_line_and_status_2(
+    command: str, says: str, workplace: Path, pipeline: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("unknown.yaml").write_text("run:\n  nmae: x\n")
+    write_rows("broken.jsonl", ROW, '{"id": ')
+    write_rows("wrong.jsonl", ROW | {"tier": "sytem"})
+    write_rows("check.jsonl", ROW, "", ROW | {"id": "b", "checks": {"dialog": {"name": "world.answer"}}})
+    write_rows("args.jsonl", ROW | {"checks": {"dialog": {"name": "world.answers", "vlaue": "oslo"}}})
+    write_rows("empty.jsonl")
+    assert cli.main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert says in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert not pipeline
+
+
+def test_run_hands_the_config_to_the_pipeline_with_words_before_and_after_options(
+    workplace: Path, pipeline: list[Config]
+) -> None:
+    assert cli.main(["run", "config.yaml", "ppo.steps=3", "run.stages=[data, sft]"]) == 0
+    assert (pipeline[0].run.name, pipeline[0].ppo.steps, pipeline[0].run.stages) == (
+        "mine",
+        3,
+        ["data", "sft"],
+    )
+
+
+def test_preflight_prints_a_table_and_says_what_is_missing(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["preflight", "config.yaml"]) == 0
+    assert "ok  run.root" in capsys.readouterr().out
+    assert cli.main(["preflight", "config.yaml", "cluster.cpus=4096", "model.path=/no/model"]) == 2
+    output = capsys.readouterr()
+    assert "MISSING  cluster.cpus" in output.out
+    assert "2 things that the run needs are missing" in output.err
+    assert "set cluster.cpus=" in output.err
+
+
+def test_config_prints_what_load_reads_back(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "config.yaml", "sft.learning_rate=1e-4"]) == 0
+    Path("resolved.yaml").write_text(capsys.readouterr().out)
+    config = settings.load(Config, Path("resolved.yaml"), [])
+    assert (config.run.name, config.sft.learning_rate) == ("mine", 1e-4)
+    assert cli.main(["config", "--describe"]) == 0
+    assert "ppo.steps" in capsys.readouterr().out
+
+
+def test_data_is_built_validated_and_shown(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [
+        f"data.{use}=12"
+        for use in ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs")
+    ]
+    assert cli.main(["data", "build", "config.yaml", "--output", "rows", *sizes]) == 0
+    capsys.readouterr()
+    assert cli.main(["data", "validate", "rows/pairs.jsonl", "rows/held_out_prompts.jsonl"]) == 0
+    output = capsys.readouterr().out
+    assert "rows/pairs.jsonl: 12 rows" in output
+    assert "chosen 12  rejected 12" in output
+    assert "rows/held_out_prompts.jsonl: 12 rows" in output
+
+
+def test_show_prints_a_row_for_reading(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows("rows.jsonl", ROW, ROW | {"id": "b"})
+    assert cli.main(["data", "show", "rows.jsonl", "-n", "1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a: system_only, helpful, governed by system",
+        "  <System Info>   be brief",
+        "  user            what is the capital of norway?",
+        "  chosen          oslo",
+        "  rejected        bergen",
+        "  check dialog    world.answers value='oslo'",
+        "  tags            split=topic",
+    ]
+
+
+def test_report_prints_a_runs_table(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Path] = []
+    replace_module(monkeypatch, "report", show=shown.append)
+    Path("runs").mkdir()
+    assert cli.main(["report", "runs"]) == 0
+    assert shown == [Path("runs")]
+
+
+def fail_inside() -> None:
+    raise ZeroDivisionError("no samples\nin the batch")
+
+
+def fail_with_a_cause() -> None:
+    try:
+        fail_inside()
+    except ZeroDivisionError as error:
+        raise RuntimeError("the stage failed") from error
+
+
+def test_another_error_keeps_its_traceback_and_ends_in_its_root(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.guarded(fail_with_a_cause, "again") == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "RuntimeError: the stage failed" in error
+    last = error.rstrip("\n").splitlines()[-1]
+    assert last.startswith("error: ZeroDivisionError: no samples in the batch (")
+    assert last.endswith("in fail_inside)")
+
+
+def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert cli.guarded(interrupt, "metaalign-rl run config.yaml") == 130
+    assert "metaalign-rl run config.yaml" in capsys.readouterr().err
+
+
+def test_a_users_error_is_the_root_even_when_it_has_a_cause_or_was_wrapped() -> None:
+    def wrapped() -> None:
+        try:
+            try:
+                fail_inside()
+            except ZeroDivisionError as error:
+                raise UserError("value 3, file x: do this") from error
+        except UserError as error:
+            raise RuntimeError("the stage failed") from error
+
+    with pytest.raises(RuntimeError) as caught:
+        wrapped()
+    assert root_cause(caught.value).is_user_error
+    assert root_cause(caught.value).message == "value 3, file x: do this"
+
+
+RAY_TEXT = """\x1b[36mray::Learner.step()\x1b[39m (pid=3, ip=10.0.0.1, actor_id=1, repr=<Learner>)
+  File "/w/metaalign_rl/learner/worker.py", line 8, in step
+    self._update(batch)
+  File "/w/lib/torch/nn/functional.py", line 99, in linear
+    return mm(a, b)
+           ^^^^^^^^
+ValueError: shapes (2, 3) and (4,) do not fit"""
+
+
+@pytest.mark.parametrize("before", ["", "The actor died because of an error raised in its creation task, "])
+def test_the_root_is_read_from_what_ray_tells_of_another_process(before: str) -> None:
+    root = root_cause(RuntimeError(before + RAY_TEXT))
+    assert str(root) == (
+        "ValueError: shapes (2, 3) and (4,) do not fit (/w/metaalign_rl/learner/worker.py:8 in step)"
+    )
+
+
+def run_job(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """A job's script as a process that finds the package only by the script's place."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")
+    }
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "reward.py"),
+        "--config",
+        str(folder / "config.yaml"),
+        *words,
+    ]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_job_finds_the_package_beside_its_folder_and_fails_with_the_error_last(workplace: Path) -> None:
+    done = run_job(workplace, "cluster.cpus=4096")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cluster.cpus: needs 4096 CPUs")
+
+
+def test_a_job_of_one_stage_runs_that_stage_alone(
+    workplace: Path, pipeline: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    monkeypatch.setattr(sys, "argv", ["jobs/sft.py", "run.name=a", "--config", "config.yaml", "run.seed=3"])
+    assert cli.job(["sft"]) == 0
+    assert pipeline[0].run.stages == ["sft"]
+    assert (pipeline[0].run.name, pipeline[0].run.seed) == ("a", 3)
+    assert os.environ["PYTHONPATH"] == f"{ROOT}{os.pathsep}elsewhere"
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "config.yaml", "--force"], ["data", "show", "rows.jsonl", "extra"], []]
+)
+def test_arguments_that_a_command_does_not_take_are_refused(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 2

@@ -1,0 +1,133 @@
+"""`metaalign-reward`: files in, files out, one line for an error that the user can mend."""
+
+import json
+
+import pytest
+from reward_toys import color_pairs, language_model, reward_model
+
+from metaalign_rl.files import write_jsonl
+from reward.cli import main
+
+ROW = {
+    "messages": [{"role": "user", "content": "what color is it"}],
+    "response": "red",
+    "system_info": "say red",
+}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"id": "one", "family": "helpful", **ROW}, {**ROW, "response": "blue"}])
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    write_jsonl(path, [row.to_json() for row in color_pairs(60)])
+    return path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_score_writes_a_line_for_each_row_in_order(rows, tmp_path):
+    from reward import Scorer
+
+    output = tmp_path / "scores.jsonl"
+    assert run("score", "--model", reward_model(), "--input", rows, "--output", output) == 0
+    first, second = read_lines(output)
+    assert first["id"] == "one"
+    assert "id" not in second
+    expected = Scorer.from_pretrained(reward_model()).score([ROW])[0]
+    assert first["overall"] == pytest.approx(expected.overall, abs=1e-5)
+    assert first["tiers"] == pytest.approx(expected.tiers, abs=1e-5)
+    assert first["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_evaluate_writes_a_report_or_prints_it(pairs, tmp_path, capsys):
+    output = tmp_path / "report.json"
+    command = ("evaluate", "--model", reward_model(), "--data", pairs, "--mode", "composed")
+    assert run(*command, "--output", output) == 0
+    assert run(*command) == 0
+    report = json.loads(output.read_text())
+    assert report["pairs"] == 60
+    assert json.loads(capsys.readouterr().out) == report
+
+
+def test_train_writes_a_model_that_scores_and_exports(rows, pairs, tmp_path, capsys):
+    model = tmp_path / "model"
+    flags = ("--epochs", 1, "--learning-rate", 1e-3, "--max-tokens", 128, "--schedule", "linear")
+    assert run("train", "--base", language_model(), "--data", pairs, "--output", model, *flags) == 0
+    assert "1 updates" in capsys.readouterr().out
+    assert run("score", "--model", model, "--input", rows, "--output", tmp_path / "scores.jsonl") == 0
+    assert run("export", "--scalar", "--model", model, "--output", tmp_path / "scalar") == 0
+    assert json.loads((tmp_path / "scalar" / "config.json").read_text())["id2label"] == {"0": "overall"}
+
+
+def test_train_can_make_the_controls(pairs, tmp_path):
+    flags = ("--epochs", 1, "--max-tokens", 128, "--eval-data", pairs, "--control", "tier-blind")
+    assert (
+        run("train", "--base", language_model(), "--data", pairs, "--output", tmp_path / "blind", *flags) == 0
+    )
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def score_line(folder, text):
+    return ("score", "--model", reward_model(), "--input", write(folder / "bad.jsonl", text))
+
+
+ERRORS = {
+    "none.jsonl: no such file": lambda folder: (
+        *("score", "--model", reward_model(), "--input", folder / "none.jsonl"),
+    ),
+    "none: no such folder": lambda folder: (
+        *("score", "--model", folder / "none", "--input", write(folder / "rows.jsonl", json.dumps(ROW))),
+    ),
+    "bad.jsonl:2: not valid JSON": lambda folder: score_line(folder, json.dumps(ROW) + "\n{broken\n"),
+    "bad.jsonl:1: field 'response'": lambda folder: score_line(folder, json.dumps({**ROW, "response": 1})),
+    "bad.jsonl:1: ": lambda folder: score_line(folder, json.dumps({**ROW, "system_info": "stone " * 200})),
+    "batch_tokens: expected": lambda folder: (*score_line(folder, json.dumps(ROW)), "--batch-tokens", 0),
+    "expected 1 to 128": lambda folder: (
+        *("train", "--base", language_model(), "--max-tokens", 999),
+        *("--data", write(folder / "pairs.jsonl", json.dumps(color_pairs(2)[0].to_json()))),
+    ),
+}
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_a_mistake_is_one_line_and_status_2(message, tmp_path, capsys):
+    command = ERRORS[message](tmp_path)
+    output = tmp_path / "output"
+    assert run(*command, "--output", output) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("command", [(), ("score",), ("train",), ("evaluate",), ("export",)])
+def test_help_shows_examples(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(*command, "--help")
+    assert end.value.code == 0
+    assert "examples:" in capsys.readouterr().out
+
+
+def test_training_help_tells_each_setting_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--learning-rate LEARNING_RATE peak learning rate" in text
+    assert "(default: 1e-05)" in text

@@ -1,0 +1,106 @@
+"""One answer's score, and how its labels become one probability."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reward_toys import make_row
+
+from metaalign_rl.errors import UserError
+from reward import MODES, Score, combine
+from reward.score import log_combine
+
+probability = st.floats(0, 1)
+probabilities = st.fixed_dictionaries(
+    {"system": probability, "user": probability, "dialog": probability, "overall": probability}
+)
+rows = st.builds(
+    lambda tier, system, user: make_row(tier=tier, system_info=system, user_info=user),
+    st.sampled_from(["system", "user", "dialog"]),
+    st.sampled_from(["", " ", "be loud"]),
+    st.sampled_from(["", "be soft"]),
+)
+
+
+def test_importing_the_package_loads_neither_torch_nor_transformers():
+    check = (
+        "import sys, reward, reward.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_the_package_offers_its_names_and_no_others():
+    import reward
+
+    assert all(hasattr(reward, name) for name in reward.__all__)
+    assert not hasattr(reward, "nothing")
+
+
+def test_probabilities_are_the_sigmoids_of_the_logits():
+    score = Score(overall=0.0, tiers={"system": 1000.0, "user": -1000.0, "dialog": 1.0986123})
+    assert score.probabilities == pytest.approx({"system": 1.0, "user": 0.0, "dialog": 0.75, "overall": 0.5})
+
+
+P = {"system": 0.8, "user": 0.5, "dialog": 0.9, "overall": 0.3}
+
+
+def test_mode_tier_multiplies_the_governing_tier_and_the_dialog():
+    assert combine(P, make_row(tier="system"), "tier") == pytest.approx(0.8 * 0.9)
+    assert combine(P, make_row(tier="user"), "tier") == pytest.approx(0.5 * 0.9)
+    assert combine(P, make_row(tier="dialog"), "tier") == pytest.approx(0.9)
+
+
+def test_mode_overall_is_the_overall_probability():
+    assert combine(P, make_row(tier="user"), "overall") == pytest.approx(0.3)
+
+
+def test_mode_composed_counts_a_lower_tier_as_far_as_the_higher_ones_are_satisfied():
+    both = make_row(system_info="a", user_info="b")
+    assert combine(P, both, "composed") == pytest.approx(0.9 * 0.8 * (1 - 0.5 * 0.8 * (1 - 0.5)))
+    assert combine(P, make_row(user_info="b"), "composed") == pytest.approx(0.9 * 0.5)
+    assert combine(P, make_row(), "composed") == pytest.approx(0.9)
+
+
+def test_mode_composed_settles_a_conflict_by_priority():
+    row = make_row(relation="conflict", system_info="red", user_info="blue")
+    obeys_system = {"system": 0.95, "user": 0.05, "dialog": 0.9}
+    obeys_user = {"system": 0.05, "user": 0.95, "dialog": 0.9}
+    assert combine(obeys_system, row, "composed") > 0.4 > combine(obeys_user, row, "composed")
+
+
+@given(probabilities, rows, st.sampled_from(MODES))
+def test_a_combination_is_a_probability(p, row, mode):
+    assert 0 <= combine(p, row, mode) <= 1
+
+
+@given(
+    probabilities,
+    rows,
+    st.sampled_from(MODES),
+    st.sampled_from(["system", "user", "dialog", "overall"]),
+    probability,
+)
+def test_no_label_can_rise_and_lower_the_combination(p, row, mode, label, higher):
+    raised = {**p, label: max(p[label], higher)}
+    assert combine(raised, row, mode) >= combine(p, row, mode) - 1e-12
+
+
+@given(st.floats(-30, 30), st.floats(-30, 30), rows, st.sampled_from(MODES))
+def test_a_score_and_its_probabilities_combine_alike(one, other, row, mode):
+    score = Score(overall=one, tiers={"system": other, "user": one, "dialog": other})
+    assert combine(score, row, mode) == pytest.approx(combine(score.probabilities, row, mode), abs=1e-9)
+
+
+def test_logarithms_still_rank_answers_whose_probabilities_round_to_one():
+    row = make_row(tier="system", system_info="a", user_info="b")
+    good, better = (Score(overall=x, tiers={"system": x, "user": x, "dialog": x}) for x in (40.0, 50.0))
+    for mode in MODES:
+        assert combine(good, row, mode) == combine(better, row, mode) == 1.0
+        assert log_combine(good, row, mode) < log_combine(better, row, mode)
+
+
+def test_an_unknown_mode_names_the_known_ones():
+    with pytest.raises(UserError, match="expected one of tier, overall, composed; did you mean 'overall'"):
+        combine(P, make_row(), "overal")

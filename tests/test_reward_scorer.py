@@ -1,0 +1,269 @@
+"""Scoring with a saved model: the same numbers in any order, batch, folder and library."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from reward_toys import color_pairs, language_model, make_row, make_tokenizer, reward_model
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.meta_prompt import MetaPrompt
+from metaalign_rl.schema import LABELS
+from reward import Scorer, export_scalar
+from reward.batches import batches_by_length
+
+ROWS = [
+    {
+        "messages": [{"role": "user", "content": "what color " * length}],
+        "response": "red " * (1 + length % 3),
+        **tiers,
+    }
+    for length, tiers in enumerate(
+        [
+            {},
+            {"system_info": "say red"},
+            {"user_info": "say blue"},
+            {"system_info": "say red", "user_info": "now"},
+        ]
+        * 3,
+        start=1,
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return Scorer.from_pretrained(reward_model(), device="cpu")
+
+
+@pytest.fixture
+def copied_model(tmp_path):
+    return shutil.copytree(reward_model(), tmp_path / "model")
+
+
+def logits(scores):
+    return [list(score.logits.values()) for score in scores]
+
+
+def test_a_row_scores_the_same_alone_in_a_batch_and_in_another_order(scorer):
+    together = logits(scorer.score(ROWS))
+    alone = [logits(scorer.score([row]))[0] for row in ROWS]
+    backwards = logits(scorer.score(ROWS[::-1], batch_tokens=100))[::-1]
+    for one, two, three in zip(together, alone, backwards, strict=True):
+        assert one == pytest.approx(two, abs=1e-5)
+        assert one == pytest.approx(three, abs=1e-5)
+
+
+def test_every_part_of_a_row_moves_its_score(scorer):
+    row = make_row(system_info="say red", user_info="say blue", response="red")
+    plain = scorer.score([row])[0].overall
+    for change in ({"system_info": "say blue"}, {"user_info": "say red"}, {"response": "blue"}):
+        changed = make_row(**{"system_info": "say red", "user_info": "say blue", "response": "red"} | change)
+        assert abs(scorer.score([changed])[0].overall - plain) > 1e-3
+
+
+def test_no_rows_give_no_scores(scorer):
+    assert scorer.score([]) == []
+
+
+def test_batches_hold_every_text_once_within_the_budget():
+    lengths = [5, 90, 7, 40, 200, 41, 6]
+    batches = list(batches_by_length(lengths, 100))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(len(b) * max(lengths[i] for i in b) <= 100 or len(b) == 1 for b in batches)
+
+
+def test_a_long_dialog_loses_its_left_end_and_no_tier(scorer):
+    long = make_row(
+        system_info="say red",
+        messages=[{"role": "user", "content": "stone " * 500 + "now"}],
+        response="red please",
+    )
+    tokens = scorer.tokenizer.convert_ids_to_tokens(scorer.encode(long, "row"))
+    assert len(tokens) <= scorer.max_tokens
+    assert tokens[:3] == ["<System Info>", "▁say", "▁red"]
+    assert tokens[-5:] == ["▁now", "<Assistant>", "▁red", "▁please", "<eos>"]
+
+
+def test_tiers_that_do_not_fit_name_the_row(scorer):
+    with pytest.raises(UserError, match=r"rows\[1\].*max_tokens=128"):
+        scorer.score([ROWS[0], {**ROWS[0], "system_info": "stone " * 200}])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"response": None}, r"rows\[1\]: field 'response': expected a string, found nothing"),
+        ({"messages": []}, r"rows\[1\]: field 'messages'"),
+        ({"user_info": 3}, r"rows\[1\]: field 'user_info': expected a string, found 3"),
+        ({"userinfo": "loud"}, r"rows\[1\]: unknown field 'userinfo'; did you mean 'user_info'"),
+    ],
+)
+def test_a_bad_row_is_an_error_with_its_index_and_field(scorer, change, message):
+    with pytest.raises(UserError, match=message):
+        scorer.score([ROWS[0], {**ROWS[0], **change}])
+
+
+def test_a_saved_scorer_scores_the_same_when_it_is_loaded_again(scorer, tmp_path):
+    scorer.model.save_pretrained(tmp_path)
+    scorer.tokenizer.save_pretrained(tmp_path)
+    again = Scorer.from_pretrained(tmp_path, device="cpu")
+    assert logits(again.score(ROWS)) == logits(scorer.score(ROWS))
+
+
+def test_the_plain_checkpoint_scores_the_same_in_a_transformers_pipeline(scorer):
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model=str(reward_model()), device="cpu")
+    for row, score in zip(ROWS, scorer.score(ROWS), strict=True):
+        meta = MetaPrompt(row.get("system_info", ""), row.get("user_info", ""))
+        text = meta.render(classify.tokenizer, row["messages"], row["response"])
+        raw = classify(text, top_k=None, function_to_apply="none")
+        assert {r["label"]: r["score"] for r in raw} == pytest.approx(score.logits, abs=1e-5)
+        by_default = classify(text, top_k=None)
+        assert {r["label"]: r["score"] for r in by_default} == pytest.approx(score.probabilities, abs=1e-5)
+
+
+def test_the_config_tells_servers_the_labels_and_not_to_softmax_across_them():
+    config = json.loads((reward_model() / "config.json").read_text())
+    assert list(config["id2label"].values()) == list(LABELS)
+    assert config["problem_type"] == "multi_label_classification"
+    assert config["metaalign"]["meta_prompt_version"] == 1
+    assert config["metaalign"]["temperature"] == dict.fromkeys(LABELS, 1.0)
+
+
+def test_folded_temperatures_divide_the_logits_of_the_plain_checkpoint(scorer, copied_model):
+    from reward.model import fold_temperatures
+
+    warm = Scorer.from_pretrained(copied_model, device="cpu")
+    fold_temperatures(warm.model, {"system": 2.0, "user": 0.5, "dialog": 1.0, "overall": 4.0})
+    plain, folded = scorer.score(ROWS[:1])[0].logits, warm.score(ROWS[:1])[0].logits
+    expected = {"system": 0.5, "user": 2.0, "dialog": 1.0, "overall": 0.25}
+    assert folded == pytest.approx(
+        {label: plain[label] * factor for label, factor in expected.items()}, rel=1e-4
+    )
+    assert warm.model.config.metaalign["temperature"]["overall"] == 4.0
+
+
+@pytest.mark.parametrize("pad", [None, "<eos>"])
+def test_a_base_without_a_padding_token_of_its_own_gets_one(tmp_path, pad):
+    from reward.model import build
+
+    base = shutil.copytree(language_model(), tmp_path / "base")
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(base)
+    model, tokenizer = build(base)
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    scorer = Scorer(model.eval(), tokenizer)
+    together, alone = scorer.score(ROWS), [scorer.score([row])[0] for row in ROWS]
+    assert logits(together)[0] == pytest.approx(logits(alone)[0], abs=1e-5)
+
+
+def test_an_encoder_can_be_the_backbone_and_its_dropout_is_switched_off(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    from reward.model import build, fold_temperatures
+
+    tokenizer = make_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = build(tmp_path)
+    scorer = Scorer(model.train(), tokenizer)
+    before = scorer.score(ROWS)
+    assert logits(scorer.score(ROWS)) == logits(before)
+    fold_temperatures(model, dict.fromkeys(LABELS, 2.0))
+    assert scorer.score(ROWS)[0].overall == pytest.approx(before[0].overall / 2, rel=1e-4)
+
+
+def test_export_scalar_gives_overall_as_the_only_label(scorer, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    export_scalar(reward_model(), tmp_path / "scalar")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "scalar", num_labels=1).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "scalar")
+    text = MetaPrompt().render(tokenizer, ROWS[0]["messages"], ROWS[0]["response"])
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    assert model(**inputs).logits.shape == (1, 1)
+    assert model(**inputs).logits.item() == pytest.approx(scorer.score(ROWS[:1])[0].overall, abs=1e-5)
+    with pytest.raises(UserError, match="exists already"):
+        export_scalar(reward_model(), tmp_path / "scalar")
+
+
+def test_a_path_that_is_not_there_is_named_and_not_looked_for_on_the_hub(tmp_path):
+    for path in (tmp_path / "nothing", "./nothing", "nothing", "tests/nothing", "a/b/c"):
+        with pytest.raises(UserError, match=f"{path}: no such folder"):
+            Scorer.from_pretrained(path)
+
+
+def test_weights_that_are_not_safetensors_are_refused(copied_model):
+    (copied_model / "model.safetensors").rename(copied_model / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"holds no \*\.safetensors weights"):
+        Scorer.from_pretrained(copied_model)
+
+
+def test_broken_weights_are_an_error_that_names_the_folder(copied_model):
+    (copied_model / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=f"{copied_model}: cannot be loaded"):
+        Scorer.from_pretrained(copied_model)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_checkpoint_that_brings_its_own_code_is_refused(copied_model, name):
+    config = json.loads((copied_model / name).read_text())
+    (copied_model / name).write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
+    with pytest.raises(UserError, match="auto_map"):
+        Scorer.from_pretrained(copied_model)
+
+
+def test_a_model_for_another_version_of_the_meta_prompt_is_refused(copied_model):
+    config = json.loads((copied_model / "config.json").read_text())
+    config["metaalign"]["meta_prompt_version"] = 99
+    (copied_model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="version 99"):
+        Scorer.from_pretrained(copied_model)
+
+
+def test_a_language_model_is_no_reward_model():
+    with pytest.raises(UserError, match="not a reward model.*metaalign-reward train"):
+        Scorer.from_pretrained(language_model())
+
+
+def test_scores_that_are_not_finite_are_an_error_and_no_score(copied_model):
+    import torch
+
+    from reward.model import head
+
+    broken = Scorer.from_pretrained(copied_model, device="cpu")
+    torch.nn.init.constant_(head(broken.model).weight, torch.nan)
+    with pytest.raises(UserError, match="not finite"):
+        broken.score(ROWS)
+
+
+def test_scoring_imports_none_of_the_training_system():
+    code = f"""
+import sys
+from reward import Scorer
+Scorer.from_pretrained({str(reward_model())!r}).score({ROWS[:1]!r})
+heavy = {{"ray", "vllm", "deepspeed", "openrlhf"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_rows_of_a_data_set_are_scored_by_their_response(scorer):
+    from dataclasses import replace
+
+    row = color_pairs(2)[0]
+    assert scorer.score([replace(row, response=row.chosen)])[0].tiers.keys() == {"system", "user", "dialog"}

@@ -1,0 +1,231 @@
+"""Training the reward model on a toy rule: the system's wish for a color outranks the user's."""
+
+import json
+from dataclasses import replace
+from math import log
+
+import pytest
+import torch
+from reward_toys import color_pairs, language_model, make_row, make_tokenizer
+from transformers import TrainerCallback
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.schema import LABELS
+from reward import MODES, RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
+from reward.data import collate, make_example, ranked_labels
+from reward.training import LengthGrouped, preference_loss
+
+QUICK = RewardTraining(learning_rate=3e-3, batch_size=32, epochs=6, max_tokens=128, calibration_share=0.1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model trained on the rule, and what its training returned."""
+    folder = tmp_path_factory.mktemp("trained") / "reward"
+    result = train(QUICK, color_pairs(600), color_pairs(40, seed=1), language_model(), folder)
+    return folder, result
+
+
+def test_the_model_learns_which_tier_governs(trained):
+    scorer = Scorer.from_pretrained(trained[0], device="cpu")
+    for mode in MODES:
+        report = evaluate(scorer, color_pairs(200, seed=2), mode)
+        assert report["accuracy"] > 0.95, mode
+        assert report["conflict"]["accuracy"] > 0.95, mode
+        assert report["flip"]["accuracy"] > 0.9, mode
+
+
+def test_absolute_labels_give_the_scores_a_zero(trained):
+    report = evaluate(Scorer.from_pretrained(trained[0], device="cpu"), color_pairs(200, seed=2))
+    assert report["calibration"]["overall"]["agreement"] > 0.95
+    assert report["calibration"]["overall"]["ece"] < 0.1
+
+
+def test_the_folder_tells_how_it_was_made(trained):
+    folder, result = trained
+    written = json.loads((folder / "training.json").read_text())
+    assert written["config"]["learning_rate"] == 3e-3
+    assert written["steps"] == result["steps"] > 0
+    assert written["temperature"] == result["temperature"]
+    assert (
+        json.loads((folder / "config.json").read_text())["metaalign"]["temperature"] == result["temperature"]
+    )
+    steps = [entry for entry in result["log"] if "bt" in entry]
+    assert steps[0]["accuracy"] < steps[-1]["accuracy"]
+    assert any("eval_loss" in entry for entry in result["log"])
+    assert not folder.with_name("reward.checkpoints").exists()
+
+
+def test_a_label_that_no_answer_carries_keeps_its_temperature(trained):
+    assert trained[1]["temperature"]["dialog"] == 1.0
+
+
+@pytest.mark.parametrize("view", [preference_blind, tier_blind])
+def test_a_control_cannot_learn_what_it_cannot_see(tmp_path, view):
+    def conflicts(seed):
+        return [row for row in color_pairs(600, seed) if row.relation == "conflict"]
+
+    train(replace(QUICK, epochs=2), view(conflicts(0)), None, language_model(), tmp_path / "control")
+    scorer = Scorer.from_pretrained(tmp_path / "control", device="cpu")
+    report = evaluate(scorer, view(conflicts(2)), "overall")
+    assert report["accuracy"] == pytest.approx(0.5, abs=0.01)
+    assert report["tier_flip"]["accuracy"] == 0
+
+
+class StopAt(TrainerCallback):
+    """Ends a training as a kill would: after a step, without finishing."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
+    config = replace(QUICK, epochs=2, checkpoint_steps=4)
+    rows = color_pairs(200)
+    train(config, rows, None, language_model(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, rows, None, language_model(), tmp_path / "cut", callbacks=[StopAt(10)])
+    assert not (tmp_path / "cut").exists()
+
+    seen = []
+    watch = type(
+        "Watch", (TrainerCallback,), {"on_step_end": lambda self, a, s, c, **k: seen.append(s.global_step)}
+    )
+    train(config, rows, None, language_model(), tmp_path / "cut", callbacks=[watch()])
+    assert seen[0] == 9
+    whole, cut = (Scorer.from_pretrained(tmp_path / name, device="cpu") for name in ("whole", "cut"))
+    answers = [replace(row, response=row.chosen) for row in color_pairs(20, seed=2)]
+    for one, two in zip(whole.score(answers), cut.score(answers), strict=True):
+        assert one.logits == pytest.approx(two.logits, abs=1e-4)
+
+
+def test_a_training_with_other_settings_does_not_go_on_from_the_checkpoints(tmp_path):
+    config = replace(QUICK, epochs=1, checkpoint_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, color_pairs(200), None, language_model(), tmp_path / "cut", callbacks=[StopAt(3)])
+    with pytest.raises(
+        UserError, match=r"cut.checkpoints: checkpoints of a training with another config and rows"
+    ):
+        train(replace(config, seed=1), color_pairs(100), None, language_model(), tmp_path / "cut")
+
+
+def test_a_folder_that_holds_something_is_not_overwritten(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        train(QUICK, color_pairs(20), None, language_model(), tmp_path)
+
+
+def test_spreading_an_update_over_passes_changes_nothing_but_rounding(tmp_path):
+    rows = [replace(row, labels={}) for row in color_pairs(64)]
+    config = replace(QUICK, epochs=1, calibration_share=0.0)
+    train(config, rows, None, language_model(), tmp_path / "one")
+    train(replace(config, gradient_accumulation=4), rows, None, language_model(), tmp_path / "four")
+    one, four = (Scorer.from_pretrained(tmp_path / name, device="cpu") for name in ("one", "four"))
+    answer = [replace(rows[0], response="red")]
+    assert one.score(answer)[0].overall == pytest.approx(four.score(answer)[0].overall, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate: expected more than 0, found 0.0"),
+        ({"warmup_ratio": -1.0}, "warmup_ratio: expected 0 or more"),
+        ({"calibration_share": 1.0}, "calibration_share: expected a share below 1"),
+        ({"schedule": "steps"}, "schedule: expected cosine or linear"),
+        ({"gradient_accumulation": 5}, "choose a multiple of gradient_accumulation"),
+        ({"bt_weight": 0.0, "bce_weight": 0.0}, "both are 0"),
+    ],
+)
+def test_a_bad_setting_is_an_error_that_names_it(change, message):
+    with pytest.raises(UserError, match=message):
+        RewardTraining(**change)
+
+
+# What a row trains
+
+
+def names(flags):
+    return {label for label, flag in zip(LABELS, flags, strict=True) if flag}
+
+
+def test_a_pair_trains_overall_and_its_governing_tier():
+    assert names(ranked_labels(make_row(tier="user", chosen="a", rejected="b"))) == {"user", "overall"}
+    assert names(ranked_labels(make_row(tier="dialog", chosen="a", rejected="b"))) == {"dialog", "overall"}
+
+
+def test_a_pair_does_not_train_a_label_in_which_its_answers_are_equal():
+    labels = {"chosen": {"user": True, "overall": True}, "rejected": {"user": True, "overall": False}}
+    row = make_row(tier="user", chosen="a", rejected="b", labels=labels)
+    assert names(ranked_labels(row)) == {"overall"}
+
+
+def test_the_loss_is_bradley_terry_plus_cross_entropy_over_the_labels_that_are_known():
+    tokenizer = make_tokenizer()
+    rows = [
+        make_row(tier="user", chosen="red", rejected="blue", labels={"chosen": {"system": True}}),
+        make_row(response="stone", labels={"response": {"overall": False}}),
+    ]
+    batch = collate([make_example(row, tokenizer, 128) for row in rows], pad_token=0)
+    assert batch["input_ids"].shape[0] == 3
+    logits = torch.tensor([[2.0, 1.0, 9.0, 0.5], [9.0, 0.0, 9.0, -0.5], [9.0, 9.0, 9.0, 1.0]])
+    loss, figures = preference_loss(logits, batch, RewardTraining(bt_weight=2.0, bce_weight=3.0))
+    sigmoid = torch.nn.functional.sigmoid
+    bt = -torch.log(sigmoid(torch.tensor(1.0)))  # the margin of both user and overall
+    bce = -(torch.log(sigmoid(torch.tensor(2.0))) + torch.log(sigmoid(torch.tensor(-1.0)))) / 2
+    assert figures["bt"].item() == pytest.approx(bt.item())
+    assert figures["bce"].item() == pytest.approx(bce.item())
+    assert figures["accuracy"].item() == 1.0
+    assert loss.item() == pytest.approx(2 * bt.item() + 3 * bce.item())
+
+
+def test_labels_that_are_missing_move_nothing():
+    batch = collate(
+        [make_example(make_row(chosen="red", rejected="blue"), make_tokenizer(), 128)], pad_token=0
+    )
+    logits = torch.zeros(2, 4, requires_grad=True)
+    loss, _ = preference_loss(logits, batch, RewardTraining())
+    loss.backward()
+    assert loss.item() == pytest.approx(log(2))
+    moved = logits.grad.abs().sum(0) > 0
+    assert names(moved.tolist()) == {"dialog", "overall"}
+
+
+def test_a_batch_without_pairs_trains_its_labels_alone():
+    row = make_row(response="red", labels={"response": {"overall": True}})
+    batch = collate([make_example(row, make_tokenizer(), 128)] * 2, pad_token=0)
+    _, figures = preference_loss(torch.zeros(2, 4), batch, RewardTraining())
+    assert figures["bt"].item() == 0
+    assert figures["bce"].item() == pytest.approx(log(2))
+
+
+def test_an_epoch_holds_every_row_once_in_an_order_of_its_own():
+    sampler = LengthGrouped(list(range(100)), batch_size=8, seed=0)
+    first, again = list(sampler), list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first == again != second
+    assert sorted(first) == sorted(second) == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (make_row(), "row 'row': expected 'chosen' and 'rejected', or a 'response' with 'labels'"),
+        (
+            make_row(response="red"),
+            "row 'row': expected 'chosen' and 'rejected', or a 'response' with 'labels'",
+        ),
+        (make_row(chosen="red", rejected="red"), "row 'row': .*the same tokens"),
+        (
+            make_row(chosen="red", rejected="blue", labels={"response": {"user": True}}),
+            "labels.response.*no 'response'",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_trained_on_is_an_error(row, message):
+    with pytest.raises(UserError, match=message):
+        make_example(row, make_tokenizer(), 128)

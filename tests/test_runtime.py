@@ -1,0 +1,224 @@
+"""Ray for a run, and what a run needs beside what is there."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metaalign_rl import needs, runtime
+from metaalign_rl.cli import guarded
+from metaalign_rl.config import ClusterConfig, Config, DataConfig, ModelConfig, RunConfig
+from metaalign_rl.errors import UserError
+from metaalign_rl.failures import root_cause
+from metaalign_rl.needs import Check
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def small(root: Path) -> Config:
+    return Config(run=RunConfig(root=str(root)), cluster=ClusterConfig(cpus=1, memory_gib=1.0, disk_gib=0.0))
+
+
+def failing(config: Config) -> dict[str, Check]:
+    return {check.name: check for check in runtime.preflight(config) if not check.ok}
+
+
+def test_a_config_that_asks_for_little_passes(tmp_path: Path) -> None:
+    checks = runtime.preflight(small(tmp_path / "not" / "there" / "yet"))
+    runtime.require(checks)
+    assert [check.name for check in checks] == [
+        "cluster.cpus", "cluster.memory_gib", "run.root", "cluster.disk_gib",
+    ]  # fmt: skip
+
+
+def test_each_thing_that_is_missing_is_listed_with_its_remedy(tmp_path: Path) -> None:
+    cluster = ClusterConfig(cpus=4096, memory_gib=1e6, disk_gib=1e6)
+    config = replace(small(tmp_path), cluster=cluster)
+    assert list(failing(config)) == ["cluster.cpus", "cluster.memory_gib", "cluster.disk_gib"]
+    cores = len(os.sched_getaffinity(0))
+    with pytest.raises(UserError, match=rf"needs 4096 CPUs, found {cores}; .* set cluster.cpus={cores}"):
+        runtime.require(runtime.preflight(config))
+
+
+def test_run_root_must_be_a_folder_and_absolute_in_a_submitted_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    assert "not writable" in failing(small(tmp_path / "file"))["run.root"].found
+    assert "run.root" in failing(small(tmp_path / "file" / "below"))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert not failing(small(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert failing(small(Path("runs")))["run.root"].needed == "an absolute folder"
+
+
+@pytest.mark.parametrize(
+    ("path", "good"),
+    [
+        ("", True),
+        ("checkpoint", True),
+        ("empty", False),
+        ("empty/typo", False),
+        ("/no/where", False),
+        ("./no", False),
+        ("runs/mine/policy", False),
+        ("Qwen/Qwen3-0.6B", True),  # the hub's: only the hub knows
+    ],
+)
+def test_a_model_is_a_checkpoint_folder_or_a_hub_id(
+    path: str, good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("checkpoint").mkdir()
+    Path("checkpoint/config.json").write_text("{}")
+    assert ("model.path" not in failing(replace(small(tmp_path), model=ModelConfig(path=path)))) is good
+
+
+def test_a_data_source_must_be_readable(tmp_path: Path) -> None:
+    file = tmp_path / "verih.json"
+    assert "data.path" in failing(replace(small(tmp_path), data=DataConfig(source="verih", path=str(file))))
+    file.touch()
+    assert not failing(replace(small(tmp_path), data=DataConfig(source="verih", path=str(file))))
+    assert "data.path" in failing(replace(small(tmp_path), data=DataConfig(source="jsonl", path=str(file))))
+
+
+def test_actors_keep_to_their_threads() -> None:
+    environment = runtime.actor_env(3)
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert all(isinstance(value, str) for value in environment.values())
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001"])
+def test_an_address_that_jobs_are_submitted_to_is_refused(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match="RAY_ADDRESS: expected host:port"), runtime.connect(small(tmp_path)):
+        pass
+
+
+def test_an_address_where_nothing_answers_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # taken, and not listened on
+        address = "{}:{}".format(*closed.getsockname())
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UserError, match=f"no Ray cluster answers at '{address}'"):
+            runtime.connect(small(tmp_path)).__enter__()
+
+
+# One local Ray for what follows: it takes seconds to start.
+
+
+@pytest.fixture(scope="module")
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    config = small(tmp_path_factory.mktemp("runs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        with runtime.connect(config):
+            yield config
+
+
+def test_a_local_ray_has_the_configs_cpus_and_listens_on_the_loopback_alone(local_ray: Config) -> None:
+    import ray
+
+    assert ray.cluster_resources()["CPU"] == local_ray.cluster.cpus
+    (node,) = ray.nodes()
+    assert node["NodeManagerAddress"] == "127.0.0.1"
+
+
+def test_a_connection_that_stands_is_used_and_left_standing(local_ray: Config) -> None:
+    import ray
+
+    with runtime.connect(local_ray):
+        assert ray.is_initialized()
+    assert ray.is_initialized()
+
+
+def test_once_ray_runs_preflight_knows_its_gpus(local_ray: Config) -> None:
+    config = replace(local_ray, cluster=replace(local_ray.cluster, gpus=99))
+    assert list(failing(config)) == ["cluster.gpus"]
+    assert "cluster.gpus" not in failing(local_ray)
+
+
+def test_a_driver_joins_the_cluster_at_ray_address_and_leaves_it_running(local_ray: Config) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from test_runtime import small, runtime\n"
+        f"config = small(Path({local_ray.run.root!r}))\n"
+        "with runtime.connect(config):\n"
+        "    runtime.require(runtime.preflight(config))\n"
+        "    import ray\n    print(len(ray.nodes()))\n"
+    )
+    environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert ray.cluster_resources()["CPU"] == local_ray.cluster.cpus
+
+
+def test_an_actors_error_ends_in_its_root(local_ray: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Learner:
+        def __init__(self, good: bool) -> None:
+            if not good:
+                raise UserError("model.path: no weights in 'x'; give a folder with some")
+
+        def step(self) -> None:
+            try:
+                raise ValueError("shapes do not fit")
+            except ValueError as error:
+                raise RuntimeError("the update failed") from error
+
+    learner = Learner.remote(True)
+    assert guarded(lambda: ray.get(learner.step.remote()), "") == 1
+    error = capsys.readouterr().err
+    assert "RuntimeError: the update failed" in error
+    assert error.rstrip("\n").splitlines()[-1].startswith("error: ValueError: shapes do not fit (")
+
+    assert guarded(lambda: ray.get(Learner.remote(False).step.remote()), "") == 2
+    assert capsys.readouterr().err == "error: model.path: no weights in 'x'; give a folder with some\n"
+
+
+def test_a_task_that_fails_through_another_names_the_first(local_ray: Config) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def inner() -> None:
+        raise LookupError("no row")
+
+    @ray.remote(num_cpus=0)
+    def outer() -> None:
+        ray.get(inner.remote())
+
+    with pytest.raises(LookupError) as caught:
+        ray.get(outer.remote())
+    root = root_cause(caught.value)
+    assert (root.kind, root.message) == ("LookupError", "no row")
+    assert root.where.endswith("in inner")
+
+
+def test_only_rays_job_driver_counts_as_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not needs.is_submitted()
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert needs.is_submitted()

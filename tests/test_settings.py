@@ -1,0 +1,263 @@
+"""Settings: what YAML files and key=value words give, and what is said where they are wrong."""
+
+import math
+import re
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
+
+from metaalign_rl import settings
+from metaalign_rl.config import Config
+from metaalign_rl.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inner:
+    """A section.
+
+    Attributes:
+        rate: learning rate,
+            of the policy.
+    """
+
+    rate: float = 0.1
+    switch: bool = False
+    mode: Literal["on", "off", "auto"] = "auto"  # when to do it
+    stage: Literal[0, 1, 2] = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outer:
+    """One field of every type that settings know."""
+
+    name: str = ""
+    count: int = 3
+    limit: int | None = None
+    note: str | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    words: tuple[str, ...] = ()
+    stages: list[str] = field(default_factory=lambda: ["a", "b"])
+    weights: dict[str, float] = field(default_factory=dict)
+    inner: Inner = field(default_factory=lambda: Inner(rate=0.5))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeedsName:
+    """A required key."""
+
+    name: str
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+CONFIG_KEYS = [line.split()[0] for line in settings.describe(Config).splitlines()]
+
+
+def values(annotation: Any) -> st.SearchStrategy[Any]:
+    """Any value of a field's type."""
+    simple = {
+        str: TEXT,
+        int: st.integers(),
+        float: st.floats(allow_nan=False),
+        bool: st.booleans(),
+        NoneType: st.none(),
+    }
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if is_dataclass(annotation):
+        hints = get_type_hints(annotation)
+        return st.builds(annotation, **{f.name: values(hints[f.name]) for f in fields(annotation)})
+    if origin is UnionType:
+        return st.one_of(*map(values, arguments))
+    if origin is Literal:
+        return st.sampled_from(arguments)
+    if origin is dict:
+        return st.dictionaries(TEXT, values(arguments[1]), max_size=3)
+    if origin is list or arguments[-1:] == (...,):
+        return st.lists(values(arguments[0]), max_size=3).map(origin)
+    if origin is tuple:
+        return st.tuples(*map(values, arguments))
+    return simple[annotation]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message(cls: type, path: Path | None, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        settings.load(cls, path, list(words))
+    return str(caught.value)
+
+
+@budget(deadline=None)  # a busy machine is no failure
+@given(config=values(Outer))
+def test_what_dump_prints_load_reads_back(config: Outer, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = write(tmp_path_factory.getbasetemp(), settings.dump(config))
+    assert settings.load(Outer, path, []) == config
+
+
+def test_the_runs_own_config_round_trips(tmp_path: Path) -> None:
+    config = replace(Config(), run=replace(Config().run, name="no", stages=["ppo"]), learners=3)
+    assert settings.load(Config, write(tmp_path, settings.dump(config)), []) == config
+    assert settings.load(Config, None, []) == Config()
+
+
+@budget(deadline=None)
+@given(name=st.from_regex(r"[a-z_]{1,12}(\.[a-z_]{1,12}){0,2}", fullmatch=True), value=TEXT)
+def test_an_unknown_key_is_always_named_with_a_hint(name: str, value: str) -> None:
+    if name not in settings._keys(Config):
+        said = message(Config, None, f"{name}={value}")
+        assert f"unknown key {name!r}; " in said
+        assert "did you mean" in said or "known: " in said
+
+
+def test_words_go_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, "count: 5\nlimit: 7\ninner:\n  switch: true\n")
+    config = settings.load(Outer, path, ["limit=8", "inner.mode=off"])
+    assert config == Outer(count=5, limit=8, inner=Inner(rate=0.5, switch=True, mode="off"))
+
+
+def test_a_section_keeps_the_defaults_that_its_owner_gives_it() -> None:
+    assert settings.load(Outer, None, ["inner.stage=1"]).inner == Inner(rate=0.5, stage=1)
+
+
+def test_sections_may_be_empty_dotted_or_given_in_one_word(tmp_path: Path) -> None:
+    assert settings.load(Outer, write(tmp_path, "inner:\n"), []) == Outer()
+    assert settings.load(Outer, write(tmp_path, "inner.rate: 2\n"), []).inner.rate == 2.0
+    assert settings.load(Outer, None, ["inner={rate: 2, stage: 0}"]).inner == Inner(rate=2.0, stage=0)
+    assert settings.load(Outer, write(tmp_path, ""), []) == Outer()
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("inner.rate=1e-3", "rate", 0.001),
+        ("inner.rate=3", "rate", 3.0),
+        ("inner.rate=.inf", "rate", math.inf),
+        ("inner.mode=on", "mode", "on"),
+        ("inner.mode=off", "mode", "off"),
+        ("inner.switch=true", "switch", True),
+        ("inner.stage=1", "stage", 1),
+        ("name=no", "name", "no"),
+        ("name=007", "name", "007"),
+        ("name=1e-3", "name", "1e-3"),
+        ("name=", "name", ""),
+        ("name='no'", "name", "no"),
+        ("name=a: [b # c", "name", "a: [b # c"),
+        ("name=x=y", "name", "x=y"),
+        ("count=30_000", "count", 30_000),
+        ("limit=null", "limit", None),
+        ("note=null", "note", None),
+        ("note='null'", "note", "null"),
+        ("note=12:30", "note", "12:30"),
+        ("betas=[0, 1]", "betas", (0.0, 1.0)),
+        ("words=[yes, 1]", "words", ("yes", "1")),
+        ("stages=[]", "stages", []),
+        ("weights={user: 2, dialog/neutral: .5}", "weights", {"user": 2.0, "dialog/neutral": 0.5}),
+    ],
+)
+def test_a_value_is_read_as_what_its_field_is(word: str, key: str, value: object) -> None:
+    config = settings.load(Outer, None, [word])
+    found = getattr(config.inner if word.startswith("inner.") else config, key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("count=ten", "'count=ten': key 'count': expected a whole number (int), found 'ten'"),
+        ("count=1.5", "expected a whole number (int), found '1.5'"),
+        ("count='3'", "expected a whole number (int), found the text '3'"),
+        ("count=", "expected a whole number (int), found nothing"),
+        ("inner.rate=fast", "key 'inner.rate': expected a number (float), found 'fast'"),
+        ("inner.switch=yes", "expected true or false (bool), found 'yes'"),
+        ("inner.mode=often", "expected one of on, off, auto, found 'often'"),
+        ("inner.stage=3", "expected one of 0, 1, 2, found '3'"),
+        ("limit=None", "expected a whole number (int) or null, found 'None'"),
+        (
+            "betas=[1]",
+            "expected a list [a number (float), a number (float)] (tuple[float, float]), found a list of 1",
+        ),
+        ("betas=[1, a]", "key 'betas[1]': expected a number (float), found 'a'"),
+        ("stages=ppo", "expected a list [a text (str)] (list[str]), found 'ppo'"),
+        ("weights={user: a}", "key 'weights.user': expected a number (float), found 'a'"),
+        ("weights=[1]", "expected a table {key: a number (float), …} (dict[str, float]), found a list of 1"),
+        ("inner=3", "key 'inner': expected a section of keys, found '3'"),
+        ("name=null", "key 'name': expected a text (str), found nothing"),
+        ("weights={a", "the value is not valid YAML"),
+        ("count", "'count': expected key=value, such as run.name=mine"),
+    ],
+)
+def test_an_ill_typed_value_is_named_with_its_key_and_the_expected_type(word: str, says: str) -> None:
+    assert says in message(Outer, None, word)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("count: 1\nlimt: 2\n", ":2: unknown key 'limt'; did you mean 'limit'?"),
+        ("inner:\n  rat: 2\n", ":2: unknown key 'inner.rat'; did you mean 'inner.rate'?"),
+        ("count: 1\n\ninner:\n  rate: x\n", ":4: key 'inner.rate': expected a number (float), found 'x'"),
+        ("count: 1\ncount: 2\n", ":2: key 'count' stands at "),
+        ("inner: 3\n", ":1: key 'inner': expected a section of keys, found '3'"),
+        ("count: [1\nname: x\n", ":2: not valid YAML"),
+        ("count: 1\n\tname: x\n", ":2: not valid YAML"),
+        ("a: 1\n---\nb: 2\n", ":2: not valid YAML"),
+        ("- a\n", ":1: expected keys with values, found a list of 1"),
+        ("? [a]\n: 1\n", ":1: expected a key, found a list of 1"),
+        ("name: !!python/object:os.system x\nzzz: 1", ":2: unknown key 'zzz'"),
+    ],
+)
+def test_a_bad_file_is_named_with_the_line(text: str, says: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    said = message(Outer, path)
+    assert said.startswith(f"{path}{says}")
+    assert "\n" not in said
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    assert "missing.yaml: No such file" in message(Outer, tmp_path / "missing.yaml")
+    assert str(tmp_path) in message(Outer, tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
+    assert "latin.yaml: not valid UTF-8" in message(Outer, tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ppo.lr", "learner.learning_rate"),
+        ("sft.lr", "'sft.learning_rate'?"),
+        ("leaner.epochs", "'learner.epochs'?"),
+        ("prompts_per_step", "'ppo.prompts_per_step'?"),
+        ("ppo.step", "'ppo.steps'?"),
+        ("modle", "'model'?"),
+    ],
+)
+def test_the_nearest_key_is_looked_for_in_all_sections(name: str, meant: str) -> None:
+    assert meant in message(Config, None, f"{name}=1")
+
+
+def test_a_missing_required_key_is_named() -> None:
+    assert "key 'name' is missing" in message(NeedsName, None)
+    assert settings.load(NeedsName, None, ["name=x"]) == NeedsName(name="x")
+    assert "(required)" in settings.describe(NeedsName)
+
+
+def test_describe_lists_every_value_with_the_meaning_from_its_source() -> None:
+    lines = {line.split()[0]: re.split(" {2,}", line) for line in settings.describe(Outer).splitlines()}
+    assert lines["inner.rate"] == ["inner.rate", "float", "0.5", "learning rate, of the policy."]
+    assert lines["inner.mode"] == ["inner.mode", "on | off | auto", "auto", "when to do it"]
+    assert "inner" not in lines
+
+
+def test_every_key_of_a_run_is_described_once() -> None:
+    assert len(set(CONFIG_KEYS)) == len(CONFIG_KEYS)
+    assert {"run.name", "ppo.steps", "learner.learning_rate"} <= set(CONFIG_KEYS)
