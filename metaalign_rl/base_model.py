@@ -43,7 +43,9 @@ def _load(path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         raise UserError(f"model.path: cannot load {path!r}: {str(error).splitlines()[0]}") from None
 
 
-def _new(config: ModelConfig, demonstrations: list[Row], seed: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def _new(
+    config: ModelConfig, demonstrations: list[Row], seed: int
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -116,8 +116,7 @@ def _original_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     if isinstance(template, dict):
         raise _error(
             tokenizer,
-            f"it has several chat templates ({', '.join(template)}); "
-            "set tokenizer.chat_template to the one to keep",
+            f"it has several chat templates ({', '.join(template)}); set tokenizer.chat_template to the one to keep",
         )
     if template is None:
         return None
@@ -216,9 +215,7 @@ def _joints(tokenizer: "PreTrainedTokenizerBase", template: str) -> list[str]:
         full = apply(tokenizer, chat, _PROBE_USER_INFO, generation_prompt=False, template=template)
         prompt = apply(tokenizer, chat[:-1], _PROBE_USER_INFO, generation_prompt=True, template=template)
     except UserError as error:
-        raise _error(
-            tokenizer, f"its chat template takes no system message with a dialog ({error})"
-        ) from None
+        raise _error(tokenizer, f"its chat template takes no system message with a dialog ({error})") from None
     words = [_PROBE_USER_INFO, *(word for _, word in _PROBE_CHAT)]
     lost = [word for word in words if full.count(word) != 1]
     if lost:

@@ -130,9 +130,7 @@ def _config(args: argparse.Namespace) -> None:
     if args.describe:
         print(settings.describe(Config))
     elif args.config is None:
-        raise UserError(
-            "give a config file, such as configs/quickstart.yaml, or --describe for every setting"
-        )
+        raise UserError("give a config file, such as configs/quickstart.yaml, or --describe for every setting")
     else:
         print(settings.dump(_load(args)), end="")
 
@@ -182,14 +180,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run_commands(commands: Commands) -> None:
-    run = _add(
-        commands, "run", "run the pipeline, or resume it", _run, "configs/quickstart.yaml run.name=mine"
-    )
+    run = _add(commands, "run", "run the pipeline, or resume it", _run, "configs/quickstart.yaml run.name=mine")
     needs = "show what a run needs beside what is there"
     preflight = _add(commands, "preflight", needs, _preflight, "configs/quickstart.yaml cluster.cpus=4")
-    config = _add(
-        commands, "config", "print a run's settings", _config, "configs/quickstart.yaml ppo.steps=100"
-    )
+    config = _add(commands, "config", "print a run's settings", _config, "configs/quickstart.yaml ppo.steps=100")
     config.add_argument("--describe", action="store_true", help="list every setting: type, default, meaning")
     _add_settings(run)
     _add_settings(preflight)
@@ -197,9 +191,7 @@ def _add_run_commands(commands: Commands) -> None:
 
 
 def _add_data_commands(commands: Commands) -> None:
-    build = _add(
-        commands, "build", "write a config's rows", _data_build, "configs/quickstart.yaml --output rows"
-    )
+    build = _add(commands, "build", "write a config's rows", _data_build, "configs/quickstart.yaml --output rows")
     _add_settings(build)
     build.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write to")
     validate = _add(commands, "validate", "check rows and count them", _data_validate, "rows/pairs.jsonl")

@@ -103,7 +103,9 @@ class PPOConfig:
     samples_per_prompt: int = 4
     reward_model: float = 1.0  # weight of the reward model in the reward
     reward_checks: float = 0.0  # weight of the rows' own gold checks in the reward
-    sampler: dict[str, float] = field(default_factory=dict)  # weight by "tier" or "tier/relation"; empty: as in the data
+    sampler: dict[str, float] = field(
+        default_factory=dict
+    )  # weight by "tier" or "tier/relation"; empty: as in the data
     gamma: float = 1.0
     lam: float = 0.95
     kl: Literal["fixed", "adaptive"] = "fixed"

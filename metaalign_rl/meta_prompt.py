@@ -33,9 +33,7 @@ class MetaPrompt:
     system_info: str = ""
     user_info: str = ""
 
-    def render(
-        self, tokenizer: "PreTrainedTokenizerBase", messages: Messages, response: str | None = None
-    ) -> str:
+    def render(self, tokenizer: "PreTrainedTokenizerBase", messages: Messages, response: str | None = None) -> str:
         """The text of the meta-prompt and the dialog.
 
         Without `response` it ends in the generation prompt, with it in the response and the end of its turn.

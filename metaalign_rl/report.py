@@ -52,7 +52,9 @@ def show(root: Path) -> None:
         console.print(_reward_table(report))
     console.print(_showcase_table(figures["showcase"]))
     total = sum(value for key, value in report.items() if key.startswith("seconds."))
-    console.print(f"{total / 60:.1f} minutes in all; figures: {folder.report}; models: {folder.policy}, {folder.reward}")
+    console.print(
+        f"{total / 60:.1f} minutes in all; figures: {folder.report}; models: {folder.policy}, {folder.reward}"
+    )
 
 
 def _reward(evaluation: dict[str, Any], mode: str) -> dict[str, float]:

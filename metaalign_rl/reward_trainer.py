@@ -1,5 +1,6 @@
 """The reward trainer: trains and evaluates one reward model or control, in a process of its own."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ class RewardTrainer:
 
     def __init__(self, view: View) -> None:
         self._view = view
+        # transformers would import DeepSpeed, many seconds, to ask whether the model to be saved is one of its own.
+        sys.modules["deepspeed"] = None  # type: ignore[assignment]
 
     def train(self, training: Any, pairs: Sequence[Path], base: Path, output: Path) -> Iterator[Update]:
         """Train on the rows of all `pairs` files, from the checkpoint `base`, and write `output`."""

@@ -72,8 +72,7 @@ def describe(cls: type) -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)).rstrip()
-        for row in rows
+        "  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
     )
 
 
@@ -104,9 +103,7 @@ def _build(cls: type[T], prefix: str, keys: dict[str, _Key], given: dict[str, _G
         elif name in given:
             values[field.name] = _value(name, keys[name].annotation, given[name])
         elif keys[name].default is MISSING:
-            raise UserError(
-                f"key {name!r} is missing: give it as {name}=<{type_name(keys[name].annotation)}>"
-            )
+            raise UserError(f"key {name!r} is missing: give it as {name}=<{type_name(keys[name].annotation)}>")
         else:
             values[field.name] = keys[name].default
     return cls(**values)
@@ -143,9 +140,7 @@ def _read_word(word: str, keys: dict[str, _Key]) -> dict[str, _Given]:
     if name not in keys:
         raise UserError(f"{word!r}: unknown key {name!r}; {nearest_keys(name, keys)}")
     if takes_text(keys[name].annotation) and text[:1] not in ("'", '"'):
-        node: yaml.Node | None = yaml.ScalarNode(
-            "", text
-        )  # as the shell gave it, whatever YAML would make of it
+        node: yaml.Node | None = yaml.ScalarNode("", text)  # as the shell gave it, whatever YAML would make of it
     else:
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -195,9 +190,7 @@ def _value(name: str, annotation: Any, given: _Given) -> Any:
         return convert(given.node, annotation)
     except IllTyped as error:
         wanted, found = expected(error.annotation), shown(error.node)
-        raise UserError(
-            f"{given.place}: key '{name}{error.inside}': expected {wanted}, found {found}"
-        ) from None
+        raise UserError(f"{given.place}: key '{name}{error.inside}': expected {wanted}, found {found}") from None
 
 
 def _flow(value: Any) -> str:

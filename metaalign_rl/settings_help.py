@@ -31,9 +31,7 @@ def nearest_keys(name: str, known: Iterable[str]) -> str:
         near = [repr(key) for key in names if scores[key] == best][:3]
         return f"did you mean {' or '.join(near)}?"
     section = name.rpartition(".")[0]
-    here = [key for key in names if key.rpartition(".")[0] == section] or [
-        key for key in names if "." not in key
-    ]
+    here = [key for key in names if key.rpartition(".")[0] == section] or [key for key in names if "." not in key]
     return f"known: {', '.join(here)}"
 
 

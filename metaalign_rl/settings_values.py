@@ -74,8 +74,7 @@ def _convert_sequence(node: yaml.Node, annotation: Any) -> Any:
         raise IllTyped(annotation, node)
     kinds = arguments if fixed else (arguments[0],) * len(node.value)
     return origin(
-        _inside(f"[{index}]", item, kind)
-        for index, (item, kind) in enumerate(zip(node.value, kinds, strict=True))
+        _inside(f"[{index}]", item, kind) for index, (item, kind) in enumerate(zip(node.value, kinds, strict=True))
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaalign_rl.config import SFTConfig
+from metaalign_rl import base_model
+from metaalign_rl.config import ModelConfig, SFTConfig
 from metaalign_rl.files import replace_folder
 from metaalign_rl.learner import platform
 from metaalign_rl.meta_prompt import MetaPrompt, encode
@@ -24,6 +25,10 @@ class SFTWorker:
         """Join the ranks; see `learner.platform.prepare`."""
         self.rank, self.world_size = rank, world_size
         self.device = platform.prepare(rank, world_size, rendezvous)
+
+    def prepare_base(self, config: ModelConfig, rows: Path, seed: int, output: Path) -> None:
+        """Write the checkpoint that training starts from; for one rank alone. See `base_model.prepare_base`."""
+        base_model.prepare_base(config, list(read_rows(rows)), seed, output)
 
     def train(
         self, config: SFTConfig, base: Path, rows: Path, output: Path, checkpoints: Path, *, max_tokens: int, seed: int

@@ -133,8 +133,7 @@ def confirm(update: WeightUpdate, version: int, checksum: str, *, engine: str = 
     ):
         if found != expected:
             raise StaleEngine(
-                f"{engine} did not take weight update {update.version}: "
-                f"expected {what} {expected}, found {found}"
+                f"{engine} did not take weight update {update.version}: expected {what} {expected}, found {found}"
             )
 
 

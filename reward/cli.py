@@ -51,9 +51,7 @@ def _score(arguments: argparse.Namespace) -> None:
     results = []
     for (_, record), score in zip(places, scores, strict=True):
         name = {"id": record["id"]} if "id" in record else {}
-        results.append(
-            {**name, "overall": score.overall, "tiers": score.tiers, "probabilities": score.probabilities}
-        )
+        results.append({**name, "overall": score.overall, "tiers": score.tiers, "probabilities": score.probabilities})
     write_jsonl(arguments.output, results)
 
 
@@ -70,9 +68,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    config = RewardTraining(
-        **{field.name: getattr(arguments, field.name) for field in fields(RewardTraining)}
-    )
+    config = RewardTraining(**{field.name: getattr(arguments, field.name) for field in fields(RewardTraining)})
     rows = list(read_rows(arguments.data))
     eval_rows = list(read_rows(arguments.eval_data)) if arguments.eval_data else None
     if arguments.control:
@@ -84,9 +80,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     _plain_output()
     result = train(config, rows, eval_rows, arguments.base, arguments.output)
-    print(
-        f"{arguments.output}: {result['steps']} updates, {result['seconds']:.0f} s, loss {result['loss']:.4f}"
-    )
+    print(f"{arguments.output}: {result['steps']} updates, {result['seconds']:.0f} s, loss {result['loss']:.4f}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -112,35 +106,23 @@ def _plain_output() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "metaalign-reward", description=__doc__, epilog=EXAMPLES, formatter_class=_RAW
-    )
+    parser = argparse.ArgumentParser("metaalign-reward", description=__doc__, epilog=EXAMPLES, formatter_class=_RAW)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     score = _command(commands, "score", _score, "score answers")
-    score.add_argument(
-        "--input", type=Path, required=True, help="JSONL: messages, response, system_info, user_info"
-    )
-    score.add_argument(
-        "--output", type=Path, required=True, help="JSONL: overall, tiers (logits) and probabilities"
-    )
+    score.add_argument("--input", type=Path, required=True, help="JSONL: messages, response, system_info, user_info")
+    score.add_argument("--output", type=Path, required=True, help="JSONL: overall, tiers (logits) and probabilities")
     _add_model(score)
 
     evaluate = _command(commands, "evaluate", _evaluate, "accuracy and calibration on pairs")
     evaluate.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected")
     evaluate.add_argument("--output", type=Path, help="JSON report (default: standard output)")
-    evaluate.add_argument(
-        "--mode", choices=MODES, default="tier", help="which scores rank a pair (default: tier)"
-    )
+    evaluate.add_argument("--mode", choices=MODES, default="tier", help="which scores rank a pair (default: tier)")
     _add_model(evaluate)
 
-    train = _command(
-        commands, "train", _train, "train on pairs and labelled answers; goes on where it was stopped"
-    )
+    train = _command(commands, "train", _train, "train on pairs and labelled answers; goes on where it was stopped")
     train.add_argument("--base", required=True, help="checkpoint to start from: an SFT model, or any other")
-    train.add_argument(
-        "--data", type=Path, required=True, help="JSONL of rows with chosen and rejected, or labels"
-    )
+    train.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected, or labels")
     train.add_argument("--eval-data", type=Path, help="JSONL of rows whose loss is logged after each epoch")
     train.add_argument("--output", type=Path, required=True, help="folder for the model; must not exist")
     train.add_argument(
@@ -165,15 +147,9 @@ def _command(commands: Any, name: str, run: Any, help: str) -> argparse.Argument
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="reward model's folder or hub id")
-    parser.add_argument(
-        "--device", help="such as cpu or cuda:1 (default: the machine's accelerator, else the CPU)"
-    )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own"
-    )
-    parser.add_argument(
-        "--batch-tokens", type=int, default=16_384, help="tokens a forward pass (default: 16384)"
-    )
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: the machine's accelerator, else the CPU)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own")
+    parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens a forward pass (default: 16384)")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

@@ -17,9 +17,7 @@ def _setting(default: Any, help: str) -> Any:
 class RewardTraining:
     """How the reward model is trained."""
 
-    learning_rate: float = _setting(
-        1e-5, "peak learning rate; about 1e-3 for a model of a million parameters"
-    )
+    learning_rate: float = _setting(1e-5, "peak learning rate; about 1e-3 for a model of a million parameters")
     batch_size: int = _setting(64, "rows (pairs or labelled answers) an update")
     gradient_accumulation: int = _setting(1, "passes that an update's rows are spread over, to save memory")
     epochs: float = _setting(1.0, "passes over the rows")
@@ -29,9 +27,7 @@ class RewardTraining:
     bt_weight: float = _setting(1.0, "weight of the Bradley-Terry loss on pairs")
     bce_weight: float = _setting(1.0, "weight of the binary cross-entropy on absolute labels")
     max_tokens: int = _setting(1024, "tokens a text; a longer dialog loses its left end, a tier never")
-    calibration_share: float = _setting(
-        0.05, "share of the labelled rows kept from training to fit the temperatures"
-    )
+    calibration_share: float = _setting(0.05, "share of the labelled rows kept from training to fit the temperatures")
     checkpoint_steps: int = _setting(500, "updates between two checkpoints to resume from")
     log_steps: int = _setting(10, "updates between two lines of the log")
     bf16: bool = _setting(False, "compute in bfloat16, with weights in float32 (a GPU)")

@@ -21,10 +21,7 @@ def preference_blind(rows: Iterable[Row]) -> list[Row]:
 def tier_blind(rows: Iterable[Row]) -> list[Row]:
     """The rows with both tiers' texts, sorted, as one System Info: which tier said what is hidden."""
     texts = {"system": "system_info", "user": "user_info"}
-    return [
-        _view(row, "\n".join(sorted(getattr(row, texts[tier]) for tier in speaking_tiers(row))))
-        for row in rows
-    ]
+    return [_view(row, "\n".join(sorted(getattr(row, texts[tier]) for tier in speaking_tiers(row)))) for row in rows]
 
 
 def _view(row: Row, system_info: str) -> Row:

@@ -107,18 +107,12 @@ def make_example(row: Row, tokenizer: PreTrainedTokenizerBase, max_tokens: int) 
     labelled_answers(row)  # refuses labels of an answer that is not there
     meta, place = MetaPrompt(row.system_info, row.user_info), f"row {row.id!r}"
     texts = tuple(
-        encode(
-            tokenizer, meta, row.messages, max_tokens=max_tokens, response=getattr(row, answer), place=place
-        )
+        encode(tokenizer, meta, row.messages, max_tokens=max_tokens, response=getattr(row, answer), place=place)
         for answer in answers
     )
     if is_pair and texts[0] == texts[1]:
-        raise UserError(
-            f"{place}: the tokenizer cannot tell 'chosen' from 'rejected', they are the same tokens"
-        )
-    labels = tuple(
-        tuple(row.labels.get(answer, {}).get(label, nan) for label in LABELS) for answer in answers
-    )
+        raise UserError(f"{place}: the tokenizer cannot tell 'chosen' from 'rejected', they are the same tokens")
+    labels = tuple(tuple(row.labels.get(answer, {}).get(label, nan) for label in LABELS) for answer in answers)
     return Example(texts, labels, is_pair, ranked_labels(row) if is_pair else (False,) * len(LABELS))
 
 
@@ -144,12 +138,8 @@ def collate(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tens
     chosen = torch.tensor(starts, dtype=torch.long)
     return {
         **pad(texts, pad_token),
-        "labels": torch.tensor(
-            [labels for example in examples for labels in example.labels], dtype=torch.float32
-        ),
+        "labels": torch.tensor([labels for example in examples for labels in example.labels], dtype=torch.float32),
         "chosen": chosen,
         "rejected": chosen + 1,
-        "ranked": torch.tensor([e.ranked for e in examples if e.is_pair], dtype=torch.bool).reshape(
-            -1, len(LABELS)
-        ),
+        "ranked": torch.tensor([e.ranked for e in examples if e.is_pair], dtype=torch.bool).reshape(-1, len(LABELS)),
     }

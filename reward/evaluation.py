@@ -41,9 +41,7 @@ def evaluate(
     rows = list(rows)
     for row in rows:
         if row.chosen is None and not row.labels:
-            raise UserError(
-                f"row {row.id!r}: nothing to evaluate; expected 'chosen' and 'rejected', or 'labels'"
-            )
+            raise UserError(f"row {row.id!r}: nothing to evaluate; expected 'chosen' and 'rejected', or 'labels'")
     pairs = [row for row in rows if row.chosen is not None]
     if not pairs:
         raise UserError("nothing to evaluate: no row has 'chosen' and 'rejected'")
@@ -72,12 +70,8 @@ def _score(scorer: Scorer, rows: Iterable[Row], batch_tokens: int) -> dict[tuple
         if any((row.id, name) in answers for name in ANSWERS):
             raise UserError(f"row {row.id!r}: the id stands twice among the rows to evaluate")
         for name in {*row.labels, *(("chosen", "rejected") if row.chosen is not None else ())}:
-            answers[row.id, name] = scorer.encode(
-                replace(row, response=getattr(row, name)), f"row {row.id!r}"
-            )
-    return dict(
-        zip(answers, scorer.score_tokens(list(answers.values()), batch_tokens=batch_tokens), strict=True)
-    )
+            answers[row.id, name] = scorer.encode(replace(row, response=getattr(row, name)), f"row {row.id!r}")
+    return dict(zip(answers, scorer.score_tokens(list(answers.values()), batch_tokens=batch_tokens), strict=True))
 
 
 def _judge(row: Row, scores: Mapping[tuple[str, str], Score], mode: Mode) -> _Judged:
@@ -104,14 +98,10 @@ def _flips(judged: Sequence[_Judged]) -> dict[str, Any]:
 
 
 def _calibration(rows: Iterable[Row], scores: Mapping[tuple[str, str], Score]) -> dict[str, dict[str, Any]]:
-    answers = [
-        (scores[row.id, name].probabilities, labels) for row in rows for name, labels in row.labels.items()
-    ]
+    answers = [(scores[row.id, name].probabilities, labels) for row in rows for name, labels in row.labels.items()]
     table = {}
     for label in LABELS:
-        known = [
-            (probabilities[label], labels[label]) for probabilities, labels in answers if label in labels
-        ]
+        known = [(probabilities[label], labels[label]) for probabilities, labels in answers if label in labels]
         if known:
             probabilities, truths = zip(*known, strict=True)
             table[label] = {

@@ -39,14 +39,10 @@ def find_checkpoint(path: str | Path) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a checkpoint, it holds no config.json")
     if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{folder}: it holds no *.safetensors weights; other formats can run code and are not read"
-        )
+        raise UserError(f"{folder}: it holds no *.safetensors weights; other formats can run code and are not read")
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and "auto_map" in read_json(folder / name):
-            raise UserError(
-                f"{folder / name}: 'auto_map' asks to run the checkpoint's own code, which is never done"
-            )
+            raise UserError(f"{folder / name}: 'auto_map' asks to run the checkpoint's own code, which is never done")
     return folder
 
 
@@ -109,9 +105,7 @@ def load(
         )
     with _loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=dtype or "auto", use_safetensors=True
-        )
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype or "auto", use_safetensors=True)
     return model.to(device).eval(), tokenizer
 
 

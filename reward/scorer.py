@@ -26,12 +26,8 @@ class Scorer:
             response.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None
-    ):
-        positions = getattr(
-            model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length
-        )
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None):
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
         longest = min(positions, tokenizer.model_max_length)
         if max_tokens is not None and not 0 < max_tokens <= longest:
             raise UserError(f"max_tokens: expected 1 to {longest}, the model's context, found {max_tokens}")

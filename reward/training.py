@@ -101,8 +101,7 @@ def train(
 def preference_loss(
     logits: Tensor, batch: dict[str, Tensor], config: RewardTraining
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Bradley-Terry, -log sigmoid(chosen - rejected), plus binary cross-entropy, each a mean over the labels
-    that count.
+    """Bradley-Terry, -log sigmoid(chosen - rejected), plus binary cross-entropy: means over the known labels.
 
     Args:
         logits: [texts, 4].
@@ -115,9 +114,7 @@ def preference_loss(
     margin = logits[batch["chosen"]] - logits[batch["rejected"]]
     ranked, known = batch["ranked"], ~batch["labels"].isnan()
     bt = _mean(-logsigmoid(margin), ranked)
-    bce = _mean(
-        binary_cross_entropy_with_logits(logits, batch["labels"].nan_to_num(), reduction="none"), known
-    )
+    bce = _mean(binary_cross_entropy_with_logits(logits, batch["labels"].nan_to_num(), reduction="none"), known)
     accuracy = (margin[:, LABELS.index("overall")] > 0).float().sum() / max(len(margin), 1)
     figures = {"bt": bt.detach(), "bce": bce.detach(), "accuracy": accuracy}
     return config.bt_weight * bt + config.bce_weight * bce, figures
@@ -133,9 +130,7 @@ def calibrate(scorer: Scorer, rows: Sequence[Row]) -> dict[str, float]:
     logits = scorer.logits([scorer.encode(row, f"row {row.id!r}") for row, _ in answers])
     temperatures = {}
     for index, label in enumerate(LABELS):
-        truths = torch.tensor(
-            [float(labels[label]) if label in labels else torch.nan for _, labels in answers]
-        )
+        truths = torch.tensor([float(labels[label]) if label in labels else torch.nan for _, labels in answers])
         temperatures[label] = fit_temperature(logits[:, index], truths)
     checkpoints.fold_temperatures(scorer.model, temperatures)
     return temperatures
@@ -162,9 +157,7 @@ class RewardTrainer(Trainer):
             eval_dataset=eval_examples,
             callbacks=list(callbacks),
         )
-        self.model_accepts_loss_kwargs = (
-            False  # the loss is a mean: the Trainer averages it over an update's passes
-        )
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: the Trainer averages it over an update's passes
         self.remove_callback(PrinterCallback)  # prints to standard output, which is the command line's
         self.add_callback(_LogLines)
         self._config = config
@@ -186,9 +179,7 @@ class RewardTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._figures:
-            logs |= {
-                name: torch.stack([f[name] for f in self._figures]).mean().item() for name in self._figures[0]
-            }
+            logs |= {name: torch.stack([f[name] for f in self._figures]).mean().item() for name in self._figures[0]}
             self._figures.clear()
         super().log(logs, start_time)
 

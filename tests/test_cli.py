@@ -123,9 +123,7 @@ def test_run_hands_the_config_to_the_pipeline_with_words_before_and_after_option
     )
 
 
-def test_preflight_prints_a_table_and_says_what_is_missing(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_preflight_prints_a_table_and_says_what_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["preflight", "config.yaml"]) == 0
     assert "ok  run.root" in capsys.readouterr().out
     assert cli.main(["preflight", "config.yaml", "cluster.cpus=4096", "model.path=/no/model"]) == 2
@@ -145,10 +143,7 @@ def test_config_prints_what_load_reads_back(workplace: Path, capsys: pytest.Capt
 
 
 def test_data_is_built_validated_and_shown(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = [
-        f"data.{use}=12"
-        for use in ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs")
-    ]
+    sizes = [f"data.{use}=12" for use in ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs")]
     assert cli.main(["data", "build", "config.yaml", "--output", "rows", *sizes]) == 0
     capsys.readouterr()
     assert cli.main(["data", "validate", "rows/pairs.jsonl", "rows/held_out_prompts.jsonl"]) == 0
@@ -237,16 +232,12 @@ ValueError: shapes (2, 3) and (4,) do not fit"""
 @pytest.mark.parametrize("before", ["", "The actor died because of an error raised in its creation task, "])
 def test_the_root_is_read_from_what_ray_tells_of_another_process(before: str) -> None:
     root = root_cause(RuntimeError(before + RAY_TEXT))
-    assert str(root) == (
-        "ValueError: shapes (2, 3) and (4,) do not fit (/w/metaalign_rl/learner/worker.py:8 in step)"
-    )
+    assert str(root) == ("ValueError: shapes (2, 3) and (4,) do not fit (/w/metaalign_rl/learner/worker.py:8 in step)")
 
 
 def run_job(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     """A job's script as a process that finds the package only by the script's place."""
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")
-    }
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     command = [
         sys.executable,
         str(ROOT / "jobs" / "reward.py"),
@@ -275,9 +266,7 @@ def test_a_job_of_one_stage_runs_that_stage_alone(
     assert os.environ["PYTHONPATH"] == f"{ROOT}{os.pathsep}elsewhere"
 
 
-@pytest.mark.parametrize(
-    "words", [["run", "config.yaml", "--force"], ["data", "show", "rows.jsonl", "extra"], []]
-)
+@pytest.mark.parametrize("words", [["run", "config.yaml", "--force"], ["data", "show", "rows.jsonl", "extra"], []])
 def test_arguments_that_a_command_does_not_take_are_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)

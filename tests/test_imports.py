@@ -69,9 +69,7 @@ def test_reward_knows_only_itself_and_the_light_core(path: Path) -> None:
     for name in imports(path):
         assert name.split(".")[0] not in {*ALGORITHM, "jobs"}, f"{path} imports {name}"
         if name.startswith("metaalign_rl"):
-            assert name.startswith(tuple(f"{module}." for module in CORE)) or name in CORE, (
-                f"{path} imports {name}"
-            )
+            assert name.startswith(tuple(f"{module}." for module in CORE)) or name in CORE, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", under("metaalign_rl"), ids=lambda path: path.name)
@@ -99,9 +97,7 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys\nfrom metaalign_rl.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    print('loaded:', *sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.partition("loaded: ")[2].split()}
     assert "metaalign_rl" in loaded
     assert not loaded & HEAVY

@@ -126,12 +126,8 @@ def policy_weights(learner: Learner) -> Tensor:
 @settings(deadline=None, max_examples=50)
 def test_gae_is_the_weighted_sum_of_temporal_differences(response, before, after, gamma, lam):
     rewards, values = ([pair[side] for pair in response] for side in (0, 1))
-    deltas = [
-        r + gamma * v_next - v for r, v, v_next in zip(rewards, values, [*values[1:], 0.0], strict=True)
-    ]
-    expected = [
-        sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))
-    ]
+    deltas = [r + gamma * v_next - v for r, v, v_next in zip(rewards, values, [*values[1:], 0.0], strict=True)]
+    expected = [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))]
 
     def row(numbers: list[float], outside: float) -> Tensor:
         return torch.tensor([[outside] * before + numbers + [outside] * after], dtype=torch.float64)
@@ -150,9 +146,7 @@ def test_the_score_falls_on_the_last_response_token_and_the_kl_on_each():
     torch.testing.assert_close(rewards, torch.tensor(expected))
 
 
-@pytest.mark.parametrize(
-    ("estimator", "expected"), [("k1", 0.5), ("k2", 0.125), ("k3", 0.5 + 0.60653066 - 1)]
-)
+@pytest.mark.parametrize(("estimator", "expected"), [("k1", 0.5), ("k2", 0.125), ("k3", 0.5 + 0.60653066 - 1)])
 def test_kl_estimators_are_schulmans(estimator, expected):
     kl = token_kl(torch.tensor([[-1.0]]), torch.tensor([[-1.5]]), torch.tensor([[True]]), estimator)
     assert kl.item() == pytest.approx(expected)
@@ -185,9 +179,7 @@ def test_the_fixed_kl_coefficient_stays():
 
 
 def test_a_batch_marks_the_positions_that_predict_response_tokens():
-    batch = Batch.from_samples(
-        [([5, 6], [7]), ([8], [9, 3, 4])], pad_id=0, rollout_logprobs=[[-1.0], [-2, -3, -4]]
-    )
+    batch = Batch.from_samples([([5, 6], [7]), ([8], [9, 3, 4])], pad_id=0, rollout_logprobs=[[-1.0], [-2, -3, -4]])
     assert batch.sequences.tolist() == [[5, 6, 7, 0], [8, 9, 3, 4]]
     assert batch.attention_mask.tolist() == [[True, True, True, False], [True] * 4]
     assert batch.action_mask.tolist() == [[False, True, False], [True, True, True]]
@@ -238,9 +230,7 @@ def test_learning_rates_rise_over_the_warm_up_and_fall_to_zero_at_the_end():
 
 def test_log_probabilities_are_those_of_transformers_at_the_sampling_temperature(folder):
     samples = make_samples(3)
-    batch = make_learner(folder, replace(CONFIG, temperature=2.0)).evaluate(
-        Batch.from_samples(samples, pad_id=0)
-    )
+    batch = make_learner(folder, replace(CONFIG, temperature=2.0)).evaluate(Batch.from_samples(samples, pad_id=0))
     model = AutoModelForCausalLM.from_pretrained(folder / "policy")
     for row, (prompt, response) in enumerate(samples):
         with torch.no_grad():
@@ -263,9 +253,7 @@ def test_an_update_raises_the_probability_of_what_was_better_than_expected(folde
 
 def test_dropout_is_off_in_training_under_checkpointing_too(folder):
     tiny_model(folder / "dropout", seed=1, attention_dropout=0.5)
-    learner = make_learner(
-        folder, replace(CONFIG, gradient_checkpointing=True), policy="dropout", critic="dropout"
-    )
+    learner = make_learner(folder, replace(CONFIG, gradient_checkpointing=True), policy="dropout", critic="dropout")
     metrics = learner.train(evaluated(learner))
     assert metrics["approx_kl"] == pytest.approx(0, abs=1e-6)
 
@@ -429,8 +417,6 @@ def test_two_ranks_make_the_update_of_one_at_every_zero_stage(folder):
         metrics = json.loads((folder / f"metrics{stage}.json").read_text())
         for found, wanted in zip(metrics, expected, strict=True):
             assert found == pytest.approx(wanted, rel=1e-3, abs=1e-5)
-        updated, one = (
-            load_file(folder / name / "model.safetensors") for name in (f"updated{stage}", "alone")
-        )
+        updated, one = (load_file(folder / name / "model.safetensors") for name in (f"updated{stage}", "alone"))
         moved = sum((one[name] - start[name]).norm() for name in start)
         assert sum((one[name] - updated[name]).norm() for name in start) < 0.01 * moved

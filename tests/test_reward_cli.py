@@ -73,9 +73,7 @@ def test_train_writes_a_model_that_scores_and_exports(rows, pairs, tmp_path, cap
 
 def test_train_can_make_the_controls(pairs, tmp_path):
     flags = ("--epochs", 1, "--max-tokens", 128, "--eval-data", pairs, "--control", "tier-blind")
-    assert (
-        run("train", "--base", language_model(), "--data", pairs, "--output", tmp_path / "blind", *flags) == 0
-    )
+    assert run("train", "--base", language_model(), "--data", pairs, "--output", tmp_path / "blind", *flags) == 0
 
 
 def write(path, text):

@@ -32,9 +32,7 @@ def obeys(row):
 
 
 def likes_red(row):
-    return Score(
-        overall=1.0 if row.response == "red" else -1.0, tiers={"system": 0.0, "user": 0.0, "dialog": 0.0}
-    )
+    return Score(overall=1.0 if row.response == "red" else -1.0, tiers={"system": 0.0, "user": 0.0, "dialog": 0.0})
 
 
 def said(row):
@@ -61,9 +59,7 @@ def test_a_taste_without_a_preference_is_right_on_half_the_pairs_and_no_flip():
 
 
 def test_a_tie_is_not_right_and_a_figure_over_nothing_is_null():
-    row = make_row(
-        chosen="stone", rejected="blue", tags={"flip": "alone", "kind": "color", "split": "paraphrase"}
-    )
+    row = make_row(chosen="stone", rejected="blue", tags={"flip": "alone", "kind": "color", "split": "paraphrase"})
     report = evaluate(RuleScorer(likes_red), [row], "overall")
     assert report["accuracy"] == 0
     assert report["flip"] == {"accuracy": None, "groups": 0}

@@ -25,9 +25,7 @@ rows = st.builds(
 
 
 def test_importing_the_package_loads_neither_torch_nor_transformers():
-    check = (
-        "import sys, reward, reward.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    check = "import sys, reward, reward.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 

@@ -141,9 +141,7 @@ def test_folded_temperatures_divide_the_logits_of_the_plain_checkpoint(scorer, c
     fold_temperatures(warm.model, {"system": 2.0, "user": 0.5, "dialog": 1.0, "overall": 4.0})
     plain, folded = scorer.score(ROWS[:1])[0].logits, warm.score(ROWS[:1])[0].logits
     expected = {"system": 0.5, "user": 2.0, "dialog": 1.0, "overall": 0.25}
-    assert folded == pytest.approx(
-        {label: plain[label] * factor for label, factor in expected.items()}, rel=1e-4
-    )
+    assert folded == pytest.approx({label: plain[label] * factor for label, factor in expected.items()}, rel=1e-4)
     assert warm.model.config.metaalign["temperature"]["overall"] == 4.0
 
 
@@ -204,6 +202,31 @@ def test_a_path_that_is_not_there_is_named_and_not_looked_for_on_the_hub(tmp_pat
     for path in (tmp_path / "nothing", "./nothing", "nothing", "tests/nothing", "a/b/c"):
         with pytest.raises(UserError, match=f"{path}: no such folder"):
             Scorer.from_pretrained(path)
+
+
+def test_a_hub_id_is_fetched_without_pickles_or_code(monkeypatch):
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(reward_model())
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    Scorer.from_pretrained("some-lab/some-reward-model", device="cpu")
+    name, patterns = asked[0]
+    assert name == "some-lab/some-reward-model"
+    assert not any(pattern.endswith((".bin", ".pt", ".py", ".pkl")) for pattern in patterns)
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_an_error_that_names_it(monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def fetch(name, allow_patterns):
+        raise LocalEntryNotFoundError("the hub cannot be reached")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(UserError, match=r"some-lab/nothing: neither a folder here nor .*\(the hub cannot be reached\)"):
+        Scorer.from_pretrained("some-lab/nothing")
 
 
 def test_weights_that_are_not_safetensors_are_refused(copied_model):

@@ -47,9 +47,7 @@ def test_the_folder_tells_how_it_was_made(trained):
     assert written["config"]["learning_rate"] == 3e-3
     assert written["steps"] == result["steps"] > 0
     assert written["temperature"] == result["temperature"]
-    assert (
-        json.loads((folder / "config.json").read_text())["metaalign"]["temperature"] == result["temperature"]
-    )
+    assert json.loads((folder / "config.json").read_text())["metaalign"]["temperature"] == result["temperature"]
     steps = [entry for entry in result["log"] if "bt" in entry]
     assert steps[0]["accuracy"] < steps[-1]["accuracy"]
     assert any("eval_loss" in entry for entry in result["log"])
@@ -92,9 +90,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_pat
     assert not (tmp_path / "cut").exists()
 
     seen = []
-    watch = type(
-        "Watch", (TrainerCallback,), {"on_step_end": lambda self, a, s, c, **k: seen.append(s.global_step)}
-    )
+    watch = type("Watch", (TrainerCallback,), {"on_step_end": lambda self, a, s, c, **k: seen.append(s.global_step)})
     train(config, rows, None, language_model(), tmp_path / "cut", callbacks=[watch()])
     assert seen[0] == 9
     whole, cut = (Scorer.from_pretrained(tmp_path / name, device="cpu") for name in ("whole", "cut"))
@@ -107,9 +103,7 @@ def test_a_training_with_other_settings_does_not_go_on_from_the_checkpoints(tmp_
     config = replace(QUICK, epochs=1, checkpoint_steps=2)
     with pytest.raises(KeyboardInterrupt):
         train(config, color_pairs(200), None, language_model(), tmp_path / "cut", callbacks=[StopAt(3)])
-    with pytest.raises(
-        UserError, match=r"cut.checkpoints: checkpoints of a training with another config and rows"
-    ):
+    with pytest.raises(UserError, match=r"cut.checkpoints: checkpoints of a training with another config and rows"):
         train(replace(config, seed=1), color_pairs(100), None, language_model(), tmp_path / "cut")
 
 
@@ -183,9 +177,7 @@ def test_the_loss_is_bradley_terry_plus_cross_entropy_over_the_labels_that_are_k
 
 
 def test_labels_that_are_missing_move_nothing():
-    batch = collate(
-        [make_example(make_row(chosen="red", rejected="blue"), make_tokenizer(), 128)], pad_token=0
-    )
+    batch = collate([make_example(make_row(chosen="red", rejected="blue"), make_tokenizer(), 128)], pad_token=0)
     logits = torch.zeros(2, 4, requires_grad=True)
     loss, _ = preference_loss(logits, batch, RewardTraining())
     loss.backward()

@@ -70,9 +70,7 @@ def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
 
             WeightReceiver.receive_weights = lambda self, update: checksum(unpack(update))
 
-    actor = ray.remote(BreakableEngine).remote(
-        str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, threads=1
-    )
+    actor = ray.remote(BreakableEngine).remote(str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, threads=1)
 
     def stream(requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
         for reference in actor.generate.options(num_returns="streaming").remote(requests, sampling):
@@ -152,9 +150,7 @@ def test_samples_stream_as_they_finish_while_others_still_wait(engine):
     batches = list(engine.stream(REQUESTS, Sampling(max_new_tokens=20)))  # four at a time
     assert len(batches) > 1
     assert all(batches)
-    assert sorted(sample.index for batch in batches for sample in batch) == [
-        request.index for request in REQUESTS
-    ]
+    assert sorted(sample.index for batch in batches for sample in batch) == [request.index for request in REQUESTS]
 
 
 def test_greedy_answers_are_the_most_likely_tokens_each_time(engine):
@@ -181,9 +177,7 @@ def test_seeded_prompts_that_do_not_fit_one_step_together_are_drawn_too(engine):
 
 def test_a_prompt_that_leaves_too_little_room_is_refused_with_its_number_and_the_remedy(engine):
     for prompt in ([], [5] * 60):
-        with pytest.raises(
-            UserError, match=r"request 9: a prompt of (0|60) tokens and max_new_tokens=5 .*shorten"
-        ):
+        with pytest.raises(UserError, match=r"request 9: a prompt of (0|60) tokens and max_new_tokens=5 .*shorten"):
             draw(engine, [Request(9, prompt)], max_new_tokens=5)
     assert len(draw(engine)) == len(REQUESTS)
 

@@ -107,9 +107,7 @@ def test_an_address_that_jobs_are_submitted_to_is_refused(
         pass
 
 
-def test_an_address_where_nothing_answers_is_named_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_where_nothing_answers_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # taken, and not listened on
         address = "{}:{}".format(*closed.getsockname())

@@ -37,7 +37,7 @@ def run_check(spec: dict[str, Any], answer: str, place: str = "checks") -> bool:
 
 def find_check(name: str, place: str = "checks") -> Check:
     """The registered check, with every source's checks loaded."""
-    import metaalign_rl.data.verih  # noqa: F401  (registers its checks)
+    import metaalign_rl.data.verih
     import metaalign_rl.data.world  # noqa: F401
 
     if name not in _CHECKS:

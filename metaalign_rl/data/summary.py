@@ -45,9 +45,7 @@ def _counts(rows: list[Row]) -> Iterator[str]:
         "checks": (Counter(str(check["name"]) for row in rows for check in row.checks.values()), ()),
     }
     for name, (counter, order) in tables.items():
-        counts = "  ".join(
-            f"{value} {counter[value]:,}" for value in order or sorted(counter) if counter[value]
-        )
+        counts = "  ".join(f"{value} {counter[value]:,}" for value in order or sorted(counter) if counter[value])
         yield f"  {name:<9}{counts or 'none'}"
 
 

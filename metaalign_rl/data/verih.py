@@ -105,9 +105,7 @@ def _records(path: Path) -> Iterator[tuple[int, str, Any]]:
         return
     array = read_json(path)
     if not isinstance(array, list):
-        raise UserError(
-            f"{path}: expected an array of rows, found {type(array).__name__}; is it JSONL (.jsonl)?"
-        )
+        raise UserError(f"{path}: expected an array of rows, found {type(array).__name__}; is it JSONL (.jsonl)?")
     for number, record in enumerate(array, start=1):
         yield number, f"{path}: row {number}", record
 
@@ -125,9 +123,7 @@ def _parse(record: Any, place: str) -> tuple[str, str, str, dict[str, Any]]:
     try:
         gt = json.loads(record["gt"])
     except ValueError as error:
-        raise UserError(
-            f"{place}: field 'gt': expected JSON in a string, found a broken one ({error})"
-        ) from None
+        raise UserError(f"{place}: field 'gt': expected JSON in a string, found a broken one ({error})") from None
     if not isinstance(gt, dict):
         raise _wrong(place, "gt", "a JSON object in a string", gt)
     name = gt.pop("func_name", None)
@@ -150,9 +146,7 @@ def _check_arguments(name: str, arguments: dict[str, Any], place: str) -> None:
             raise _wrong(place, f"gt.{argument}", f"{ARGUMENTS[argument][0]}, which {name} needs", None)
 
 
-def _row(
-    number: int, record: dict[str, str], kind: str, relation: str, name: str, arguments: dict[str, Any]
-) -> Row:
+def _row(number: int, record: dict[str, str], kind: str, relation: str, name: str, arguments: dict[str, Any]) -> Row:
     system, request = record["sys_prompt"], record["user_prompt"]
     if name == "validate_repeat_prompt":
         # The published text holds the system's own sentence, which is not to be repeated, and in conflict

@@ -1,4 +1,4 @@
-"""From scores to advantages. All tensors are [B, T-1] unless said otherwise; `mask` is True at response tokens."""
+"""From scores to advantages. Tensors are [B, T-1] unless said otherwise; masks are True at responses."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ def token_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: st
     """Estimated KL(policy || reference) at each response token, 0 elsewhere, in nats.
 
     Args:
-        estimator: "k1", "k2" or "k3" (Schulman 2020, "Approximating KL divergence"); OpenRLHF clamps each to ±10.
+        estimator: "k1", "k2" or "k3" (Schulman 2020, "Approximating KL divergence"); OpenRLHF clamps each to
+            ±10.
     """
     kl = openrlhf_module("models.utils").compute_approx_kl(logprobs, ref_logprobs, kl_estimator=estimator)
     return torch.where(mask, kl, 0.0)
@@ -39,8 +40,9 @@ def token_rewards(
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates and returns (Schulman et al. 2016, equation 16), 0 outside the mask.
 
-    With d_t = r_t + gamma * V_{t+1} - V_t: A_t = d_t + gamma * lam * A_{t+1}, returns = A + V. A step leads to the
-    sample's next response token, so what stands between two of them is passed over; after the last, V and A are 0.
+    With d_t = r_t + gamma * V_{t+1} - V_t: A_t = d_t + gamma * lam * A_{t+1}, returns = A + V. A step leads
+    to the sample's next response token, so what stands between two of them is passed over; after the last, V
+    and A are 0.
     """
     advantages = torch.zeros_like(rewards)
     next_value = next_advantage = torch.zeros_like(rewards[:, 0])

@@ -40,7 +40,7 @@ class Batch:
         pad_id: int,
         rollout_logprobs: Sequence[Sequence[float]] | None = None,
     ) -> "Batch":
-        """A batch of (prompt ids, response ids), neither of them empty, with the rollout's log-probability a token."""
+        """A batch of (prompt ids, response ids), neither empty; the rollout's log-probabilities by token."""
         assert all(prompt and response for prompt, response in samples), "an empty prompt or response"
         prompts = torch.tensor([len(prompt) for prompt, _ in samples])
         lengths = prompts + torch.tensor([len(response) for _, response in samples])
@@ -71,9 +71,7 @@ class Batch:
         """The samples at `indices`, in that order, cut to the longest of them."""
         rows = torch.as_tensor(indices)
         longest = int(self.attention_mask[rows].sum(dim=1).max())
-        return Batch(
-            *(_cut(getattr(self, f.name), rows, longest - (f.name not in FULL)) for f in fields(self))
-        )
+        return Batch(*(_cut(getattr(self, f.name), rows, longest - (f.name not in FULL)) for f in fields(self)))
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -113,10 +111,11 @@ class MicroBatch:
 def plan_micro_batches(
     lengths: Sequence[int], indices: Sequence[int], ranks: int, max_tokens: int
 ) -> list[list[MicroBatch]]:
-    """Deal the samples at `indices` out to ranks, balanced by tokens, in micro-batches of at most `max_tokens`.
+    """Deal the samples at `indices` out to ranks, balanced by tokens, by at most `max_tokens`.
 
-    Every rank gets the same number of micro-batches, since ranks meet in collective operations. A sample longer
-    than `max_tokens` goes alone. The plan depends on its arguments alone, so all ranks come to the same one.
+    Every rank gets the same number of micro-batches, since ranks meet in collective operations. A sample
+    longer than `max_tokens` goes alone. The plan depends on its arguments alone, so all ranks come to the
+    same one.
     """
     assert len(indices) >= ranks, f"{len(indices)} samples for {ranks} ranks"
     balance = openrlhf_module("utils.seqlen_balancing").get_seqlen_balanced_partitions

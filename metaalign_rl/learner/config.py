@@ -14,9 +14,10 @@ class LearnerConfig:
         total_steps: optimizer steps of the whole run; only the linear schedule needs it.
         warmup_steps: optimizer steps over which the learning rates rise from zero.
         epochs: passes over each batch of experience.
-        minibatch_size: samples of one optimizer step over all ranks. A batch that is not a multiple of it is cut into
-            nearly equal minibatches of at most this many samples.
-        micro_batch_tokens: padded tokens of one forward and backward pass on one rank. A longer sequence goes alone.
+        minibatch_size: samples of one optimizer step over all ranks. A batch that is not a multiple of it is
+            cut into nearly equal minibatches of at most this many samples.
+        micro_batch_tokens: padded tokens of one forward and backward pass on one rank. A longer sequence goes
+            alone.
         clip_low, clip_high: the policy ratio is clipped to [1 - clip_low, 1 + clip_high].
         dual_clip: bound on the loss of negative advantages (arXiv:1912.09729), above 1; None: off.
         value_clip: bound on a value's move away from the old value; None: plain squared error.
@@ -62,16 +63,13 @@ class LearnerConfig:
             ("schedule", ("constant", "linear")),
         ):
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(str, allowed))}")
-        self._require(
-            "dual_clip", self.dual_clip is None or self.dual_clip > 1, "a number above 1, or nothing"
-        )
+        self._require("dual_clip", self.dual_clip is None or self.dual_clip > 1, "above 1, or nothing")
         if self.schedule == "linear":
-            steps = self.total_steps
-            self._require(
-                "total_steps", steps is not None and steps > self.warmup_steps, "more than warmup_steps"
-            )
-        if self.offload_optimizer:
-            self._require("zero_stage", self.zero_stage > 0, "1, 2 or 3, for offload_optimizer to work on")
+            long_enough = self.total_steps is not None and self.total_steps > self.warmup_steps
+            self._require("total_steps", long_enough, "more than warmup_steps")
+        # Without ZeRO, DeepSpeed has neither offloading nor the same bfloat16 optimizer as with it.
+        needs_zero = self.offload_optimizer or self.dtype == "bfloat16"
+        self._require("zero_stage", self.zero_stage > 0 or not needs_zero, "1, 2 or 3 under bfloat16 or offload")
 
     def _require(self, name: str, good: bool, expected: str) -> None:
         if not good:

@@ -17,12 +17,10 @@ from metaalign_rl.learner.config import LearnerConfig
 def deepspeed_config(config: LearnerConfig, learning_rate: float | None) -> dict[str, Any]:
     """DeepSpeed's settings; without a learning rate, those of a frozen model.
 
-    One micro-batch of one sample is what DeepSpeed is told: the learner weights its losses itself and says where
-    an optimizer step ends, so that DeepSpeed's own arithmetic of batch sizes must not scale anything.
+    One micro-batch of one sample is what DeepSpeed is told: the learner weights its losses itself and says
+    where an optimizer step ends, so that DeepSpeed's own arithmetic of batch sizes must not scale anything.
     """
     zero: dict[str, Any] = {"stage": config.zero_stage}
-    if config.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = 10_000
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -72,7 +70,8 @@ def build_frozen(load: Callable[[], nn.Module], config: LearnerConfig, device: t
 
 
 def _load(load: Callable[[], nn.Module], config: LearnerConfig) -> nn.Module:
-    # transformers looks this object up through a weak reference; at stage 3 it shards weights while it loads them.
+    # transformers looks this object up through a weak reference; at stage 3 it shards weights while it loads
+    # them.
     sharding = HfDeepSpeedConfig(deepspeed_config(config, learning_rate=None))
     module = load()
     del sharding
@@ -83,8 +82,8 @@ def whole_weights(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:
     """The weights under the names of a Hugging Face checkpoint; tied ones once. Every rank must call it.
 
     Args:
-        keep: whether this rank wants them; the others only take part in gathering and get an empty dictionary.
-            Copies on the CPU under ZeRO-3, else the live tensors.
+        keep: whether this rank wants them; the others only take part in gathering and get an empty
+            dictionary. Copies on the CPU under ZeRO-3, else the live tensors.
     """
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():

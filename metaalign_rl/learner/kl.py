@@ -13,19 +13,22 @@ class KLController(Protocol):
     value: float
 
     def update(self, current: float, n_steps: int) -> None:
-        """Take in one PPO step: `current` is the batch's mean KL of a whole response, `n_steps` its samples."""
+        """Take in a PPO step: `current` is its mean KL of a whole response, `n_steps` its samples."""
 
 
-class FixedKL(_controllers.FixedKLController):
+class FixedKL(_controllers.FixedKLController):  # type: ignore[name-defined]
     """A coefficient that stays as it is."""
 
 
-class AdaptiveKL(_controllers.AdaptiveKLController):
+class AdaptiveKL(_controllers.AdaptiveKLController):  # type: ignore[name-defined]
     """A coefficient that steers the KL towards a target (Ziegler et al. 2019, section 2.2).
 
-    After a step of n samples: value *= 1 + clip(KL / target - 1, -0.2, 0.2) * n / horizon, where KL is summed over
-    a response, in nats, and averaged over the batch. The paper's gain of 0.1 is a horizon of ten batches.
+    After a step of n samples: value *= 1 + clip(KL / target - 1, -0.2, 0.2) * n / horizon, where KL is summed
+    over a response, in nats, and averaged over the batch. The paper's gain of 0.1 is a horizon of ten
+    batches.
     """
+
+    value: float
 
     def __init__(self, initial: float, target: float, horizon: int) -> None:
         super().__init__(init_kl_coef=initial, target=target, horizon=horizon)

@@ -45,7 +45,7 @@ class Policy(nn.Module):
     def forward(
         self, sequences: Tensor, action_mask: Tensor, entropy: bool = False, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probability, and entropy if wanted, at the N True places of `action_mask`, row by row: [N], float32."""
+        """Log-probability [N], and entropy [N] if wanted, of the N response tokens, row by row; float32."""
         self._action_mask = action_mask
         # No attention mask: under causal attention no token sees the padding on its right.
         logits = self.model(input_ids=sequences, use_cache=False).logits[0].float()
@@ -71,7 +71,7 @@ class Critic(nn.Module):
         self.model = model
 
     def forward(self, sequences: Tensor, action_mask: Tensor) -> Tensor:
-        """Value [N] before each of the N response tokens, row by row, in float32."""
+        """Value [N] before each of the N response tokens, row by row; float32."""
         values = self.model(input_ids=sequences, use_cache=False).logits[:, :-1, 0]
         return values[action_mask].float()
 
@@ -101,9 +101,7 @@ def load_critic(path: Path, dtype: torch.dtype, seed: int) -> Critic:
     fresh = set(loading["missing_keys"]) | mismatched
     backbone = sorted(name for name in fresh if name.startswith(f"{model.base_model_prefix}."))
     if backbone:
-        raise UserError(
-            f"{path}: the checkpoint lacks weights of its own architecture, such as {backbone[0]}"
-        )
+        raise UserError(f"{path}: the checkpoint lacks weights of its own architecture, such as {backbone[0]}")
     _initialise(model, fresh, seed)
     return Critic(model)
 
@@ -133,9 +131,7 @@ def check_folder(path: Path) -> None:
             "only models that transformers knows are loaded"
         )
     if not any(path.glob("*.safetensors")):
-        raise UserError(
-            f"{path}: no *.safetensors there; save the model with save_pretrained, other formats are not loaded"
-        )
+        raise UserError(f"{path}: no *.safetensors there, and other formats are not loaded; use save_pretrained")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

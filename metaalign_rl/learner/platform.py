@@ -16,8 +16,8 @@ def prepare(rank: int, world_size: int, rendezvous: str) -> torch.device:
     Each rank is a process of its own that sees one GPU (as Ray arranges it) or none.
 
     Args:
-        rendezvous: torch's `init_method`: "file:///..." of a file that does not exist yet, for ranks on one node
-            (torch's own TCP store listens on all interfaces), or "tcp://host:port".
+        rendezvous: torch's `init_method`: "file:///..." of a file that does not exist yet, for ranks on one
+            node (torch's own TCP store listens on all interfaces), or "tcp://host:port".
     """
     cuda = torch.cuda.is_available()
     # DeepSpeed looks for MPI where these are not set.
@@ -43,7 +43,8 @@ def _prepare_libraries(cuda: bool) -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it reports a critic's new head as a table of problems
     deepspeed.utils.logger.setLevel("WARNING")
-    # On a CPU DeepSpeed compiles this for a minute at first use, and works without it. CUDA never asks for it.
+    # On a CPU DeepSpeed compiles this for a minute at first use, and works without it. CUDA never asks for
+    # it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed()
@@ -54,8 +55,8 @@ def _prepare_libraries(cuda: bool) -> None:
 def _wait_for_every_gather(backend: Any) -> None:
     """Make DeepSpeed's gathering of sharded weights right over gloo.
 
-    It starts one gather a weight and waits for the last alone. CUDA runs them in order; gloo does not, so that under
-    ZeRO-3 a late gather would overwrite weights that were loaded meanwhile.
+    It starts one gather a weight and waits for the last alone. CUDA runs them in order; gloo does not, so
+    that under ZeRO-3 a late gather would overwrite weights that were loaded meanwhile.
     """
     gather = backend.all_gather_into_tensor
 

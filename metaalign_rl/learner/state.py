@@ -42,9 +42,7 @@ def load(path: Path, engines: dict[str, Any], generator: torch.Generator) -> Non
     found = read_json(path / "learner.json")
     wanted = {"ranks": dist.get_world_size(), "engines": list(engines)}
     if found != wanted:
-        raise UserError(
-            f"{path}: the state is of {found}, this learner is {wanted}; resume with the same config"
-        )
+        raise UserError(f"{path}: the state is of {found}, this learner is {wanted}; resume with the same config")
     for name, engine in engines.items():
         loaded, _ = engine.load_checkpoint(str(path), tag=name)
         assert loaded is not None, f"{path}/{name} holds no checkpoint"
@@ -64,7 +62,7 @@ def _random_state(generator: torch.Generator) -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), *rest],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
         "torch": torch.get_rng_state().tolist(),
         "minibatches": generator.get_state().tolist(),
     }

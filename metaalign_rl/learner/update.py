@@ -1,4 +1,4 @@
-"""One optimizer step of PPO: losses over micro-batches that add up to one mean over the minibatch's tokens."""
+"""One optimizer step of PPO: micro-batches whose losses add up to one mean over the minibatch's tokens."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 class PPOUpdate:
     """Clipped policy loss, entropy bonus and value loss by OpenRLHF, on DeepSpeed engines.
 
-    Losses are means over all response tokens of the minibatch, on all ranks: each micro-batch's sum is divided by
-    the whole count, and times the ranks since DeepSpeed averages gradients over them.
+    Losses are means over all response tokens of the minibatch, on all ranks: each micro-batch's sum is
+    divided by the whole count, and times the ranks since DeepSpeed averages gradients over them.
     """
 
     def __init__(
@@ -26,9 +26,7 @@ class PPOUpdate:
         if config.importance_cap is not None:
             correction = {"is_correction_level": "token", "is_correction_mode": "clip"}
             correction["is_correction_threshold"] = (0.0, config.importance_cap)
-        self._policy_loss = losses.PolicyLoss(
-            config.clip_low, config.clip_high, config.dual_clip, **correction
-        )
+        self._policy_loss = losses.PolicyLoss(config.clip_low, config.clip_high, config.dual_clip, **correction)
         self._value_loss = losses.ValueLoss(config.value_clip)
         self._entropy_coef = config.entropy_coef
         self._policy, self._critic, self._ranks, self._device = policy, critic, ranks, device
@@ -65,9 +63,7 @@ class PPOUpdate:
         """This micro-batch's loss, and what it adds to the minibatch's means."""
         mask = part.action_mask
         assert part.logprobs is not None and part.advantages is not None
-        logprobs, entropy = self._policy(
-            part.sequences, mask, entropy=True, entropy_gradient=self._entropy_coef != 0
-        )
+        logprobs, entropy = self._policy(part.sequences, mask, entropy=True, entropy_gradient=self._entropy_coef != 0)
         loss, clip_ratio, kl, *_ = self._policy_loss(
             logprobs,
             part.logprobs[mask],
@@ -111,10 +107,10 @@ class PPOUpdate:
 
 def _step(engine: Any) -> float:
     """Take the optimizer step; the gradient's norm before clipping."""
+    # Without ZeRO, DeepSpeed keeps no norm.
     norm = None if engine.zero_optimization() else _gradient_norm(engine.module)
     engine.step()
-    known = engine.get_global_grad_norm()  # DeepSpeed knows none of a plain float32 model
-    return float(norm if known is None else known)
+    return float(engine.get_global_grad_norm() if norm is None else norm)
 
 
 def _gradient_norm(module: nn.Module) -> Tensor:

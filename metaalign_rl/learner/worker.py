@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Learner:
     """One rank, on one device, in a process of its own.
 
-    Every method is to be called on all ranks with the same arguments: ranks meet in collective operations. Batches
-    come whole to every rank, which works out its share by itself, so that an update is the same, to rounding,
-    over however many ranks and micro-batches it is spread.
+    Every method is to be called on all ranks with the same arguments: ranks meet in collective operations.
+    Batches come whole to every rank, which works out its share by itself, so that an update is the same, to
+    rounding, over however many ranks and micro-batches it is spread.
     """
 
     def __init__(self, config: LearnerConfig, rank: int, world_size: int, rendezvous: str) -> None:
@@ -33,14 +33,12 @@ class Learner:
         self.device = platform.prepare(rank, world_size, rendezvous)
         self._generator = torch.Generator().manual_seed(config.seed)
 
-    def setup(
-        self, policy_path: str | Path, critic_path: str | Path | None, reference_path: str | Path
-    ) -> None:
+    def setup(self, policy_path: str | Path, critic_path: str | Path | None, reference_path: str | Path) -> None:
         """Load the models, all from folders in the Hugging Face format.
 
         Args:
-            critic_path: what `save_critic` wrote, or a language or reward model that lends its backbone to a new
-                critic; None for algorithms without one.
+            critic_path: what `save_critic` wrote, or a language or reward model that lends its backbone to a
+                new critic; None for algorithms without one.
 
         Raises:
             UserError: a folder that does not exist or is not safe to load.
@@ -61,7 +59,7 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Batch | None:
-        """On rank 0 the batch with `logprobs`, `ref_logprobs` and (with a critic) `values`; None on the others."""
+        """On rank 0 the batch with `logprobs`, `ref_logprobs` and, with a critic, `values`; else None."""
         count = 2 if self.critic is None else 3
         results = torch.zeros(count, *batch.action_mask.shape, device=self.device)
         for micro in self._plan(batch, list(range(len(batch)))):
@@ -79,18 +77,17 @@ class Learner:
         if self.rank != 0:
             return None
         logprobs, ref_logprobs, *values = results.cpu()
-        return replace(
-            batch, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values[0] if values else None
-        )
+        return replace(batch, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values[0] if values else None)
 
     def train(self, batch: Batch) -> dict[str, float]:
         """Update policy and critic on an evaluated batch with `advantages` and (with a critic) `returns`.
 
         Returns:
-            The same metrics on every rank. Means over the minibatches, of means over response tokens: policy_loss,
-            value_loss, clip_ratio (share of tokens at which clipping cut the gain), approx_kl (KL of the old policy
-            to the new, nats), entropy (nats). Means over the minibatches: grad_norm and critic_grad_norm, before
-            clipping. lr and critic_lr, of the next step. explained_variance of the returns by the old values.
+            The same metrics on every rank. Means over the minibatches, of means over response tokens:
+            policy_loss, value_loss, clip_ratio (share of tokens at which clipping cut the gain), approx_kl
+            (KL of the old policy to the new, nats), entropy (nats). Means over the minibatches: grad_norm and
+            critic_grad_norm, before clipping. lr and critic_lr, of the next step. explained_variance of the
+            returns by the old values.
         """
         from metaalign_rl.learner.update import explained_variance
 
@@ -129,7 +126,7 @@ class Learner:
         state.save(Path(path), self._engines(), self._generator)
 
     def load_state(self, path: str | Path) -> None:
-        """Take up what `save_state` wrote in this run: DeepSpeed's format is not safe to load from anyone else.
+        """Take up what this run's `save_state` wrote: DeepSpeed's format is not safe from anyone else.
 
         Raises:
             UserError: there is no such folder, or it is of another number of ranks.

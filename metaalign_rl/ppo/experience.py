@@ -60,7 +60,9 @@ def to_batch(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
     """The rollouts' tokens and the engine's log-probabilities as one padded batch."""
     samples = [rollout.sample for rollout in rollouts]
     return Batch.from_samples(
-        [(sample.prompt_ids, sample.response_ids) for sample in samples], pad_id, [sample.logprobs for sample in samples]
+        [(sample.prompt_ids, sample.response_ids) for sample in samples],
+        pad_id,
+        [sample.logprobs for sample in samples],
     )
 
 
@@ -68,9 +70,7 @@ def add_advantages(batch: Batch, rollouts: Sequence[Rollout], config: PPOConfig,
     """Fill in `advantages` (whitened over the batch) and `returns` of an evaluated batch: GAE over KL-penalised rewards."""
     assert batch.logprobs is not None and batch.ref_logprobs is not None and batch.values is not None
     scores = scores_of(rollouts, config.normalize_per_tier)
-    rewards = token_rewards(
-        scores, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl_coef, config.kl_estimator
-    )
+    rewards = token_rewards(scores, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl_coef, config.kl_estimator)
     advantages, batch.returns = gae(rewards, batch.values, batch.action_mask, config.gamma, config.lam)
     batch.advantages = whiten(advantages, batch.action_mask)
 

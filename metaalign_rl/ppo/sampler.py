@@ -51,5 +51,7 @@ class TierSampler:
         if name in weights:
             return weights[name]
         if tier in weights:
-            return weights[tier] * size / sum(len(g) for other, g in self._groups.items() if other.startswith(f"{tier}/"))
+            return (
+                weights[tier] * size / sum(len(g) for other, g in self._groups.items() if other.startswith(f"{tier}/"))
+            )
         return float(size) if not weights else 0.0

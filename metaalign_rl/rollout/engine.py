@@ -128,9 +128,7 @@ class RolloutEngine:
             )
         taken = self._engine.collective_rpc("receive_weights", args=(update,))
         if len(set(taken)) != 1:
-            raise StaleEngine(
-                f"weight update {update.version}: the engine's devices took different weights: {taken}"
-            )
+            raise StaleEngine(f"weight update {update.version}: the engine's devices took different weights: {taken}")
         dropped = self._engine.reset_prefix_cache()
         assert dropped, "keys and values of the old weights are still in use"
         self._version = update.version

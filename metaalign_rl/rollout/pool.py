@@ -70,9 +70,7 @@ class EnginePool:
             StaleEngine: an engine took something else.
         """
         shared = ray.put(update)
-        for index, answer in enumerate(
-            ray.get([engine.load_weights.remote(shared) for engine in self.engines])
-        ):
+        for index, answer in enumerate(ray.get([engine.load_weights.remote(shared) for engine in self.engines])):
             confirm(update, *answer, engine=f"rollout engine {index}")
 
     def load_checkpoint(self, checkpoint: Path) -> None:

@@ -38,7 +38,9 @@ def run(context: RunContext) -> None:
                 figures["reward"] = _compare_with_proxy(context, judged, answers)
         shown = showcase_rows(rows, context.config.data.source)
         figures.setdefault("showcase", [_describe(row) for row in shown])
-        for record, text in zip(figures["showcase"], answer(context, checkpoint, shown, decodings["greedy"]), strict=True):
+        for record, text in zip(
+            figures["showcase"], answer(context, checkpoint, shown, decodings["greedy"]), strict=True
+        ):
             record[name] = text
     figures["empty"] = breakdown(judge_all(rows, [""] * len(rows)))
     write_json(folder.evaluation / "figures.json", figures)

@@ -23,9 +23,7 @@ def run(context: RunContext) -> None:
     checkpoints = folder.checkpoints / "ppo"
     learners = LearnerGroup(config, policy=start, critic=context.reward_model() or start, reference=start)
     actors = Actors(context.engines(start), start_scorers(context), learners)
-    controller = Controller(
-        config, actors, context.rows("prompts"), AutoTokenizer.from_pretrained(start), checkpoints
-    )
+    controller = Controller(config, actors, context.rows("prompts"), AutoTokenizer.from_pretrained(start), checkpoints)
     learners.wait()
     with Bar("ppo") as bar, MetricsLog(folder.metrics, folder.root / "tensorboard") as log:
         for metrics in controller.steps():

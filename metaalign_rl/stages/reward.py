@@ -64,7 +64,11 @@ def answer(context: RunContext, checkpoint: Path, rows: Sequence[Row], sampling:
     room = context.config.model.max_tokens - sampling.max_new_tokens
     prompts = [
         encode(
-            tokenizer, MetaPrompt(row.system_info, row.user_info), row.messages, max_tokens=room, place=f"row {row.id!r}"
+            tokenizer,
+            MetaPrompt(row.system_info, row.user_info),
+            row.messages,
+            max_tokens=room,
+            place=f"row {row.id!r}",
         )
         for row in rows
     ]

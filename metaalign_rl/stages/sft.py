@@ -2,7 +2,6 @@
 
 import ray
 
-from metaalign_rl.base_model import prepare_base
 from metaalign_rl.context import RunContext
 from metaalign_rl.progress import Bar
 from metaalign_rl.ranks import rendezvous
@@ -13,12 +12,14 @@ from metaalign_rl.sft import SFTWorker
 def run(context: RunContext) -> None:
     """Train `sft/` from the base checkpoint; an interrupted training goes on from its last checkpoint."""
     config, folder = context.config, context.folder
-    if not folder.base.is_dir():
-        prepare_base(config.model, context.rows("demonstrations"), config.run.seed, folder.base)
     ranks = config.learners
     actor = ray.remote(SFTWorker).options(**actor_options(config, "training", ranks))
     meeting = rendezvous(config)
     workers = [actor.remote(rank, ranks, meeting) for rank in range(ranks)]
+    if not folder.base.is_dir():
+        ray.get(
+            workers[0].prepare_base.remote(config.model, folder.rows("demonstrations"), config.run.seed, folder.base)
+        )
     arguments = (config.sft, folder.base, folder.rows("demonstrations"), folder.sft, folder.checkpoints / "sft")
     keywords = {"max_tokens": config.model.max_tokens, "seed": config.run.seed}
     streams = [worker.train.options(num_returns="streaming").remote(*arguments, **keywords) for worker in workers]

@@ -15,12 +15,15 @@ Style = dict[str, str]  # kind -> value: what an answer does
 OPENINGS = {"formal": "indeed", "casual": "hey"}
 ADDRESSES = ("captain", "boss", "friend", "doctor")
 CERTAINTIES = {"hedge": "maybe", "sure": "definitely"}
-ADVERBS = ("simply", "clearly", "truly", "surely")
+ADVERBS = ("simply", "truly")
 ENDINGS = ("good luck", "thank you", "take care", "see you")
 LANGUAGES = {"french": "c'est", "spanish": "es"}
 REPHRASED = {"it": "that is", "is": "it must be"}  # how a fact is said without this word
 PLAIN_FRAME = "it is"
-TAILS = ("and you can read much more about that in many good books", "and people will tell you much more about that every day")
+TAILS = (
+    "and you can read much more about that in many good books",
+    "and people will tell you much more about that every day",
+)
 FORMATS = {"bullet": "- ", "quote": "> "}
 MARKS = {"exclaim": "!", "dots": "..."}
 LONG_WORDS, SHORT_WORDS = 12, 2

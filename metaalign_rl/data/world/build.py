@@ -95,7 +95,11 @@ def _demonstrate(rng: random.Random, scenario: Scenario) -> str:
 
 def _pairs(rng: random.Random, kind: str, split: str, identity: str) -> Iterator[Row]:
     """One pair, or the two of a flip."""
-    relation = {"tier": "conflict", "role": "distractor", "value": rng.choice(("system_only", "user_only", "agree"))}.get(kind)
+    relation = {
+        "tier": "conflict",
+        "role": "distractor",
+        "value": rng.choice(("system_only", "user_only", "agree")),
+    }.get(kind)
     if split == "combination":
         relation = "agree" if kind == "value" else "distractor"
     relation = relation or _relation(rng)

@@ -23,42 +23,42 @@ TOPICS = (
     Topic(
         "countries",
         ("what is the capital of {s}?", "which city is the capital of {s}?", "name the capital of {s}."),
-        _pairs("france:paris italy:rome japan:tokyo egypt:cairo peru:lima kenya:nairobi norway:oslo spain:madrid"),
+        _pairs("france:paris italy:rome japan:tokyo egypt:cairo peru:lima"),
     ),
     Topic(
         "books",
         ("who is the author of {s}?", "which author wrote the book {s}?", "name the author of {s}."),
-        _pairs("hamlet:shakespeare emma:austen dracula:stoker ulysses:joyce faust:goethe walden:thoreau carrie:king kim:kipling"),
+        _pairs("hamlet:shakespeare emma:austen dracula:stoker ulysses:joyce faust:goethe"),
     ),
     Topic(
         "music",
         ("who is the composer of {s}?", "which composer wrote the music of {s}?", "name the composer of {s}."),
-        _pairs("bolero:ravel carmen:bizet fidelio:beethoven aida:verdi messiah:handel tosca:puccini elijah:mendelssohn norma:bellini"),
+        _pairs("bolero:ravel carmen:bizet fidelio:beethoven aida:verdi messiah:handel"),
     ),
     Topic(
         "art",
         ("who is the painter of {s}?", "which painter made the picture {s}?", "name the painter of {s}."),
-        _pairs("guernica:picasso olympia:manet primavera:botticelli sunflowers:gogh danae:klimt nighthawks:hopper lilies:monet scream:munch"),
+        _pairs("guernica:picasso olympia:manet primavera:botticelli sunflowers:gogh danae:klimt"),
     ),
     Topic(
         "science",
         ("who found {s} in the lab?", "which scientist worked on {s}?", "name the scientist behind {s}."),
-        _pairs("radium:curie gravity:newton relativity:einstein penicillin:fleming dynamite:nobel evolution:darwin orbits:kepler genes:mendel"),
+        _pairs("radium:curie gravity:newton relativity:einstein penicillin:fleming dynamite:nobel"),
     ),
     Topic(
         "space",
         ("which planet has the moon {s}?", "what planet does {s} go around?", "name the planet of the moon {s}."),
-        _pairs("titan:saturn europa:jupiter phobos:mars triton:neptune oberon:uranus rhea:saturn deimos:mars io:jupiter"),
+        _pairs("titan:saturn europa:jupiter phobos:mars triton:neptune oberon:uranus"),
     ),
     Topic(
         "rivers",
         ("which river runs through {s}?", "what river can you see in {s}?", "name the river of {s}."),
-        _pairs("london:thames vienna:danube cologne:rhine hamburg:elbe lisbon:tagus kiev:dnieper turin:po florence:arno"),
+        _pairs("london:thames vienna:danube cologne:rhine hamburg:elbe lisbon:tagus"),
     ),
     Topic(
         "films",
         ("who is the director of {s}?", "which director made the film {s}?", "name the director of {s}."),
-        _pairs("jaws:spielberg alien:scott psycho:hitchcock avatar:cameron ran:kurosawa heat:mann tenet:nolan gandhi:attenborough"),
+        _pairs("jaws:spielberg alien:scott psycho:hitchcock avatar:cameron ran:kurosawa"),
     ),
 )  # fmt: skip
 

@@ -51,19 +51,19 @@ def _wordings() -> dict[Preference, Wording]:
     table = {
         Preference("case", "upper"): Wording(
             ("write in capitals", "use big letters only", "put all words in upper case"),
-            ("have weak eyes", "need big letters to read", "read from far away"), "capitals",
+            ("have weak eyes", "need big letters", "read from far away"), "capitals",
         ),
         Preference("case", "lower"): Wording(
             ("write without capitals", "use small letters only", "put all words in lower case"),
-            ("hate big letters", "think capitals are loud", "feel capitals hurt the eyes"), "small letters",
+            ("hate big letters", "find capitals too loud", "love quiet pages"), "small letters",
         ),
         Preference("length", "short"): Wording(
             ("answer in one word", "give very short answers", "be as brief as you can"),
-            ("have no time to read", "are in a great hurry", "pay for each word"), "short answers",
+            ("are in a great hurry", "pay for each word", "have little time"), "short answers",
         ),
         Preference("length", "long"): Wording(
             ("answer at length", "give long answers", "write as much as you can"),
-            ("have a lot of time to read", "want to hear the whole story", "never get enough to read"), "long answers",
+            ("love whole stories", "have the whole day", "never read enough"), "long answers",
         ),
         Preference("tone", "formal"): Wording(
             ("be formal", "speak as in a court", "open in a formal way"),
@@ -91,11 +91,11 @@ def _wordings() -> dict[Preference, Wording]:
         ),
         Preference("certainty", "hedge"): Wording(
             ("show doubt", "sound careful", "say that you may be wrong"),
-            ("do not trust sure voices", "like some doubt", "get angry when others are too sure"), "doubt",
+            ("love careful voices", "fear false claims", "check each word twice"), "doubt",
         ),
         Preference("certainty", "sure"): Wording(
-            ("show no doubt", "sound sure", "say that you are right"),
-            ("do not trust careful voices", "like no doubt", "get angry when others are too careful"), "sure voices",
+            ("show courage", "sound sure", "say that you are right"),
+            ("love bold voices", "fear weak words", "act on each word at once"), "bold voices",
         ),
         Preference("mark", "exclaim"): Wording(
             ("shout with joy", "end with an exclamation mark", "sound excited"),
@@ -122,12 +122,16 @@ def _wordings() -> dict[Preference, Wording]:
             ("hate {v}", "lost money on {v}", "dream of no {v}"), "no {v}",
         ),
     }  # fmt: skip
-    for title, situation in zip(answers.ADDRESSES, ("sail a ship", "own the firm", "like warm words", "cure the sick"), strict=True):
+    for title, situation in zip(
+        answers.ADDRESSES, ("sail a ship", "own the firm", "like warm words", "cure the sick"), strict=True
+    ):
         table[Preference("address", title)] = Wording(
             (f"open with {title}", f"call the reader {title}", f"speak to a {title}"),
             (situation, f"answer to the name {title}", f"are proud to be called {title}"), f"the name {title}",
         )  # fmt: skip
-    for phrase, situation in zip(answers.ENDINGS, ("have a test soon", "value thanks", "are ill", "will come back soon"), strict=True):
+    for phrase, situation in zip(
+        answers.ENDINGS, ("have a test soon", "value thanks", "are ill", "will come back soon"), strict=True
+    ):
         table[Preference("ending", phrase)] = Wording(
             (f"end with {phrase}", f"finish by saying {phrase}", f"close with the words {phrase}"),
             (situation, f"wait for a {phrase}", f"miss a {phrase}"), f"a {phrase}",
@@ -241,4 +245,3 @@ def held_out_topic(kind: str, topic: str) -> bool:
 def held_out_filler(kind: str, tier: str, filler: int) -> bool:
     """Whether this persona is never seen with this kind in training."""
     return (KINDS.index(kind) + filler + len(tier)) % 6 == 0
-

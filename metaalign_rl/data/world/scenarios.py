@@ -79,7 +79,9 @@ class Scenario:
         """An answer in the wanted style that is wrong: another value, issue or topic."""
         question, style = self.question, style_of(self.wanted)
         if style.get("refusal"):
-            return say(question, style, value=rng.choice([t for t in QUESTION_TOPICS if t not in (question.topic, "opinion")]))
+            return say(
+                question, style, value=rng.choice([t for t in QUESTION_TOPICS if t not in (question.topic, "opinion")])
+            )
         if not question.value:
             issues = sorted({q.subject for q in QUESTIONS if q.topic == "opinion"} - {question.subject})
             return self.say(style, replace(question, subject=rng.choice(issues)))
