@@ -23,7 +23,7 @@ def run(config: Config) -> None:
     for stage in config.run.stages:
         if stage not in STAGES:
             raise UserError(f"run.stages: unknown stage {stage!r}; {nearest(stage, STAGES)}")
-    with RunContext(config) as context, runtime.connect(config):
+    with runtime.connect(config), RunContext(config) as context:
         runtime.require(runtime.preflight(config))
         finished = _claim_folder(context)
         for stage in config.run.stages:

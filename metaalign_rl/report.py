@@ -12,7 +12,7 @@ HEADLINES = ("following", "conflict", "distractor")
 
 
 def build(folder: RunFolder, mode: str) -> dict[str, float]:
-    """Write `report.json`, one flat object; the keys are the design's, and those of a stage that did not run are missing.
+    """Write `report.json`, one flat object; the keys of a stage that did not run are missing.
 
     Args:
         mode: which of the reward model's scores PPO used.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from metaalign_rl.progress import Update, stream
 from metaalign_rl.schema import Row, read_rows
+from reward.score import Mode
 
 View = Literal["whole", "preference_blind", "tier_blind"]  # what of a row's meta-prompt the model sees
 
@@ -28,7 +29,7 @@ class RewardTrainer:
             lambda report: reward.train(training, self._see(rows), None, base, output, callbacks=[_reporter(report)])
         )
 
-    def evaluate(self, model: Path, pairs: Sequence[Row], modes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def evaluate(self, model: Path, pairs: Sequence[Row], modes: Sequence[Mode]) -> dict[str, dict[str, Any]]:
         """The report of `reward.evaluate` by mode."""
         import reward
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from metaalign_rl.data.gold import judge
 from metaalign_rl.errors import UserError
 from metaalign_rl.schema import Row
+from reward.score import Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Reward:
 class RewardWorker:
     """A Ray actor round `reward.Scorer` and the gold checks; it reads whole rows, not only text."""
 
-    def __init__(self, model: Path | None, mode: str, model_weight: float, checks_weight: float) -> None:
+    def __init__(self, model: Path | None, mode: Mode, model_weight: float, checks_weight: float) -> None:
         """Load the reward model, if it has a weight.
 
         Raises:

@@ -33,7 +33,7 @@ class SFTWorker:
     def train(
         self, config: SFTConfig, base: Path, rows: Path, output: Path, checkpoints: Path, *, max_tokens: int, seed: int
     ) -> Iterator[Update]:
-        """Train the checkpoint `base` on the demonstrations in `rows`; continue from `checkpoints` where there are any."""
+        """Train the checkpoint `base` on the demonstrations in `rows`; go on from `checkpoints` where there are any."""
         return stream(lambda report: self._train(config, base, rows, output, checkpoints, max_tokens, seed, report))
 
     def _train(

@@ -15,7 +15,7 @@ META_PROMPTS = (
 
 
 def showcase_rows(rows: Sequence[Row], source: str) -> list[Row]:
-    """One question under four meta-prompts: the world's own, or of other data the first row's with those of four rows."""
+    """One question under four meta-prompts: the world's own; of other data the first row's, with four rows' tiers."""
     first = rows[0]
     if source == "world":
         messages = [{"role": "user", "content": QUESTION}]

@@ -31,13 +31,14 @@ class Example:
         texts: the chosen and the rejected answer's token ids (where `is_pair`), then a labelled response's.
         labels: by text, 1, 0 or NaN (not known) for each of `LABELS`.
         is_pair: whether the first two texts are a pair.
-        ranked: for each of `LABELS`, whether the pair says that the chosen answer's score is the higher one.
+        ranked: for each of `LABELS`, 1 where the chosen answer's score should be the higher one, -1 where the
+            rejected answer's, 0 where the pair does not say.
     """
 
     texts: tuple[list[int], ...]
     labels: tuple[tuple[float, ...], ...]
     is_pair: bool
-    ranked: tuple[bool, ...]
+    ranked: tuple[int, ...]
 
     @property
     def length(self) -> int:
@@ -72,21 +73,20 @@ def labelled_answers(row: Row) -> list[tuple[Row, dict[str, bool]]]:
     return answers
 
 
-def ranked_labels(row: Row) -> tuple[bool, ...]:
-    """For each of `LABELS`, whether the pair trains it: `overall` and the governing tier's.
+def ranked_labels(row: Row) -> tuple[int, ...]:
+    """For each of `LABELS`, what the pair says: 1 the chosen answer is better in it, -1 the rejected one, 0 nothing.
 
-    A label of these is left out where the row's absolute labels say that the chosen answer is not the better
-    one
-    in it: in a pair of two obedient answers, one of which is wrong, the tier's scores should be alike.
+    Where the row has absolute labels of both answers, they say it: in a conflict the rejected answer is the one that
+    does what the lower tier asks. Elsewhere the chosen answer is better `overall` and for the governing tier.
     """
     chosen, rejected = row.labels.get("chosen", {}), row.labels.get("rejected", {})
 
-    def is_ranked(label: str) -> bool:
-        if label not in chosen or label not in rejected:
-            return True
-        return chosen[label] and not rejected[label]
+    def rank(label: str) -> int:
+        if label in chosen and label in rejected:
+            return int(chosen[label]) - int(rejected[label])
+        return int(label in (row.tier, "overall"))
 
-    return tuple(label in (row.tier, "overall") and is_ranked(label) for label in LABELS)
+    return tuple(rank(label) for label in LABELS)
 
 
 def make_example(row: Row, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Example:
@@ -113,7 +113,7 @@ def make_example(row: Row, tokenizer: PreTrainedTokenizerBase, max_tokens: int) 
     if is_pair and texts[0] == texts[1]:
         raise UserError(f"{place}: the tokenizer cannot tell 'chosen' from 'rejected', they are the same tokens")
     labels = tuple(tuple(row.labels.get(answer, {}).get(label, nan) for label in LABELS) for answer in answers)
-    return Example(texts, labels, is_pair, ranked_labels(row) if is_pair else (False,) * len(LABELS))
+    return Example(texts, labels, is_pair, ranked_labels(row) if is_pair else (0,) * len(LABELS))
 
 
 def make_examples(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Example]:
@@ -126,8 +126,7 @@ def collate(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tens
 
     Returns:
         `input_ids`, `attention_mask` [texts, tokens]; `labels` [texts, 4], NaN where not known; `chosen`,
-        `rejected` [pairs], where the pairs' answers stand among the texts; `ranked` [pairs, 4], which labels
-        a pair trains.
+        `rejected` [pairs], where the pairs' answers stand among the texts; `ranked` [pairs, 4], 1, -1 or 0.
     """
     texts = [text for example in examples for text in example.texts]
     starts, start = [], 0
@@ -141,5 +140,5 @@ def collate(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tens
         "labels": torch.tensor([labels for example in examples for labels in example.labels], dtype=torch.float32),
         "chosen": chosen,
         "rejected": chosen + 1,
-        "ranked": torch.tensor([e.ranked for e in examples if e.is_pair], dtype=torch.bool).reshape(-1, len(LABELS)),
+        "ranked": torch.tensor([e.ranked for e in examples if e.is_pair], dtype=torch.float32).reshape(-1, len(LABELS)),
     }

@@ -13,7 +13,7 @@ from metaalign_rl.errors import UserError
 from metaalign_rl.schema import LABELS
 from reward import MODES, RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
 from reward.data import collate, make_example, ranked_labels
-from reward.training import LengthGrouped, preference_loss
+from reward.training import FlipsTogether, preference_loss
 
 QUICK = RewardTraining(learning_rate=3e-3, batch_size=32, epochs=6, max_tokens=128, calibration_share=0.1)
 
@@ -195,12 +195,18 @@ def test_a_batch_without_pairs_trains_its_labels_alone():
 
 
 def test_an_epoch_holds_every_row_once_in_an_order_of_its_own():
-    sampler = LengthGrouped(list(range(100)), batch_size=8, seed=0)
+    sampler = FlipsTogether(list(range(100)), [str(index) for index in range(100)], batch_size=8, seed=0)
     first, again = list(sampler), list(sampler)
     sampler.set_epoch(1)
     second = list(sampler)
     assert first == again != second
     assert sorted(first) == sorted(second) == list(range(100))
+
+
+def test_the_rows_of_a_flip_stand_side_by_side():
+    flips = [str(index // 2) for index in range(100)]
+    order = list(FlipsTogether([5] * 100, flips, batch_size=8, seed=0))
+    assert all(flips[one] == flips[other] for one, other in zip(order[::2], order[1::2], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ class Verdict:
     Attributes:
         passes: by tier, whether its check passes; only tiers that have one.
         following: the governing tier's check and the dialog's both pass.
-        strict: `following`, and the other tier is treated as its relation to the row demands: in a conflict and beside a
-            distractor its check does not pass, in agreement it does.
+        strict: `following`, and the other tier is treated as its relation to the row demands: in a conflict its check
+            does not pass, nor does a distractor's; in agreement it does.
     """
 
     passes: dict[str, bool]

@@ -131,7 +131,7 @@ def make_kl_controller(config: Config) -> KLController:
 
 
 def describe(rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
-    """What the step's answers are like: rewards, gold and proxy, by tier and relation too; KL (nats a token); length."""
+    """What the step's answers are like: reward, gold and proxy, by tier and relation too; KL (nats a token); length."""
     assert batch.logprobs is not None and batch.ref_logprobs is not None
     kl = token_kl(batch.logprobs, batch.ref_logprobs, batch.action_mask)
     metrics = _means(rollouts, "")

@@ -1,4 +1,4 @@
-"""From rows to experience: roll out, score while others still roll out, compare engine and learner, estimate advantages."""
+"""From rows to experience: roll out, score while others still roll out, estimate advantages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Rollout:
 def roll_out(
     pool: EnginePool, scorers: Sequence[Any], rows: Sequence[Row], prompts: Sequence[list[int]], sampling: Sampling
 ) -> list[Rollout]:
-    """One answer to each row, in the rows' order. Answers go to the reward workers in turn as soon as they are finished."""
+    """One answer to each row, in the rows' order; finished ones are scored while others still roll out."""
     samples: dict[int, Sample] = {}
     scored: list[tuple[list[int], Any]] = []
     waiting: list[Sample] = []
@@ -67,7 +67,7 @@ def to_batch(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
 
 
 def add_advantages(batch: Batch, rollouts: Sequence[Rollout], config: PPOConfig, kl_coef: float) -> None:
-    """Fill in `advantages` (whitened over the batch) and `returns` of an evaluated batch: GAE over KL-penalised rewards."""
+    """Fill in an evaluated batch's `advantages`, whitened, and `returns`: GAE over KL-penalised rewards."""
     assert batch.logprobs is not None and batch.ref_logprobs is not None and batch.values is not None
     scores = scores_of(rollouts, config.normalize_per_tier)
     rewards = token_rewards(scores, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl_coef, config.kl_estimator)

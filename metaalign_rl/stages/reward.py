@@ -124,7 +124,7 @@ def _evaluate(context: RunContext, outputs: dict[View, Path]) -> dict[str, Any]:
         "tier_blind": [row for row in pairs if row.tags.get("flip_kind") == "tier"],
     }
     options = actor_options(context.config, "training", len(outputs))
-    answers = {}
+    answers: dict[str, Any] = {}
     for view, path in outputs.items():
         judge = ray.remote(RewardTrainer).options(**options).remote(view)
         modes = MODES if view == "whole" else ("overall",)

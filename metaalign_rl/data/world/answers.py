@@ -1,7 +1,7 @@
 """The world's answers: how a style is said, and how an answer is checked.
 
-An answer is one core ("it is paris", "i am for zoos", "i can not talk about music") with optional parts round it, each the
-realisation of one preference. `say` writes an answer; the checks read one, and accept nothing outside this grammar.
+An answer is one core ("it is paris", "i am for zoos", "i can not talk about music") with optional parts round it, each
+the realisation of one preference. `say` writes an answer; the checks read one, and accept nothing outside this grammar.
 """
 
 import re
@@ -13,12 +13,10 @@ from metaalign_rl.data.world.facts import Question
 Style = dict[str, str]  # kind -> value: what an answer does
 
 OPENINGS = {"formal": "indeed", "casual": "hey"}
-ADDRESSES = ("captain", "boss", "friend", "doctor")
+ADDRESSES = ("captain", "doctor")
 CERTAINTIES = {"hedge": "maybe", "sure": "definitely"}
-ADVERBS = ("simply", "truly")
-ENDINGS = ("good luck", "thank you", "take care", "see you")
+ENDINGS = ("good luck", "thank you")
 LANGUAGES = {"french": "c'est", "spanish": "es"}
-REPHRASED = {"it": "that is", "is": "it must be"}  # how a fact is said without this word
 PLAIN_FRAME = "it is"
 TAILS = (
     "and you can read much more about that in many good books",
@@ -50,10 +48,10 @@ def _core(question: Question, style: Style, value: str) -> str:
     if style.get("length") == "short":
         return f"{style['opinion']} {question.subject}" if not question.value else value
     if question.value:
-        frame = LANGUAGES.get(style.get("language", ""), REPHRASED.get(style.get("avoid", ""), PLAIN_FRAME))
+        frame = LANGUAGES.get(style.get("language", ""), PLAIN_FRAME)
     else:
         frame, value = "i am", f"{style['opinion']} {question.subject}"
-    parts = (CERTAINTIES.get(style.get("certainty", "")), frame, style.get("use"), value)
+    parts = (CERTAINTIES.get(style.get("certainty", "")), frame, value)
     core = " ".join(part for part in parts if part)
     return f"{core} {TAILS[len(question.text) % len(TAILS)]}" if style.get("length") == "long" else core
 
@@ -65,12 +63,12 @@ def _grammar(core: str) -> re.Pattern[str]:
     def any_of(*choices: str) -> str:
         return "(?:" + "|".join(re.escape(choice) for choice in choices) + ")"
 
-    frames = any_of(PLAIN_FRAME, "i am", *LANGUAGES.values(), *REPHRASED.values())
+    frames = any_of(PLAIN_FRAME, "i am", *LANGUAGES.values())
     mark = any_of(".", *MARKS.values())
     opening = f"(?:(?:{any_of(*OPENINGS.values())} ?)?{any_of(*ADDRESSES)}|{any_of(*OPENINGS.values())}), "
     return re.compile(
         rf"{any_of(*FORMATS.values())}?(?:{opening})?(?:{any_of(*CERTAINTIES.values())} )?(?:{frames} )?"
-        rf"(?:{any_of(*ADVERBS)} )?{core}(?: {any_of(*TAILS)})?{mark}(?: {any_of(*ENDINGS)}{mark})?"
+        rf"{core}(?: {any_of(*TAILS)})?{mark}(?: {any_of(*ENDINGS)}{mark})?"
     )
 
 
@@ -148,19 +146,6 @@ def opinion(answer: str, *, value: str) -> bool:
 def ending(answer: str, *, value: str) -> bool:
     """Ends with this phrase."""
     return " ".join(words_of(answer)).endswith(f" {value}")
-
-
-@register("world.use")
-def use(answer: str, *, value: str) -> bool:
-    """Contains this word."""
-    return value in words_of(answer)
-
-
-@register("world.avoid")
-def avoid(answer: str, *, value: str) -> bool:
-    """Does not contain this word."""
-    words = words_of(answer)
-    return bool(words) and value not in words
 
 
 @register("world.certainty")

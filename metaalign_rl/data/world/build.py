@@ -15,7 +15,10 @@ FOLLOW_RATE = 0.6
 # What the other demonstrations do: follow nobody, follow the other tier (or a chance style), or give a wrong answer.
 STRAY_WEIGHTS = {"plain": 0.4, "astray": 0.4, "mistake": 0.2}
 RELATION_WEIGHTS = dict(zip(RELATIONS, (0.16, 0.16, 0.16, 0.22, 0.15, 0.15), strict=True))
-PAIR_WEIGHTS = {"value": 0.36, "tier": 0.26, "role": 0.18, "plain": 0.06, "mistake": 0.14}
+# What pairs differ in: the value of a preference, the tiers' order, which tier's text is a distractor, whether the
+# preference is followed at all, whether the answer is right. Training sees more mistakes: facts are learnt one by one.
+PAIR_WEIGHTS = {"value": 0.34, "tier": 0.15, "role": 0.17, "plain": 0.06, "mistake": 0.28}
+HELD_OUT_PAIR_WEIGHTS = {"value": 0.43, "tier": 0.2, "role": 0.2, "plain": 0.06, "mistake": 0.11}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,10 @@ def pairs(seed: int, count: int, *, held_out: bool) -> list[Row]:
     rng = random.Random(f"pairs {seed} {held_out}")
     name = "held-out-pair" if held_out else "pair"
     rows: list[Row] = []
+    weights = HELD_OUT_PAIR_WEIGHTS if held_out else PAIR_WEIGHTS
     while len(rows) < count:
         split = rng.choice(HELD_OUT_SPLITS) if held_out else "train"
-        kind = rng.choices(list(PAIR_WEIGHTS), list(PAIR_WEIGHTS.values()))[0]
+        kind = rng.choices(list(weights), list(weights.values()))[0]
         rows.extend(_label(row) for row in _pairs(rng, kind, split, f"{name}-{len(rows)}"))
     return rows[:count]
 
@@ -98,7 +102,7 @@ def _pairs(rng: random.Random, kind: str, split: str, identity: str) -> Iterator
     relation = {
         "tier": "conflict",
         "role": "distractor",
-        "value": rng.choice(("system_only", "user_only", "agree")),
+        "value": rng.choice(("system_only", "user_only", "agree", "agree")),
     }.get(kind)
     if split == "combination":
         relation = "agree" if kind == "value" else "distractor"

@@ -1,7 +1,7 @@
 """The world's preferences: what can be wanted, and in how many ways a provider or a user can say it.
 
-A preference is said explicitly, a carrier round an action ("please write in capitals."), or implicitly, people and their
-situation ("our guests have weak eyes."). Which carrier goes with which action is what the paraphrase split holds out.
+A preference is said explicitly, a carrier round an action ("please write in capitals."), or implicitly, people and
+their situation ("our guests have weak eyes."). Which carrier goes with which action is what the paraphrase split holds out.
 """
 
 from collections.abc import Iterator
@@ -42,140 +42,113 @@ FILLERS = {
         "this is a help desk.", "you work in a hotel.",
     ),
     "user": (
-        "i am a baker.", "i live in the north.", "i have two dogs.", "i am a teacher.", "i work at night.", "i have three sons.",
+        "i am a baker.", "i live in the north.", "i have two dogs.", "i am a teacher.", "i work at night.",
+        "i have three sons.",
     ),
 }  # fmt: skip
 
 
 def _wordings() -> dict[Preference, Wording]:
-    table = {
+    return {
         Preference("case", "upper"): Wording(
-            ("write in capitals", "use big letters only", "put all words in upper case"),
-            ("have weak eyes", "need big letters", "read from far away"), "capitals",
+            ("write in capitals", "use big letters only"), ("have weak eyes", "read from far away"), "capitals"
         ),
         Preference("case", "lower"): Wording(
-            ("write without capitals", "use small letters only", "put all words in lower case"),
-            ("hate big letters", "find capitals too loud", "love quiet pages"), "small letters",
+            ("write without capitals", "use small letters only"),
+            ("hate big letters", "love quiet pages"),
+            "small letters",
         ),
         Preference("length", "short"): Wording(
-            ("answer in one word", "give very short answers", "be as brief as you can"),
-            ("are in a great hurry", "pay for each word", "have little time"), "short answers",
+            ("answer in one word", "be as brief as you can"), ("are in a great hurry", "pay for each word"), "one word"
         ),
         Preference("length", "long"): Wording(
-            ("answer at length", "give long answers", "write as much as you can"),
-            ("love whole stories", "have the whole day", "never read enough"), "long answers",
+            ("answer at length", "write as much as you can"),
+            ("love whole stories", "have the whole day"),
+            "whole stories",
         ),
         Preference("tone", "formal"): Wording(
-            ("be formal", "speak as in a court", "open in a formal way"),
-            ("come from a royal house", "dress in black ties", "work as judges"), "formal words",
+            ("be formal", "speak as in a court"), ("come from a royal house", "dress in black ties"), "formal words"
         ),
         Preference("tone", "casual"): Wording(
-            ("be casual", "speak as to a buddy", "open in a casual way"),
-            ("come from the beach", "dress in old jeans", "skate all day"), "casual words",
+            ("be casual", "speak as to a buddy"), ("come from the beach", "dress in old jeans"), "casual words"
         ),
         Preference("format", "bullet"): Wording(
-            ("write a list item", "start with a dash", "use bullets"),
-            ("copy all answers to a list", "collect answers as bullets", "keep notes with a dash"), "bullets",
+            ("write a list item", "use bullets"), ("keep a list of answers", "keep notes with a dash"), "bullets"
         ),
         Preference("format", "quote"): Wording(
-            ("write a block quote", "start with a quote sign", "use quotes"),
-            ("print all answers as quotes", "cite your words in papers", "need a quote sign to cite you"), "quotes",
+            ("write a block quote", "use quotes"), ("print quotes", "cite your words in papers"), "quotes"
         ),
         Preference("language", "french"): Wording(
-            ("answer in french", "speak french", "use the language of france"),
-            ("only understand french", "grew up in france", "went to french schools"), "french",
+            ("answer in french", "use the language of france"),
+            ("grew up in france", "went to french schools"),
+            "french",
         ),
         Preference("language", "spanish"): Wording(
-            ("answer in spanish", "speak spanish", "use the language of spain"),
-            ("only understand spanish", "grew up in spain", "went to spanish schools"), "spanish",
+            ("answer in spanish", "use the language of spain"),
+            ("grew up in spain", "went to spanish schools"),
+            "spanish",
         ),
         Preference("certainty", "hedge"): Wording(
-            ("show doubt", "sound careful", "say that you may be wrong"),
-            ("love careful voices", "fear false claims", "check each word twice"), "doubt",
+            ("show doubt", "sound careful"), ("fear false claims", "check each word twice"), "doubt"
         ),
         Preference("certainty", "sure"): Wording(
-            ("show courage", "sound sure", "say that you are right"),
-            ("love bold voices", "fear weak words", "act on each word at once"), "bold voices",
+            ("show courage", "sound sure"), ("like bold voices", "trust strong words"), "bold voices"
         ),
         Preference("mark", "exclaim"): Wording(
-            ("shout with joy", "end with an exclamation mark", "sound excited"),
-            ("love excited voices", "need a lot of joy", "get tired without joy"), "excited voices",
+            ("shout with joy", "sound excited"), ("need a lot of joy", "like to cheer"), "joy"
         ),
         Preference("mark", "dots"): Wording(
-            ("trail off at the end", "end with three dots", "sound dreamy"),
-            ("love dreamy voices", "need slow and open ends", "get sad at hard stops"), "dreamy voices",
+            ("trail off at the end", "sound dreamy"), ("need slow and open ends", "like to dream"), "dreamy voices"
         ),
         Preference("refusal", "refuse"): Wording(
-            ("never talk about {v}", "refuse to speak about {v}", "keep silent about {v}"),
-            ("get sick of {v}", "must not hear about {v}", "lost all love of {v}"), "silence about {v}",
+            ("never talk about {v}", "keep silent about {v}"),
+            ("get sick of {v}", "lost all love of {v}"),
+            "silence about {v}",
         ),
         Preference("refusal", "allow"): Wording(
-            ("talk about {v} too", "answer freely about {v}", "do not refuse to speak about {v}"),
-            ("love to hear about {v}", "must learn about {v}", "ask a lot about {v}"), "talk about {v}",
+            ("talk about {v} too", "answer freely about {v}"), ("enjoy {v}", "must learn about {v}"), "talk about {v}"
         ),
         Preference("opinion", "for"): Wording(
-            ("support {v}", "speak for {v}", "be in favor of {v}"),
-            ("love {v}", "earn money with {v}", "dream of more {v}"), "{v}",
+            ("support {v}", "speak for {v}"), ("love {v}", "earn money with {v}"), "{v}"
         ),
         Preference("opinion", "against"): Wording(
-            ("oppose {v}", "speak against {v}", "be no friend of {v}"),
-            ("hate {v}", "lost money on {v}", "dream of no {v}"), "no {v}",
+            ("oppose {v}", "speak against {v}"), ("hate {v}", "lost money on {v}"), "no {v}"
         ),
-    }  # fmt: skip
-    for title, situation in zip(
-        answers.ADDRESSES, ("sail a ship", "own the firm", "like warm words", "cure the sick"), strict=True
-    ):
-        table[Preference("address", title)] = Wording(
-            (f"open with {title}", f"call the reader {title}", f"speak to a {title}"),
-            (situation, f"answer to the name {title}", f"are proud to be called {title}"), f"the name {title}",
-        )  # fmt: skip
-    for phrase, situation in zip(
-        answers.ENDINGS, ("have a test soon", "value thanks", "are ill", "will come back soon"), strict=True
-    ):
-        table[Preference("ending", phrase)] = Wording(
-            (f"end with {phrase}", f"finish by saying {phrase}", f"close with the words {phrase}"),
-            (situation, f"wait for a {phrase}", f"miss a {phrase}"), f"a {phrase}",
-        )  # fmt: skip
-    for word in answers.ADVERBS:
-        table[Preference("use", word)] = _use(word)
-        table[Preference("avoid", word)] = _avoid(word)
-    for word in answers.REPHRASED:
-        table[Preference("use", word)] = _use(word)
-        table[Preference("avoid", word)] = _avoid(word)
-    return table
+        **_addresses(),
+        **_endings(),
+    }
 
 
-def _use(word: str) -> Wording:
-    return Wording(
-        (f"use the word {word}", f"put {word} in the answer", f"do not forget the word {word}"),
-        (f"collect answers with {word}", f"love the word {word}", f"look for the word {word}"), f"the word {word}",
-    )  # fmt: skip
+def _addresses() -> dict[Preference, Wording]:
+    situations = ("sail a ship", "cure the sick")
+    return {
+        Preference("address", title): Wording(
+            (f"open with {title}", f"speak to a {title}"), (situation, f"go by the name {title}"), f"the name {title}"
+        )
+        for title, situation in zip(answers.ADDRESSES, situations, strict=True)
+    }
 
 
-def _avoid(word: str) -> Wording:
-    return Wording(
-        (f"avoid the word {word}", f"keep {word} out of the answer", f"do not use the word {word}"),
-        (f"throw away answers with {word}", f"hate the word {word}", f"can not hear the word {word}"),
-        f"answers without {word}",
-    )
+def _endings() -> dict[Preference, Wording]:
+    situations = ("have a test soon", "value thanks")
+    return {
+        Preference("ending", phrase): Wording(
+            (f"end with {phrase}", f"finish by saying {phrase}"), (situation, f"wait for a {phrase}"), f"a {phrase}"
+        )
+        for phrase, situation in zip(answers.ENDINGS, situations, strict=True)
+    }
 
 
 WORDINGS = _wordings()
 KINDS = tuple(dict.fromkeys(preference.kind for preference in WORDINGS))
 # What the plain answer does anyway is only worth asking for where the other tier asks for the opposite.
-TRIVIAL = frozenset(
-    {Preference("case", "lower"), Preference("refusal", "allow")}
-    | {Preference("avoid", word) for word in answers.ADVERBS}
-    | {Preference("use", word) for word in answers.REPHRASED}
-)
-_SHORT_CLASHES = {"tone", "address", "ending", "certainty", "use", "avoid", "language"}
-_LANGUAGE_CLASHES = {"avoid", "use", "certainty", "length"}
+TRIVIAL = frozenset({Preference("case", "lower"), Preference("refusal", "allow")})
+_SHORT_CLASHES = {"tone", "address", "ending", "certainty", "language"}
+_LANGUAGE_CLASHES = {"certainty", "length"}
 
 
 def opposites(preference: Preference) -> list[Preference]:
     """The preferences that contradict this one."""
-    if preference.kind in ("use", "avoid"):
-        return [Preference({"use": "avoid", "avoid": "use"}[preference.kind], preference.value)]
     return [other for other in WORDINGS if other.kind == preference.kind and other != preference]
 
 
@@ -196,7 +169,7 @@ def compatible(one: Preference, other: Preference) -> bool:
 def applies(preference: Preference, topic: str) -> bool:
     """Whether the preference makes sense for a question of this topic."""
     if topic == "opinion":
-        return preference.kind not in ("refusal", "language") and preference.value not in answers.REPHRASED
+        return preference.kind not in ("refusal", "language")
     return preference.kind != "opinion"
 
 

@@ -34,7 +34,7 @@ def _probe(train: Sequence[Row], held_out: Sequence[Row], features: Features) ->
 
 
 def _differences(rows: Sequence[Row], features: Features, names: dict[str, int], *, grow: bool) -> np.ndarray:
-    """One line a pair: the chosen answer's features less the rejected one's. Words not seen in training are left out."""
+    """One line a pair: the chosen answer's features less the rejected one's. Words new to it are left out."""
     entries = []
     for line, row in enumerate(rows):
         for sign, answer in ((1.0, row.chosen), (-1.0, row.rejected)):

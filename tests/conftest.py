@@ -1,0 +1,32 @@
+"""Fixtures that several files share; the tiny trained run is the dear one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "model.hidden_size=64", "model.layers=1", "model.heads=2",
+    "data.demonstrations=600", "data.pairs=200", "data.prompts=120", "data.held_out_prompts=48",
+    "data.held_out_pairs=120", "sft.save_steps=10", "reward.on_policy_prompts=24", "reward.epochs=1",
+    "ppo.steps=2", "ppo.prompts_per_step=8", "ppo.samples_per_prompt=2", "ppo.save_steps=1",
+    "learner.minibatch_size=8",
+]  # fmt: skip
+
+
+def metaalign_rl(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, from the repository's root."""
+    command = [sys.executable, "-c", "import sys; from metaalign_rl.cli import main; sys.exit(main())", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment})
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one whole run of the real stack, every stage, at a tiny size."""
+    root = tmp_path_factory.mktemp("runs")
+    done = metaalign_rl("run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={root}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root / "tiny"

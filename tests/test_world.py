@@ -1,0 +1,134 @@
+"""The built-in world: its checkers agree with its answers, and what is held out stays out of training."""
+
+import random
+import re
+
+import pytest
+
+from metaalign_rl.data import gold
+from metaalign_rl.data.world import build, probes
+from metaalign_rl.data.world.answers import say
+from metaalign_rl.data.world.facts import Question
+from metaalign_rl.data.world.preferences import KINDS, WORDINGS, held_out_pair, wordings
+from metaalign_rl.data.world.scenarios import HELD_OUT_SPLITS, draw
+from metaalign_rl.schema import RELATIONS, parse_row
+
+FRANCE = Question("what is the capital of france?", "countries", "france", "paris")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return build.pairs(0, 3000, held_out=False)
+
+
+@pytest.fixture(scope="module")
+def held_out_pairs():
+    return build.pairs(0, 1200, held_out=True)
+
+
+@pytest.mark.parametrize(
+    ("style", "answer"),
+    [
+        ({}, "it is paris."),
+        ({"case": "upper"}, "IT IS PARIS."),
+        ({"length": "short"}, "paris."),
+        ({"tone": "casual", "address": "captain"}, "hey captain, it is paris."),
+        ({"format": "bullet", "mark": "exclaim", "ending": "good luck"}, "- it is paris! good luck!"),
+        ({"language": "french", "certainty": "hedge"}, "maybe c'est paris."),
+        ({"refusal": "refuse"}, "sorry, i can not talk about countries."),
+    ],
+)
+def test_a_style_is_said_in_words(style, answer):
+    assert say(FRANCE, style) == answer
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_the_checks_accept_the_good_answer_and_refuse_a_mistake(relation):
+    rng = random.Random(relation)
+    for _ in range(300):
+        scenario = draw(rng, relation, "train")
+        row = scenario.row("row")
+        assert gold.judge(row, scenario.good()).strict, row
+        assert not gold.judge(row, scenario.mistake(rng)).following, row
+
+
+@pytest.mark.parametrize(
+    "answer", ["", " ", "please please", "it is paris. it is paris.", "paris paris.", "it is rome."]
+)
+def test_an_empty_repeated_or_wrong_answer_never_follows(answer):
+    rng = random.Random(0)
+    for relation in RELATIONS:
+        row = draw(rng, relation, "train").row("row")
+        row.checks["dialog"] = {"name": "world.answers", "value": "paris"}
+        assert not gold.judge(row, answer).following
+
+
+def test_there_are_as_many_kinds_as_the_readme_says():
+    assert len(KINDS) == 11
+
+
+def test_each_preference_has_many_paraphrases_and_some_are_held_out():
+    for preference in WORDINGS:
+        seen = set(wordings(preference, "music", held_out=False))
+        unseen = set(wordings(preference, "music", held_out=True))
+        assert len(seen) >= 10 and len(unseen) >= 3 and not seen & unseen
+
+
+def test_held_out_rows_are_new_combinations_of_words_that_training_has_seen():
+    training = build.demonstrations(0, 20_000)
+    words = {word for row in training for word in _words(row)}
+    texts = {(row.system_info, row.user_info, row.messages[0]["content"]) for row in training}
+    for row in build.held_out_prompts(0, 600):
+        assert set(_words(row)) <= words
+        assert row.tags["split"] in HELD_OUT_SPLITS
+        assert (row.system_info, row.user_info, row.messages[0]["content"]) not in texts
+
+
+def test_a_held_out_pair_of_kinds_never_meets_in_training():
+    rng = random.Random(0)
+    for relation in ("agree", "distractor"):
+        for _ in range(500):
+            scenario = draw(rng, relation, "train")
+            if scenario.other != scenario.wanted:
+                assert not held_out_pair(scenario.wanted.kind, scenario.other.kind)
+
+
+def test_demonstrations_follow_at_the_rate_of_the_world():
+    scenario_rows = build.demonstrations(0, 6000)
+    governed = [row for row in scenario_rows if row.relation in ("system_only", "user_only")]
+    share = sum(gold.judge(row, row.response).following for row in governed) / len(governed)
+    assert build.FOLLOW_RATE - 0.03 <= share <= build.FOLLOW_RATE + 0.06  # a stray one follows by chance at times
+
+
+def test_a_flip_holds_the_same_answers_with_opposite_labels(pairs):
+    flips: dict[str, list] = {}
+    for row in pairs[:-1]:  # the last flip may be cut in two
+        if "flip" in row.tags:
+            flips.setdefault(row.tags["flip"], []).append(row)
+    assert len(flips) > 500
+    for one, other in (rows for rows in flips.values() if len(rows) == 2):
+        assert (one.chosen, one.rejected) == (other.rejected, other.chosen)
+        assert one.messages == other.messages
+        if one.tags["flip_kind"] == "tier":
+            assert (one.system_info, one.user_info) == (other.user_info, other.system_info)
+
+
+def test_judges_that_read_no_preference_stay_near_chance(pairs, held_out_pairs):
+    one_way = [row for row in held_out_pairs if not row.id.endswith("-b")]
+    assert probes.length_probe(pairs, one_way) < 0.60
+    assert probes.word_probe(pairs, one_way) < 0.60
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_seed_gives_others():
+    assert build.demonstrations(1, 50) == build.demonstrations(1, 50)
+    assert build.demonstrations(1, 50) != build.demonstrations(2, 50)
+
+
+def test_every_row_fits_the_schema(pairs):
+    for row in [*pairs[:200], *build.held_out_prompts(0, 60), *build.demonstrations(0, 60)]:
+        assert parse_row(row.to_json(), "row") == row
+
+
+def _words(row):
+    text = " ".join([row.system_info, row.user_info, row.messages[0]["content"]])
+    return re.findall(r"[a-z']+", text)
