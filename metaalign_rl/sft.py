@@ -134,7 +134,15 @@ def _reporter(report: Callable[[Update], None]) -> Any:
     return Reporter()
 
 
+def untie(model: Any) -> None:
+    """Give the output layer weights of its own: vLLM on a CPU would not see tied ones change."""
+    if model.config.tie_word_embeddings:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+
+
 def _save(trainer: Any, tokenizer: Any, folder: Path) -> None:
+    untie(trainer.model)
     trainer.save_model(str(folder))
     tokenizer.save_pretrained(folder)
     for leftover in ("training_args.bin",):  # a pickle, and of no use to anyone who loads the model

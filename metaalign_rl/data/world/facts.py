@@ -23,46 +23,46 @@ TOPICS = (
     Topic(
         "countries",
         ("what is the capital of {s}?", "which city is the capital of {s}?", "name the capital of {s}."),
-        _pairs("france:paris italy:rome japan:tokyo egypt:cairo peru:lima"),
+        _pairs("france:paris italy:rome japan:tokyo"),
     ),
     Topic(
         "books",
         ("who is the author of {s}?", "which author wrote the book {s}?", "name the author of {s}."),
-        _pairs("hamlet:shakespeare emma:austen dracula:stoker ulysses:joyce faust:goethe"),
+        _pairs("hamlet:shakespeare emma:austen dracula:stoker"),
     ),
     Topic(
         "music",
         ("who is the composer of {s}?", "which composer wrote the music of {s}?", "name the composer of {s}."),
-        _pairs("bolero:ravel carmen:bizet fidelio:beethoven aida:verdi messiah:handel"),
+        _pairs("bolero:ravel carmen:bizet fidelio:beethoven"),
     ),
     Topic(
         "art",
         ("who is the painter of {s}?", "which painter made the picture {s}?", "name the painter of {s}."),
-        _pairs("guernica:picasso olympia:manet primavera:botticelli sunflowers:gogh danae:klimt"),
+        _pairs("guernica:picasso olympia:manet primavera:botticelli"),
     ),
     Topic(
         "science",
         ("who found {s} in the lab?", "which scientist worked on {s}?", "name the scientist behind {s}."),
-        _pairs("radium:curie gravity:newton relativity:einstein penicillin:fleming dynamite:nobel"),
+        _pairs("radium:curie gravity:newton relativity:einstein"),
     ),
     Topic(
         "space",
         ("which planet has the moon {s}?", "what planet does {s} go around?", "name the planet of the moon {s}."),
-        _pairs("titan:saturn europa:jupiter phobos:mars triton:neptune oberon:uranus"),
+        _pairs("titan:saturn europa:jupiter phobos:mars"),
     ),
     Topic(
         "rivers",
         ("which river runs through {s}?", "what river can you see in {s}?", "name the river of {s}."),
-        _pairs("london:thames vienna:danube cologne:rhine hamburg:elbe lisbon:tagus"),
+        _pairs("london:thames vienna:danube cologne:rhine"),
     ),
     Topic(
         "films",
         ("who is the director of {s}?", "which director made the film {s}?", "name the director of {s}."),
-        _pairs("jaws:spielberg alien:scott psycho:hitchcock avatar:cameron ran:kurosawa"),
+        _pairs("jaws:spielberg alien:scott psycho:hitchcock"),
     ),
 )  # fmt: skip
 
-ISSUES = ("zoos", "cars", "uniforms", "homework", "hunting", "robots", "taxes", "fireworks")
+ISSUES = ("zoos", "cars", "robots", "taxes")
 ISSUE_QUESTIONS = ("what do you think about {s}?", "are {s} good or bad?", "tell me your opinion on {s}.")
 
 

@@ -1,0 +1,107 @@
+"""What the controller does between the actors: drawing rows, mixing rewards, shaping scores."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from metaalign_rl.config import Config, PPOConfig
+from metaalign_rl.data.world import build
+from metaalign_rl.errors import UserError
+from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
+from metaalign_rl.ppo.controller import make_kl_controller
+from metaalign_rl.ppo.experience import Rollout, scores_of
+from metaalign_rl.ppo.sampler import TierSampler
+from metaalign_rl.reward_worker import Reward, RewardWorker
+from metaalign_rl.rollout.types import Sample
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return build.prompts(0, 600)
+
+
+def test_without_weights_every_row_is_as_likely_as_any_other(rows):
+    sampler = TierSampler(rows, {}, seed=0)
+    drawn = Counter(rows[i].relation for step in range(40) for i in sampler.draw(step, 100))
+    there = Counter(row.relation for row in rows)
+    for relation, count in there.items():
+        assert drawn[relation] / 4000 == pytest.approx(count / len(rows), abs=0.03)
+
+
+def test_a_tiers_weight_is_its_share_of_the_draws(rows):
+    sampler = TierSampler(rows, {"system": 3.0, "user": 1.0}, seed=0)
+    drawn = Counter(rows[i].tier for step in range(40) for i in sampler.draw(step, 100))
+    assert set(drawn) == {"system", "user"}
+    assert drawn["system"] / 4000 == pytest.approx(0.75, abs=0.03)
+
+
+def test_a_relations_weight_goes_before_its_tiers(rows):
+    sampler = TierSampler(rows, {"system/conflict": 1.0}, seed=0)
+    assert {rows[i].relation for i in sampler.draw(0, 50)} == {"conflict"}
+
+
+def test_a_step_draws_the_same_rows_again_and_the_next_step_others(rows):
+    sampler, again = TierSampler(rows, {}, seed=0), TierSampler(rows, {}, seed=0)
+    assert sampler.draw(3, 20) == again.draw(3, 20) != sampler.draw(4, 20)
+
+
+def test_a_step_draws_no_row_twice_while_others_are_left(rows):
+    drawn = TierSampler(rows, {}, seed=0).draw(0, 200)
+    assert len(set(drawn)) == 200
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [({"sistem": 1.0}, "did you mean 'system'"), ({"dialog/conflict": 1.0}, "no row is left to draw")],
+)
+def test_a_weight_that_fits_nothing_is_an_error_that_names_it(rows, weights, message):
+    with pytest.raises(UserError, match=message):
+        TierSampler(rows, weights, seed=0)
+
+
+def test_the_checks_alone_can_be_the_reward(rows):
+    worker = RewardWorker(None, "tier", model_weight=0.0, checks_weight=1.0)
+    assert worker.score(rows[:1], ["please please"]) == [Reward(0.0, None, False)]
+
+
+def test_a_reward_without_a_source_is_refused():
+    with pytest.raises(UserError, match="both 0"):
+        RewardWorker(None, "tier", 0.0, 0.0)
+    with pytest.raises(UserError, match="no reward model"):
+        RewardWorker(None, "tier", 1.0, 0.0)
+
+
+def test_a_row_without_checks_cannot_be_rewarded_by_checks(rows):
+    row = rows[0].__class__(**{**rows[0].to_json(), "checks": {}})
+    with pytest.raises(UserError, match="has none"):
+        RewardWorker(None, "tier", 0.0, 1.0).score([row], ["it is paris."])
+
+
+def test_rewards_can_be_normalised_in_each_tier_with_a_floor_on_the_deviation(rows):
+    tiers = [next(row for row in rows if row.tier == tier) for tier in ("system", "user")]
+    values = [0.0, 1.0, 0.90, 0.91]  # the user's tier is solved: its deviation is below the floor
+    rollouts = [_rollout(tiers[i // 2], value) for i, value in enumerate(values)]
+    assert scores_of(rollouts, False).tolist() == pytest.approx(values)
+    assert scores_of(rollouts, True).tolist() == pytest.approx([-1, 1, -0.05, 0.05], abs=1e-4)
+
+
+def test_the_kl_controller_is_the_configs():
+    assert isinstance(make_kl_controller(Config()), FixedKL)
+    assert isinstance(make_kl_controller(Config(ppo=PPOConfig(kl="adaptive"))), AdaptiveKL)
+
+
+def _rollout(row, value):
+    sample = Sample(0, [1], [2], [-0.1], "x", finished=True, weight_version=0)
+    return Rollout(row, sample, Reward(value, value, None))
+
+
+def test_metrics_of_a_step_that_is_done_again_replace_its_line(tmp_path):
+    from metaalign_rl.stages.ppo import MetricsLog
+
+    path = tmp_path / "metrics.jsonl"
+    for first, second in (({"step": 1}, {"step": 2}), ({"step": 2}, {"step": 3})):
+        with MetricsLog(path, tmp_path / "tensorboard") as log:
+            log.write(first)
+            log.write(second)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
