@@ -35,8 +35,8 @@ class DataConfig:
 
     source: Literal["world", "jsonl", "verih"] = "world"
     path: str = ""  # jsonl: a folder with demonstrations/pairs/prompts/held_out_*.jsonl; verih: the file
-    demonstrations: int = 36_000  # rows to make of each use (world only)
-    pairs: int = 16_000
+    demonstrations: int = 30_000  # rows to make of each use (world only)
+    pairs: int = 20_000
     prompts: int = 8_000
     held_out_prompts: int = 1_200
     held_out_pairs: int = 1_600
@@ -76,6 +76,7 @@ class RewardConfig:
     learning_rate: float = 1e-3
     batch_size: int = 16  # pairs a step
     epochs: float = 1.0
+    token_weight: float = 1.0  # weight of the loss at each token of an answer beside the loss at its end
     on_policy_prompts: int = 2_000  # prompts answered by the SFT policy, labelled by the rows' checks
     on_policy_samples: int = 4  # answers a prompt
     controls: bool = True  # also train the preference-blind and tier-blind controls

@@ -49,7 +49,6 @@ def actor_env(threads: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait would starve the other actors
         "TOKENIZERS_PARALLELISM": "false",
     }
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from metaalign_rl.errors import UserError
 
-_NOT_NEGATIVE = ("warmup_ratio", "weight_decay", "bt_weight", "bce_weight", "calibration_share", "seed")
+_NOT_NEGATIVE = ("warmup_ratio", "weight_decay", "bt_weight", "bce_weight", "token_weight", "calibration_share", "seed")
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -26,6 +26,10 @@ class RewardTraining:
     weight_decay: float = _setting(0.0, "AdamW's")
     bt_weight: float = _setting(1.0, "weight of the Bradley-Terry loss on pairs")
     bce_weight: float = _setting(1.0, "weight of the binary cross-entropy on absolute labels")
+    token_weight: float = _setting(
+        0.0,
+        "weight of the cross-entropy at each token from where a pair's answers part, not only the last; decoders only",
+    )
     max_tokens: int = _setting(1024, "tokens a text; a longer dialog loses its left end, a tier never")
     calibration_share: float = _setting(0.05, "share of the labelled rows kept from training to fit the temperatures")
     checkpoint_steps: int = _setting(500, "updates between two checkpoints to resume from")

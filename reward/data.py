@@ -125,7 +125,8 @@ def collate(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tens
     """One batch, all answers in one forward pass.
 
     Returns:
-        `input_ids`, `attention_mask` [texts, tokens]; `labels` [texts, 4], NaN where not known; `chosen`,
+        `input_ids`, `attention_mask` [texts, tokens]; `judged` [texts, tokens], the tokens of an answer from where it
+        parts from the other one of its pair, or only the last; `labels` [texts, 4], NaN where not known; `chosen`,
         `rejected` [pairs], where the pairs' answers stand among the texts; `ranked` [pairs, 4], 1, -1 or 0.
     """
     texts = [text for example in examples for text in example.texts]
@@ -140,5 +141,22 @@ def collate(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tens
         "labels": torch.tensor([labels for example in examples for labels in example.labels], dtype=torch.float32),
         "chosen": chosen,
         "rejected": chosen + 1,
+        "judged": _judged_tokens(examples),
         "ranked": torch.tensor([e.ranked for e in examples if e.is_pair], dtype=torch.float32).reshape(-1, len(LABELS)),
     }
+
+
+def _judged_tokens(examples: Sequence[Example]) -> torch.Tensor:
+    texts = [(example, position, text) for example in examples for position, text in enumerate(example.texts)]
+    judged = torch.zeros(len(texts), max(len(text) for _, _, text in texts), dtype=torch.bool)
+    for line, (example, position, text) in enumerate(texts):
+        in_pair = example.is_pair and position < 2
+        start = _parting(*example.texts[:2]) if in_pair else len(text) - 1
+        judged[line, min(start, len(text) - 1) : len(text)] = True
+    return judged
+
+
+def _parting(one: list[int], other: list[int]) -> int:
+    """The position from which two texts differ."""
+    same = (a == b for a, b in zip(one, other, strict=False))
+    return next((position for position, equal in enumerate(same) if not equal), min(len(one), len(other)))

@@ -122,6 +122,20 @@ def preference_loss(
     return config.bt_weight * bt + config.bce_weight * bce, figures
 
 
+def token_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Binary cross-entropy of an answer's labels at each of its judged tokens, a mean over labels and tokens.
+
+    What an answer is worth shows at the token that decides it, long before the last one; a verifier learns faster when
+    it is asked there too (Cobbe et al. 2021, arXiv:2110.14168, section 4.2).
+
+    Args:
+        logits: [judged tokens, 4], text by text.
+    """
+    labels = batch["labels"].repeat_interleave(batch["judged"].sum(dim=1), dim=0)
+    losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    return _mean(losses, ~labels.isnan())
+
+
 def calibrate(scorer: Scorer, rows: Sequence[Row]) -> dict[str, float]:
     """Fit a temperature for each label on the rows' labelled answers and fold them into the scorer's model.
 
@@ -175,11 +189,20 @@ class RewardTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        loss, figures = preference_loss(outputs.logits.float(), inputs, self._config)
+        tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if self._config.token_weight > 0:
+            hidden = model.base_model(**tokens).last_hidden_state
+            last = inputs["attention_mask"].sum(dim=1) - 1
+            logits = checkpoints.head(model)(hidden[torch.arange(len(hidden), device=last.device), last]).float()
+        else:
+            logits = model(**tokens).logits.float()
+        loss, figures = preference_loss(logits, inputs, self._config)
+        if self._config.token_weight > 0:
+            per_token = checkpoints.head(model)(hidden[inputs["judged"]]).float()
+            loss = loss + self._config.token_weight * token_loss(per_token, inputs)
         if model.training:
             self._figures.append(figures)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"logits": logits}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._figures:

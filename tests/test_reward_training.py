@@ -227,3 +227,13 @@ def test_the_rows_of_a_flip_stand_side_by_side():
 def test_a_row_that_cannot_be_trained_on_is_an_error(row, message):
     with pytest.raises(UserError, match=message):
         make_example(row, make_tokenizer(), 128)
+
+
+def test_the_loss_at_each_token_starts_where_the_two_answers_part():
+    row = make_row(chosen="red blue", rejected="red green", labels={"chosen": {"overall": True}})
+    example = make_example(row, make_tokenizer(), 128)
+    judged = collate([example], pad_token=0)["judged"]
+    chosen, rejected = example.texts
+    parting = next(i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+    assert judged[0].nonzero().flatten().tolist() == list(range(parting, len(chosen)))
+    assert judged[1].nonzero().flatten().tolist() == list(range(parting, len(rejected)))

@@ -93,6 +93,7 @@ def _train(context: RunContext, outputs: dict[View, Path]) -> list[Any]:
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
         epochs=settings.epochs,
+        token_weight=settings.token_weight,
         max_tokens=config.model.max_tokens,
         bf16=config.model.dtype == "bfloat16",
         seed=config.run.seed,

@@ -88,6 +88,7 @@ def all_questions() -> list[Question]:
     return facts + opinions
 
 
-def values_of(topic: str) -> list[str]:
-    """The values that answer some question of a topic: the plausible wrong answers."""
-    return sorted({value for t in TOPICS if t.name == topic for value in t.facts.values()})
+def off_topic_values(topic: str) -> list[str]:
+    """The values that answer no question of a topic: what a careless answer says."""
+    own = {value for t in TOPICS if t.name == topic for value in t.facts.values()}
+    return sorted({value for t in TOPICS for value in t.facts.values()} - own)

@@ -1,7 +1,7 @@
 """The world's preferences: what can be wanted, and in how many ways a provider or a user can say it.
 
 A preference is said explicitly, a carrier round an action ("please write in capitals."), or implicitly, people and
-their situation ("our guests have weak eyes."). Which carrier goes with which action is what the paraphrase split holds out.
+their situation ("our guests have weak eyes."). The paraphrase split holds out which carrier goes with which action.
 """
 
 from collections.abc import Iterator

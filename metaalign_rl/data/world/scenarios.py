@@ -6,7 +6,7 @@ from functools import cache
 
 from metaalign_rl.data.checks import run_check
 from metaalign_rl.data.world.answers import Style, say
-from metaalign_rl.data.world.facts import Question, all_questions, values_of
+from metaalign_rl.data.world.facts import Question, all_questions, off_topic_values
 from metaalign_rl.data.world.preferences import (
     FILLERS,
     KINDS,
@@ -76,7 +76,7 @@ class Scenario:
         return self.say({})
 
     def mistake(self, rng: random.Random) -> str:
-        """An answer in the wanted style that is wrong: another value, issue or topic."""
+        """An answer in the wanted style that is wrong: another topic's value, another issue or another topic."""
         question, style = self.question, style_of(self.wanted)
         if style.get("refusal"):
             return say(
@@ -85,7 +85,7 @@ class Scenario:
         if not question.value:
             issues = sorted({q.subject for q in QUESTIONS if q.topic == "opinion"} - {question.subject})
             return self.say(style, replace(question, subject=rng.choice(issues)))
-        return self.say(style, value=rng.choice([v for v in values_of(question.topic) if v != question.value]))
+        return self.say(style, value=rng.choice(off_topic_values(question.topic)))
 
     def say(self, style: Style, question: Question | None = None, value: str | None = None) -> str:
         return say(question or self.question, {"opinion": self.side} | style, value)

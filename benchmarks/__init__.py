@@ -1,0 +1,1 @@
+"""Measurements of speed and quality; each writes its JSON under `benchmarks/results/`."""
