@@ -19,7 +19,7 @@ def prepare_base(config: ModelConfig, demonstrations: list[Row], seed: int, fold
     """Write the checkpoint that SFT starts from, with tokenizer and chat template, to `folder`.
 
     Raises:
-        UserError: `config.path` cannot be loaded, or ties its embeddings (vLLM on a CPU would not see them change).
+        UserError: `config.path` cannot be loaded.
     """
     model, tokenizer = _load(config.path) if config.path else _new(config, demonstrations, seed)
     meta_prompt.install(tokenizer)
@@ -34,13 +34,14 @@ def prepare_base(config: ModelConfig, demonstrations: list[Row], seed: int, fold
 def _load(path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if path.startswith((".", "/")) and not Path(path).is_dir():
-        raise UserError(f"model.path: {path!r} is no folder; give a Hugging Face checkpoint's folder or hub id")
     try:
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
         return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: cannot load {path!r}: {str(error).splitlines()[0]}") from None
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"model.path: cannot load {path!r}, taken for {'a folder' if Path(path).is_dir() else 'a hub id'}: {reason}"
+        ) from None
 
 
 def _new(
@@ -62,7 +63,7 @@ def _new(
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
         max_position_embeddings=POSITIONS,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,  # until SFT saves: what the answers say and what is read is then learnt once
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -21,7 +21,7 @@ from metaalign_rl.failures import root_cause
 EXAMPLES = """examples:
   metaalign-rl run configs/quickstart.yaml                               # into runs/quickstart
   metaalign-rl run configs/quickstart.yaml run.name=mine ppo.steps=100   # any setting, by its dotted key
-  metaalign-rl preflight configs/one_gpu.yaml                            # is there all that the run needs?
+  metaalign-rl preflight configs/verih.yaml data.path=verih.jsonl        # is there all that the run needs?
   metaalign-rl config --describe                                         # every setting and its meaning
   metaalign-rl data validate rows.jsonl                                  # is my data file sound?
   metaalign-rl report runs/quickstart                                    # the results again
@@ -30,6 +30,7 @@ The same command again resumes a run: one of the same run.name under the same ru
 With RAY_ADDRESS=host:port set, a run goes to that Ray cluster; else it starts Ray on this machine.
 `metaalign-rl COMMAND --help` says more."""
 
+PATH_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 WORDS = "settings over the file's, such as ppo.steps=100; `metaalign-rl config --describe` lists all"
 
@@ -62,7 +63,8 @@ def job(stages: list[str] | None = None) -> int:
 def guarded(action: Callable[[], int | None], resume: str) -> int:
     """Run `action`; the exit status: its own, 2 after a user's error, 130 after Ctrl-C, else 1.
 
-    A user's error is one line. Any other keeps its traceback, and the last line says what failed first.
+    A user's error, or a path that cannot be read or written, is one line. Any other keeps its traceback, and the
+    last line says what failed first.
     """
     try:
         return action() or 0
@@ -73,6 +75,9 @@ def guarded(action: Callable[[], int | None], resume: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if isinstance(error, PATH_ERRORS) and error.filename:
+            print(f"error: {error.filename}: {error.strerror}; give another path", file=sys.stderr, flush=True)
+            return 2
         root = root_cause(error)
         sys.stdout.flush()
         if not root.is_user_error:
@@ -198,7 +203,7 @@ def _add_data_commands(commands: Commands) -> None:
     validate.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSONL in the project's schema")
     show = _add(commands, "show", "print rows for reading", _data_show, "rows/pairs.jsonl -n 3")
     show.add_argument("file", type=Path, metavar="FILE", help="JSONL in the project's schema")
-    show.add_argument("-n", dest="count", type=int, default=5, help="how many rows (default: 5)")
+    show.add_argument("-n", dest="count", type=_at_least_one, default=5, help="how many rows (default: 5)")
 
 
 def _add(
@@ -208,6 +213,12 @@ def _add(
     parser.epilog = f"example: {parser.prog} {example}"
     parser.set_defaults(command=command)
     return parser
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text!r}")
+    return int(text)
 
 
 def _add_settings(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:

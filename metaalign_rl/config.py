@@ -3,10 +3,31 @@
 `metaalign_rl.settings.load` fills these from a YAML file and `key=value` words. No heavy import here.
 """
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from metaalign_rl.errors import UserError
 from metaalign_rl.learner.config import LearnerConfig
+
+_NAME = re.compile(r"\w[\w.-]*")
+
+
+def _require(key: str, good: bool, expected: str, found: Any) -> None:
+    if not good:
+        raise UserError(f"{key}: expected {expected}, found {found!r}")
+
+
+def _require_least(section: Any, name: str, least: float, keys: str) -> None:
+    for key in keys.split():
+        value = getattr(section, key)
+        _require(f"{name}.{key}", value >= least, f"{least:g} or more", value)
+
+
+def _require_positive(section: Any, name: str, keys: str) -> None:
+    for key in keys.split():
+        value = getattr(section, key)
+        _require(f"{name}.{key}", value > 0, "a number above 0", value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +39,9 @@ class RunConfig:
     seed: int = 0
     stages: list[str] = field(default_factory=lambda: ["data", "sft", "reward", "ppo", "evaluate", "report"])
 
+    def __post_init__(self) -> None:
+        _require("run.name", bool(_NAME.fullmatch(self.name)), "one folder's name: letters, digits, . _ -", self.name)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
@@ -27,6 +51,10 @@ class ClusterConfig:
     gpus: int = 0  # GPUs; 0 runs everything on CPUs
     memory_gib: float = 8.0  # memory that the run needs on the machine where it starts
     disk_gib: float = 1.0  # free space needed under run.root
+
+    def __post_init__(self) -> None:
+        _require_least(self, "cluster", 1, "cpus")
+        _require_least(self, "cluster", 0, "gpus memory_gib disk_gib")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +69,9 @@ class DataConfig:
     held_out_prompts: int = 1_200
     held_out_pairs: int = 1_600
 
+    def __post_init__(self) -> None:
+        _require_least(self, "data", 1, "demonstrations pairs prompts held_out_prompts held_out_pairs")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
@@ -53,6 +84,11 @@ class ModelConfig:
     max_tokens: int = 160  # context: meta-prompt, dialog and response
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    def __post_init__(self) -> None:
+        _require_least(self, "model", 1, "hidden_size layers heads max_tokens")
+        good = self.hidden_size % self.heads == 0
+        _require("model.heads", good, f"a divisor of model.hidden_size={self.hidden_size}", self.heads)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SFTConfig:
@@ -64,7 +100,13 @@ class SFTConfig:
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     save_steps: int = 500
-    zero_stage: int = 0  # DeepSpeed ZeRO stage
+    zero_stage: Literal[0, 1, 2] = 0  # DeepSpeed ZeRO stage; 3 would leave no rank a whole model to save
+
+    def __post_init__(self) -> None:
+        _require_least(self, "sft", 1, "batch_size save_steps")
+        _require_least(self, "sft", 0, "warmup_ratio weight_decay")
+        _require_positive(self, "sft", "learning_rate epochs")
+        _require("sft.warmup_ratio", self.warmup_ratio < 1, "a share below 1", self.warmup_ratio)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +114,7 @@ class RewardConfig:
     """Training of the reward model, and which of its scores PPO uses."""
 
     path: str = ""  # an existing reward model; empty trains one
-    mode: Literal["tier", "overall", "composed"] = "tier"
+    mode: Literal["tier", "overall", "composed"] = "overall"
     learning_rate: float = 1e-3
     batch_size: int = 16  # pairs a step
     epochs: float = 1.0
@@ -81,18 +123,28 @@ class RewardConfig:
     on_policy_samples: int = 4  # answers a prompt
     controls: bool = True  # also train the preference-blind and tier-blind controls
 
+    def __post_init__(self) -> None:
+        _require_least(self, "reward", 1, "batch_size on_policy_samples")
+        _require_least(self, "reward", 0, "token_weight on_policy_prompts")
+        _require_positive(self, "reward", "learning_rate epochs")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutConfig:
-    """The vLLM engines."""
+    """The vLLM engines. PPO samples at temperature 1, from the distribution that it trains."""
 
     engines: int = 1
     tensor_parallel: int = 1  # devices an engine
     max_sequences: int = 256  # sequences decoded together
     max_new_tokens: int = 32
-    temperature: float = 1.0
     kv_cache_gib: float = 1.0  # CPU only
     gpu_memory_utilization: float = 0.4  # share of the device's memory
+
+    def __post_init__(self) -> None:
+        _require_least(self, "rollout", 1, "engines tensor_parallel max_sequences max_new_tokens")
+        _require_positive(self, "rollout", "kv_cache_gib gpu_memory_utilization")
+        share = self.gpu_memory_utilization
+        _require("rollout.gpu_memory_utilization", share <= 1, "a share, at most 1", share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,8 +154,8 @@ class PPOConfig:
     steps: int = 60
     prompts_per_step: int = 128
     samples_per_prompt: int = 4
-    reward_model: float = 1.0  # weight of the reward model in the reward
-    reward_checks: float = 0.0  # weight of the rows' own gold checks in the reward
+    model_weight: float = 1.0  # weight of the reward model in the reward
+    checks_weight: float = 0.0  # weight of the rows' own gold checks in the reward
     sampler: dict[str, float] = field(
         default_factory=dict
     )  # weight by "tier" or "tier/relation"; empty: as in the data
@@ -111,13 +163,24 @@ class PPOConfig:
     lam: float = 0.95
     kl: Literal["fixed", "adaptive"] = "fixed"
     kl_coef: float = 0.03
-    kl_target: float = 0.1  # nats a token, adaptive only
+    kl_target: float = 0.1  # nats a response, adaptive only
     kl_horizon: int = 10_000  # samples, adaptive only
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     normalize_per_tier: bool = False
     max_mismatch: float = 0.01  # mean |Δ log p| a token between learner and engine above which the run stops
     reward_workers: int = 1
     save_steps: int = 20
+
+    def __post_init__(self) -> None:
+        _require_least(self, "ppo", 1, "steps prompts_per_step samples_per_prompt reward_workers save_steps kl_horizon")
+        _require_least(self, "ppo", 0, "model_weight checks_weight kl_coef")
+        _require_positive(self, "ppo", "kl_target max_mismatch")
+        for key in ("gamma", "lam"):
+            _require(f"ppo.{key}", 0 <= getattr(self, key) <= 1, "a number from 0 to 1", getattr(self, key))
+        for name, weight in self.sampler.items():
+            _require(f"ppo.sampler.{name}", weight >= 0, "0 or more", weight)
+        if self.model_weight + self.checks_weight == 0:
+            raise UserError("ppo.model_weight and ppo.checks_weight are both 0, which leaves no reward; raise one")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +189,10 @@ class EvaluateConfig:
 
     temperature: float = 1.0  # of the sampled figures; the greedy ones come beside them
     max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        _require_least(self, "evaluate", 1, "max_new_tokens")
+        _require_positive(self, "evaluate", "temperature")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,3 +210,12 @@ class Config:
     learners: int = 1  # learner ranks, one a device
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        _require("learners", self.learners >= 1, "1 or more", self.learners)
+        self.learner.check_dtype(self.model.dtype)
+        good = self.sft.batch_size >= self.learners
+        _require("sft.batch_size", good, f"at least learners={self.learners}", self.sft.batch_size)
+        for name, tokens in (("rollout", self.rollout.max_new_tokens), ("evaluate", self.evaluate.max_new_tokens)):
+            room = f"less than model.max_tokens={self.model.max_tokens}"
+            _require(f"{name}.max_new_tokens", tokens < self.model.max_tokens, room, tokens)

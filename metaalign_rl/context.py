@@ -1,7 +1,9 @@
 """What the stages of one run share: its config, its folder and the rollout engines, which take seconds to start."""
 
+from functools import cache
 from pathlib import Path
 
+from metaalign_rl.chat_template import require_installed
 from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
 from metaalign_rl.folder import RunFolder
@@ -49,15 +51,34 @@ class RunContext:
         return list(read_rows(path))
 
     def start_policy(self) -> Path:
-        """The checkpoint that PPO starts from: the run's own SFT, else the one that the config names."""
+        """The checkpoint that PPO starts from: the run's own SFT, else the one that the config names.
+
+        Raises:
+            UserError: there is neither, or the config's is no folder or lacks the meta-prompt's template.
+        """
+        path = self.config.model.path
         if self.folder.sft.is_dir():
             return self.folder.sft
-        if not self.config.model.path:
+        if not path:
             raise UserError("no policy to start from: run the stage sft, or give a checkpoint as model.path")
-        return Path(self.config.model.path).absolute()
+        if not Path(path).is_dir():
+            raise UserError(f"model.path: without the stage sft it must be a checkpoint folder, found {path!r}")
+        _require_template(path)
+        return Path(path).absolute()
 
     def reward_model(self) -> Path | None:
         """The reward model: the config's, else the run's own, if any."""
         if self.config.reward.path:
             return Path(self.config.reward.path).absolute()
         return self.folder.reward if self.folder.reward.is_dir() else None
+
+
+@cache
+def _require_template(path: str) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        require_installed(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
+    except (OSError, ValueError, UserError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"model.path: {path!r} cannot be started from as it is; run the stage sft ({reason})") from None

@@ -51,7 +51,9 @@ def breakdown(judged: Sequence[Judged]) -> dict[str, dict[str, dict[str, float]]
 
 def share(judged: Iterable[Judged], verdict: str) -> float:
     """The share of rows with this verdict, `following` or `strict`."""
-    return fmean(float(getattr(found, verdict)) for _, found in judged)
+    verdicts = [getattr(found, verdict) for _, found in judged]
+    assert None not in verdicts, "a held-out row has a check of its governing tier"
+    return fmean(verdicts)
 
 
 def group(judged: Sequence[Judged], key: Callable[[Row], Any]) -> dict[Any, list[Judged]]:

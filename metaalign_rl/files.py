@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -63,13 +64,24 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Build a folder with `fill(temporary)`, then put it in place of `path` in one rename."""
+    """Build a folder with `fill(temporary)`, then rename it to `path`: a folder there is always a whole one.
+
+    What stands at `path` already is renamed aside first, so that a crash between the two renames leaves nothing
+    there. What writers that died left beside `path` is removed: a folder has one writer at a time.
+    """
+    _sweep(path, "part")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     fill(temporary)
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     if path.exists():
         path.rename(old)
     temporary.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    _sweep(path, "old")
+
+
+def _sweep(path: Path, ending: str) -> None:
+    litter = re.compile(rf"\.{re.escape(path.name)}\.\d+\.{ending}")
+    for folder in path.parent.glob(f".*.{ending}"):
+        if litter.fullmatch(folder.name):
+            shutil.rmtree(folder)

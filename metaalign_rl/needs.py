@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metaalign_rl.config import Config
+from metaalign_rl.folder import RunFolder
 
 GIB = 2**30
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -112,13 +113,15 @@ def check_disk(config: Config) -> Check:
 
 
 def check_sources(config: Config) -> list[Check]:
-    """The folders and files that the config names."""
+    """The folders and files that the config names; a hub's model only where SFT prepares it."""
     checks = []
     if config.data.source == "jsonl":
         checks.append(_check_path("data.path", config.data.path, "a readable folder", Path.is_dir))
     elif config.data.source == "verih":
         checks.append(_check_path("data.path", config.data.path, "a readable file", Path.is_file))
-    if config.model.path and not _is_hub_id(config.model.path):
+    has_sft = "sft" in config.run.stages or RunFolder.of(config).sft.is_dir()
+    starts_from_it = not has_sft and not {"reward", "ppo", "evaluate"}.isdisjoint(config.run.stages)
+    if config.model.path and (starts_from_it or not _is_hub_id(config.model.path)):
         checks.append(_check_path("model.path", config.model.path, "a checkpoint folder", _is_checkpoint))
     if config.reward.path:
         checks.append(_check_path("reward.path", config.reward.path, "a checkpoint folder", _is_checkpoint))

@@ -1,46 +1,61 @@
 """The pipeline: the stages in order, each skipped when it is finished."""
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, is_dataclass
+from typing import Any, TypeAlias, cast
 
 from metaalign_rl import report, runtime, settings
 from metaalign_rl.config import Config
 from metaalign_rl.context import RunContext
 from metaalign_rl.errors import UserError, nearest
 from metaalign_rl.files import read_json, write_json, write_text
+from metaalign_rl.folder import RunFolder
 from metaalign_rl.stages import data, evaluate, ppo, reward, sft
+
+# `stages.json`: by stage its "seconds", null while it has only begun, and the "settings" that it was begun with.
+Progress: TypeAlias = dict[str, dict[str, Any]]
 
 
 def run(config: Config) -> None:
     """Run `config.run.stages` in the run's folder; what is finished is skipped, what was interrupted resumes.
 
     Raises:
-        UserError: an unknown stage, something missing that the run needs, or a config that does not fit the
-            finished part of the run.
+        UserError: an unknown stage, something missing that the run needs, or a config that does not fit what the
+            run's folder holds already.
     """
     for stage in config.run.stages:
         if stage not in STAGES:
             raise UserError(f"run.stages: unknown stage {stage!r}; {nearest(stage, STAGES)}")
     with runtime.connect(config), RunContext(config) as context:
         runtime.require(runtime.preflight(config))
-        finished = _claim_folder(context)
+        progress = claim_folder(context.folder, config)
         for stage in config.run.stages:
-            if stage in finished:
+            if stage in progress and progress[stage]["seconds"] is not None:
                 print(f"{stage}: finished before, skipped")
                 continue
-            began = time.monotonic()
-            STAGES[stage](context)
-            finished[stage] = round(time.monotonic() - began, 1)
-            write_json(context.folder.progress, finished)
-            print(f"{stage}: {finished[stage]:.0f} s", flush=True)
+            _run_stage(stage, context, progress)
     if "report" in config.run.stages:
         report.show(context.folder.root)
 
 
+def _run_stage(stage: str, context: RunContext, progress: Progress) -> None:
+    """Run a stage, with its settings on record before it leaves anything half-done and its seconds behind it."""
+    settings_used = used_settings(context.config, stage)
+    if stage in RESUMING:
+        progress[stage] = {"seconds": None, "settings": settings_used}
+        write_json(context.folder.progress, progress)
+    began = time.monotonic()
+    STAGES[stage](context)
+    seconds = round(time.monotonic() - began, 1)
+    progress[stage] = {"seconds": seconds, "settings": settings_used}
+    write_json(context.folder.progress, progress)
+    print(f"{stage}: {seconds:.0f} s", flush=True)
+
+
 def _build_data(context: RunContext) -> None:
-    data.build(context.config, context.folder.data)
+    data.run(context.config, context.folder.data)
 
 
 def _build_report(context: RunContext) -> None:
@@ -55,42 +70,43 @@ STAGES: dict[str, Callable[[RunContext], None]] = {
     "evaluate": evaluate.run,
     "report": _build_report,
 }
-# The sections of the config that a finished stage has used: another value needs another run.
-USED: dict[str, tuple[str, ...]] = {
-    "data": ("data",),
-    "sft": ("model", "sft"),
-    "reward": ("reward",),
-    "ppo": ("ppo", "learner"),
-    "evaluate": ("evaluate",),
-    "report": (),
-}
+RESUMING = ("sft", "reward", "ppo")  # these go on from what they left when they were cut off; the others begin anew
+# The sections of the config that a stage's result depends on, through the stages before it too.
+USED: dict[str, tuple[str, ...]] = {"data": ("data",)}
+USED["sft"] = (*USED["data"], "model", "sft", "learners")
+USED["reward"] = (*USED["sft"], "reward", "rollout")
+USED["ppo"] = (*USED["reward"], "ppo", "learner")
+USED["evaluate"] = (*USED["ppo"], "evaluate")
+USED["report"] = USED["evaluate"]
 
 
-def _claim_folder(context: RunContext) -> dict[str, float]:
-    """The seconds of each finished stage. The resolved config is saved with the run.
+def claim_folder(folder: RunFolder, config: Config) -> Progress:
+    """What the run's folder says of its stages. The resolved config is saved with the run.
 
     Raises:
-        UserError: a setting differs from what a finished stage was run with.
+        UserError: a setting differs from what a stage was begun with.
     """
-    folder, config = context.folder, context.config
-    finished: dict[str, float] = read_json(folder.progress) if folder.progress.is_file() else {}
-    if finished:
-        before = _flat(asdict(settings.load(Config, folder.config, [])))
-        now = _flat(asdict(config))
-        sections = {section for stage in finished for section in USED[stage]} | {"run.seed"}
-        changed = [key for key in now if now[key] != before[key] and {key, key.split(".")[0]} & sections]
+    progress: Progress = read_json(folder.progress) if folder.progress.is_file() else {}
+    for stage, record in progress.items():
+        before, now = record["settings"], used_settings(config, stage)
+        changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
         if changed:
-            changes = ", ".join(f"{key} from {before[key]!r} to {now[key]!r}" for key in changed)
+            changes = ", ".join(f"{key} from {before.get(key)!r} to {now.get(key)!r}" for key in changed)
             raise UserError(
-                f"{folder.root}: its finished stages ({', '.join(finished)}) were run with other settings: {changes}; "
+                f"{folder.root}: its stage {stage} was run with other settings: {changes}; "
                 "give another run.name, or the old settings"
             )
     write_text(folder.config, settings.dump(config))
-    return finished
+    return progress
 
 
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
+def used_settings(config: Config, stage: str) -> dict[str, Any]:
+    """The settings, by dotted key, that a stage's result depends on, as JSON gives them back."""
+    used: dict[str, Any] = {"run.seed": config.run.seed}
+    for section in USED[stage]:
+        value = getattr(config, section)
+        if is_dataclass(value):
+            used |= {f"{section}.{key}": item for key, item in asdict(value).items()}  # type: ignore[arg-type]
+        else:
+            used[section] = value
+    return cast(dict[str, Any], json.loads(json.dumps(used)))

@@ -1,23 +1,20 @@
 """Where the ranks of one training meet."""
 
-import os
-import socket
-import tempfile
 import uuid
 
 from metaalign_rl.config import Config
+from metaalign_rl.folder import RunFolder
 
 
 def rendezvous(config: Config) -> str:
-    """torch's `init_method` for a new group of `config.learners` ranks.
+    """torch's `init_method` for a new group of `config.learners` ranks: a new file in the run's folder.
 
-    Ranks on this machine meet in a file: torch's TCP store would listen on all interfaces. Ranks on a cluster's nodes
-    meet at a TCP port of the node where the driver runs.
+    In a file, because torch's TCP store listens on all interfaces; in the run's folder, because every node sees it.
+    The storage must support file locks (`flock`), which NFS does from version 4 on. The files of the run's earlier
+    groups are removed: one group trains at a time.
     """
-    if "RAY_ADDRESS" not in os.environ or config.learners == 1:
-        return f"file://{tempfile.gettempdir()}/metaalign-ranks-{uuid.uuid4().hex}"
-    import ray
-
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+    folder = RunFolder.of(config).checkpoints
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("ranks-*"):
+        stale.unlink()
+    return f"file://{folder}/ranks-{uuid.uuid4().hex}"

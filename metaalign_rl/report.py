@@ -1,5 +1,6 @@
 """The report: `report.json` from the stages' files, and the table on the terminal."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ def build(folder: RunFolder, mode: str) -> dict[str, float]:
     Args:
         mode: which of the reward model's scores PPO used.
     """
-    figures = read_json(folder.evaluation / "figures.json")
-    report: dict[str, float] = {f"seconds.{stage}": seconds for stage, seconds in read_json(folder.progress).items()}
+    began = time.monotonic()
+    figures, stages = read_json(folder.evaluation / "figures.json"), read_json(folder.progress)
+    finished = {stage: record["seconds"] for stage, record in stages.items() if record["seconds"] is not None}
+    report: dict[str, float] = {f"seconds.{stage}": seconds for stage, seconds in finished.items()}
     for policy in POLICIES:
         for name in HEADLINES:
             for decoding, suffix in (("sampled", ""), ("greedy", "_greedy")):
@@ -30,6 +33,7 @@ def build(folder: RunFolder, mode: str) -> dict[str, float]:
         report["reward.on_policy"] = figures["reward"]["on_policy"]
         report["ppo.gold_minus_proxy"] = figures["reward"]["gold_minus_proxy"]
     report |= _training(folder)
+    report["seconds.report"] = round(time.monotonic() - began, 1)
     write_json(folder.report, report)
     return report
 
@@ -52,20 +56,20 @@ def show(root: Path) -> None:
         console.print(_reward_table(report))
     console.print(_showcase_table(figures["showcase"]))
     total = sum(value for key, value in report.items() if key.startswith("seconds."))
-    console.print(
-        f"{total / 60:.1f} minutes in all; figures: {folder.report}; models: {folder.policy}, {folder.reward}"
-    )
+    models = ", ".join(str(path) for path in (folder.policy, folder.reward) if path.is_dir())
+    console.print(f"{total / 60:.1f} minutes in all; figures: {folder.report}; models: {models}", markup=False)
 
 
 def _reward(evaluation: dict[str, Any], mode: str) -> dict[str, float]:
+    """The reward model's figures; one over nothing, such as flips in data without any, is left out."""
     whole = evaluation["whole"][mode]
-    report = {
+    figures = {
         "reward.accuracy": whole["accuracy"],
         "reward.flip": whole["flip"]["accuracy"],
         "reward.conflict": whole["conflict"]["accuracy"],
     }
-    controls = {name: evaluation[name]["overall"]["accuracy"] for name in evaluation if name != "whole"}
-    return report | {f"reward.{name}": accuracy for name, accuracy in controls.items()}
+    figures |= {f"reward.{name}": evaluation[name]["overall"]["accuracy"] for name in evaluation if name != "whole"}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def _training(folder: RunFolder) -> dict[str, float]:
@@ -82,19 +86,28 @@ def _training(folder: RunFolder) -> dict[str, float]:
 
 def _following_table(figures: dict[str, Any]) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="Share of held-out rows that follow what governs (gold checks)", title_justify="left")
-    for column in ("", "before, sampled", "after, sampled", "before, greedy", "after, greedy", "rows"):
+    columns = {
+        "before, sampled": figures["sft_sampled"],
+        "after, sampled": figures["ppo_sampled"],
+        "before, greedy": figures["sft_greedy"],
+        "after, greedy": figures["ppo_greedy"],
+    }
+    # The base rate: what no answer at all gets. The world's checks give it nothing.
+    if figures["source"] != "world" or figures["empty"]["following"] > 0:
+        columns["empty answer"] = figures["empty"]
+    for column in ("", *columns, "rows"):
         table.add_column(column, justify="left" if not column else "right")
-    columns = [figures[f"{policy}_{decoding}"] for decoding in ("sampled", "greedy") for policy in POLICIES]
     for name in HEADLINES:
-        if name in columns[0]:
-            table.add_row(f"[b]{name}[/b]", *(f"{column[name]:.2f}" for column in columns), "")
-    for cut in ("tier", "relation", "family", "kind", "split"):
+        if name in figures["empty"]:
+            table.add_row(Text(name, "bold"), *(f"{column[name]:.2f}" for column in columns.values()), "")
+    for cut, values in figures["empty"]["by"].items():
         table.add_section()
-        for value, row in columns[0]["by"][cut].items():
-            cells = [f"{column['by'][cut][value]['following']:.2f}" for column in columns]
-            table.add_row(f"{cut} {value}", *cells, str(row["rows"]))
+        for value, row in values.items():
+            cells = [f"{column['by'][cut][value]['following']:.2f}" for column in columns.values()]
+            table.add_row(Text(f"{cut} {value}"), *cells, str(row["rows"]))
     return table
 
 
@@ -118,11 +131,13 @@ def _reward_table(report: dict[str, float]) -> Any:
 
 def _showcase_table(records: list[dict[str, str]]) -> Any:
     from rich.table import Table
+    from rich.text import Text  # plain: rich would read [brackets] in a row's text as its own markup
 
-    table = Table(title=f"{records[0]['question'][:80]!r} under four meta-prompts, greedily", title_justify="left")
+    title = Text(f"{records[0]['question'][:80]!r} under {len(records)} meta-prompts, greedily", "table.title")
+    table = Table(title=title, title_justify="left")
     for column in ("System Info", "User Info", *POLICIES.values()):
         table.add_column(column, overflow="fold")
     for record in records:
         cells = (record["system_info"], record["user_info"], *(record[policy] for policy in POLICIES))
-        table.add_row(*(cell[:200] for cell in cells))
+        table.add_row(*(Text(cell[:200]) for cell in cells))
     return table

@@ -16,7 +16,7 @@ class Reward:
     Attributes:
         value: what PPO maximises: the weighted mean of the sources.
         proxy: the reward model's probability that the answer is good, in the configured mode; None without a model.
-        gold: whether the row's checks say that the answer follows; None for a row without checks.
+        gold: whether the row's checks say that the answer follows; None without a check of the governing tier.
     """
 
     value: float
@@ -34,9 +34,9 @@ class RewardWorker:
             UserError: a weight without its source, or no weight at all.
         """
         if model_weight > 0 and model is None:
-            raise UserError("ppo.reward_model: there is no reward model; run the stage reward, or give reward.path")
+            raise UserError("ppo.model_weight: there is no reward model; run the stage reward, or give reward.path")
         if not model_weight + checks_weight > 0:
-            raise UserError("ppo.reward_model and ppo.reward_checks are both 0, which leaves no reward")
+            raise UserError("ppo.model_weight and ppo.checks_weight are both 0, which leaves no reward")
         self._mode = mode
         self._weights = (model_weight, checks_weight)
         self._scorer = None
@@ -65,9 +65,12 @@ class RewardWorker:
 
     def _mix(self, row: Row, answer: str, proxy: float | None) -> Reward:
         model_weight, checks_weight = self._weights
-        gold = judge(row, answer).following if row.checks else None
+        gold = judge(row, answer).following
         if checks_weight > 0 and gold is None:
-            raise UserError(f"row {row.id!r}: ppo.reward_checks needs a row with checks, and it has none")
+            raise UserError(
+                f"row {row.id!r}: ppo.checks_weight needs a check of the governing tier, and checks.{row.tier} "
+                "has none: give the row one, or set ppo.checks_weight=0"
+            )
         parts = ((model_weight, proxy or 0.0), (checks_weight, float(gold or False)))
         value = sum(weight * part for weight, part in parts) / (model_weight + checks_weight)
         return Reward(value, proxy, gold)

@@ -12,7 +12,9 @@ from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
 from metaalign_rl.needs import GIB, Check
 
-OBJECT_STORE_SHARE = 0.1  # of cluster.memory_gib: experience passes through it, weights do not
+OBJECT_STORE_SHARE = (
+    0.1  # of cluster.memory_gib; experience passes through it, and weights: one copy of the policy must fit
+)
 LEAST_OBJECT_STORE = 128 * 2**20  # bytes; Ray refuses less than 75 MiB
 PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
 
@@ -56,7 +58,7 @@ def actor_env(threads: int) -> dict[str, str]:
 def preflight(config: Config) -> list[Check]:
     """What the config needs beside what this machine has, and once Ray is connected, what its cluster has."""
     checks = [*needs.check_cluster(config), needs.check_memory(config), needs.check_root(config)]
-    return [*checks, needs.check_disk(config), *needs.check_sources(config)]
+    return [*checks, *_check_devices(config), needs.check_disk(config), *needs.check_sources(config)]
 
 
 def require(checks: list[Check]) -> None:
@@ -108,16 +110,42 @@ def _start(config: Config) -> None:
     )
 
 
-# The share of the run's CPUs and GPUs that all actors of a role take together. The roles work in turns on the same
-# devices, so a share is a place in Ray's books and no limit; each actor may use all of the run's threads.
+# The share of the run's CPUs, and of its GPU where it has one, that all actors of a role take together. The roles work
+# in turns on the same devices, so a share is a place in Ray's books and no limit; each actor may use all of the run's
+# threads. Where there are several GPUs, each learner and each engine has a whole one, since Ray would pack shares of
+# two learners onto one device, and the reward workers share one.
 SHARES = {"training": 0.3, "rollout": 0.3, "learner": 0.3, "reward": 0.1}
 
 
 def actor_options(config: Config, role: str, count: int = 1, threads: int | None = None) -> dict[str, Any]:
     """Ray's options for one of `count` actors of a role."""
     share = SHARES[role] / count
+    env = actor_env(threads or config.cluster.cpus)
+    if role in ("rollout", "reward"):  # they work side by side: threads that spin while they wait would slow the other
+        env["OMP_WAIT_POLICY"] = "PASSIVE"
     return {
         "num_cpus": config.cluster.cpus * share,
-        "num_gpus": config.cluster.gpus * share,
-        "runtime_env": {"env_vars": actor_env(threads or config.cluster.cpus)},
+        "num_gpus": config.cluster.gpus * share if config.cluster.gpus <= 1 else _whole_gpu(config, role, count),
+        "runtime_env": {"env_vars": env},
     }
+
+
+def _whole_gpu(config: Config, role: str, count: int) -> float:
+    devices = {"rollout": config.rollout.engines, "reward": 1}.get(role, config.learners)
+    return 1.0 if count <= devices else 1.0 / count
+
+
+def _check_devices(config: Config) -> Iterator[Check]:
+    """Whether the GPUs can be dealt out as `actor_options` does it."""
+    gpus, engines, learners = config.cluster.gpus, config.rollout.engines, config.learners
+    if gpus == 1:
+        needed, good = "1 learner and 1 engine on the one GPU", learners == engines == 1
+    else:
+        needed, good = f"{learners + engines + 1} GPUs", gpus == 0 or gpus > learners + engines
+    remedy = "give each learner and engine a GPU and the reward workers one, or set cluster.gpus=1 with one of each"
+    if not good:
+        yield Check("cluster.gpus", needed, f"{gpus} for learners={learners}, engines={engines}", good, remedy)
+    if gpus and config.rollout.tensor_parallel > 1:
+        found = str(config.rollout.tensor_parallel)
+        remedy = "set rollout.tensor_parallel=1: an engine has one device"
+        yield Check("rollout.tensor_parallel", "1", found, False, remedy)

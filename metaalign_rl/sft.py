@@ -48,21 +48,19 @@ class SFTWorker:
         report: Callable[[Update], None],
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
-        from transformers.trainer_utils import get_last_checkpoint
 
-        arguments = self._arguments(config, checkpoints, seed)  # before the model: ZeRO-3 shards it as it is made
         tokenizer = AutoTokenizer.from_pretrained(base)
         samples = [tokenize(row, tokenizer, max_tokens) for row in read_rows(rows)]
         model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, attn_implementation="sdpa")
         trainer = Trainer(
             model=model,
-            args=arguments,
+            args=self._arguments(config, checkpoints, seed),
             train_dataset=samples,
             data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
             callbacks=[_reporter(report)],
         )
-        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
+        last = last_checkpoint(checkpoints)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
         if self.rank == 0:
             replace_folder(output, lambda folder: _save(trainer, tokenizer, folder))
 
@@ -72,7 +70,7 @@ class SFTWorker:
         cuda = self.device.type == "cuda"
         return TrainingArguments(
             output_dir=str(checkpoints),
-            per_device_train_batch_size=max(1, config.batch_size // self.world_size),
+            per_device_train_batch_size=config.batch_size // self.world_size,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             num_train_epochs=config.epochs,
@@ -89,6 +87,12 @@ class SFTWorker:
             dataloader_pin_memory=cuda,
             deepspeed=_deepspeed(config),
         )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The Trainer's newest whole checkpoint: one that was cut off lacks `trainer_state.json`, written last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
 def tokenize(row: Row, tokenizer: Any, max_tokens: int) -> dict[str, list[int]]:
@@ -118,7 +122,7 @@ def _deepspeed(config: SFTConfig) -> dict[str, Any]:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": 1.0,
         "bf16": {"enabled": "auto"},
-        "zero_optimization": {"stage": config.zero_stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,
     }
 
@@ -145,5 +149,4 @@ def _save(trainer: Any, tokenizer: Any, folder: Path) -> None:
     untie(trainer.model)
     trainer.save_model(str(folder))
     tokenizer.save_pretrained(folder)
-    for leftover in ("training_args.bin",):  # a pickle, and of no use to anyone who loads the model
-        (folder / leftover).unlink(missing_ok=True)
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and of no use to anyone who loads the model

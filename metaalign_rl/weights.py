@@ -42,7 +42,7 @@ class WeightUpdate:
 
     Attributes:
         version: the learner's count of updates; a fresh engine holds 0.
-        checksum: `checksum` of the packed tensors.
+        checksum: of the packed tensors, by `Digest`.
         entries: the tensors, in the learner's order.
         buckets: one-dimensional uint8 arrays.
     """
@@ -54,7 +54,10 @@ class WeightUpdate:
 
 
 class Digest:
-    """A checksum that grows by one tensor at a time; neither order nor bucketing matters to the result."""
+    """A checksum that grows by one tensor at a time; neither order nor bucketing matters to the result.
+
+    BLAKE2b over names, dtypes, shapes and raw bytes: 32 hexadecimal digits, about 1 s a GB.
+    """
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -75,14 +78,6 @@ class Digest:
     def hexdigest(self) -> str:
         """The checksum of everything taken in so far."""
         return hashlib.blake2b(b"".join(sorted(self._parts)), digest_size=16).hexdigest()
-
-
-def checksum(tensors: NamedTensors) -> str:
-    """BLAKE2b over names, dtypes, shapes and raw bytes: 32 hexadecimal digits, about 1 s a GB."""
-    digest = Digest()
-    for name, tensor in tensors:
-        digest.add(name, tensor)
-    return digest.hexdigest()
 
 
 def pack(tensors: NamedTensors, version: int, bucket_bytes: int = BUCKET_BYTES) -> WeightUpdate:

@@ -89,6 +89,15 @@ MISTAKES = {
     "no data": ("run config.yaml data.source=jsonl", "data.path: needs a readable folder, found ''"),
     "too few CPUs": ("run config.yaml cluster.cpus=4096", "cluster.cpus: needs 4096 CPUs, found "),
     "too little memory": ("run config.yaml cluster.memory_gib=1e6", "needs 1e+06 GiB free"),
+    "hub id without sft": (
+        "run config.yaml model.path=owner/model run.stages=[ppo]",
+        "model.path: needs a checkpoint folder, found 'owner/model'",
+    ),
+    "output that is a file": (
+        "data build config.yaml data.demonstrations=1 data.pairs=2 data.prompts=1 --output config.yaml",
+        "config.yaml: ",
+    ),
+    "setting out of range": ("run config.yaml ppo.steps=0", "ppo.steps: expected 1 or more, found 0"),
     "no run": ("report nowhere", "nowhere: no such folder"),
 }
 
@@ -266,7 +275,22 @@ def test_a_job_of_one_stage_runs_that_stage_alone(
     assert os.environ["PYTHONPATH"] == f"{ROOT}{os.pathsep}elsewhere"
 
 
-@pytest.mark.parametrize("words", [["run", "config.yaml", "--force"], ["data", "show", "rows.jsonl", "extra"], []])
+def test_the_examples_of_the_help_name_configs_that_exist() -> None:
+    named = {word for word in cli.EXAMPLES.split() if word.startswith("configs/")}
+    assert named
+    assert all((ROOT / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "config.yaml", "--force"],
+        ["data", "show", "rows.jsonl", "extra"],
+        ["data", "show", "rows.jsonl", "-n", "-1"],
+        ["data", "show", "rows.jsonl", "-n", "0"],
+        [],
+    ],
+)
 def test_arguments_that_a_command_does_not_take_are_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(words)

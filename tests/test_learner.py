@@ -23,18 +23,20 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
+from metaalign_rl.config import Config, RunConfig
 from metaalign_rl.errors import UserError
+from metaalign_rl.files import replace_folder
 from metaalign_rl.learner.advantages import gae, token_kl, token_rewards, whiten
 from metaalign_rl.learner.batch import Batch, plan_micro_batches
 from metaalign_rl.learner.config import LearnerConfig
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
 from metaalign_rl.learner.worker import Learner
+from metaalign_rl.ranks import rendezvous
 
 VOCABULARY = 50
 CONFIG = LearnerConfig(
     learning_rate=1e-3,
     critic_learning_rate=1e-3,
-    dtype="float32",
     minibatch_size=1000,
     micro_batch_tokens=1000,
     max_grad_norm=100.0,
@@ -81,7 +83,8 @@ def process_group():
 def make_learner(
     folder: Path, config: LearnerConfig = CONFIG, rank: int = 0, world_size: int = 1, **paths: str
 ) -> Learner:
-    learner = Learner(config, rank, world_size, f"file://{folder}/rendezvous{world_size}")
+    meeting = f"file://{folder}/rendezvous{world_size}"
+    learner = Learner(config, rank, world_size, meeting, dtype="float32", seed=0)
     names = {"policy": "policy", "critic": "policy", "reference": "reference"} | paths
     learner.setup(*(folder / names[name] for name in ("policy", "critic", "reference")))
     return learner
@@ -187,15 +190,12 @@ def test_a_batch_marks_the_positions_that_predict_response_tokens():
     assert (batch.lengths(), batch.response_tokens()) == ([3, 4], 4)
 
 
-def test_selected_samples_are_cut_to_their_longest_and_concat_pads_again():
+def test_selected_samples_are_cut_to_their_longest():
     batch = Batch.from_samples([([5, 6], [7]), ([8], [9, 3, 4])], pad_id=1)
-    first, second = batch.select([0]), batch.select([1])
+    first = batch.select([0])
     assert first.sequences.tolist() == [[5, 6, 7]]
     assert first.action_mask.tolist() == [[False, True]]
-    whole = Batch.concat([first, second], pad_id=1)
-    assert torch.equal(whole.sequences, batch.sequences)
-    assert torch.equal(whole.action_mask, batch.action_mask)
-    assert whole.values is None
+    assert first.values is None
 
 
 @given(
@@ -220,6 +220,12 @@ def test_a_wrong_setting_is_named():
         LearnerConfig(zero_stage=4)
 
 
+def test_bfloat16_needs_zero():
+    with pytest.raises(UserError, match=r"learner\.zero_stage: expected 1, 2 or 3 under model.dtype=bfloat16, found 0"):
+        LearnerConfig(zero_stage=0).check_dtype("bfloat16")
+    LearnerConfig(zero_stage=2).check_dtype("bfloat16")
+
+
 def test_learning_rates_rise_over_the_warm_up_and_fall_to_zero_at_the_end():
     config = LearnerConfig(schedule="linear", warmup_steps=2, total_steps=6)
     assert [config.rate_factor(step) for step in range(7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
@@ -228,13 +234,13 @@ def test_learning_rates_rise_over_the_warm_up_and_fall_to_zero_at_the_end():
 # Updates
 
 
-def test_log_probabilities_are_those_of_transformers_at_the_sampling_temperature(folder):
+def test_log_probabilities_are_those_of_transformers(folder):
     samples = make_samples(3)
-    batch = make_learner(folder, replace(CONFIG, temperature=2.0)).evaluate(Batch.from_samples(samples, pad_id=0))
+    batch = make_learner(folder).evaluate(Batch.from_samples(samples, pad_id=0))
     model = AutoModelForCausalLM.from_pretrained(folder / "policy")
     for row, (prompt, response) in enumerate(samples):
         with torch.no_grad():
-            logits = model(torch.tensor([prompt + response])).logits[0, :-1] / 2
+            logits = model(torch.tensor([prompt + response])).logits[0, :-1]
         expected = torch.log_softmax(logits, -1)[range(len(prompt) - 1, len(logits)), response]
         torch.testing.assert_close(batch.logprobs[row][batch.action_mask[row]], expected, atol=1e-5, rtol=0)
 
@@ -308,6 +314,15 @@ def test_a_resumed_step_equals_the_uninterrupted_one(folder, tmp_path, stage):
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
+def test_a_folder_is_replaced_whole_and_what_dead_writers_left_is_removed(tmp_path):
+    for litter in (".state.1.part", ".state.1.old", ".state.2.1.part"):
+        (tmp_path / litter).mkdir()
+    for name in ("first", "second"):
+        replace_folder(tmp_path / "state", lambda folder, name=name: (folder / name).touch())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".state.2.1.part", "state"]
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["second"]
+
+
 def test_a_state_of_other_engines_is_refused(folder, tmp_path):
     learner = make_learner(folder)
     learner.save_state(tmp_path / "state")
@@ -332,15 +347,6 @@ def test_a_saved_policy_is_a_transformers_checkpoint(folder, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == "{{ messages }}"
 
 
-def test_a_saved_critic_gives_the_same_values_again(folder, tmp_path):
-    learner = make_learner(folder)
-    batch = evaluated(learner)
-    learner.train(batch)
-    learner.save_critic(folder / "critic")
-    again = make_learner(folder, critic="critic")
-    torch.testing.assert_close(again.evaluate(batch).values, learner.evaluate(batch).values)
-
-
 def test_a_critic_starts_from_a_reward_model_with_a_new_head(folder):
     tiny_model(folder / "reward", seed=3, kind=Qwen2ForSequenceClassification, num_labels=4)
     batch = evaluated(make_learner(folder, critic="reward"))
@@ -348,7 +354,7 @@ def test_a_critic_starts_from_a_reward_model_with_a_new_head(folder):
 
 
 def test_there_need_not_be_a_critic(folder):
-    learner = Learner(CONFIG, 0, 1, f"file://{folder}/rendezvous1")
+    learner = Learner(CONFIG, 0, 1, f"file://{folder}/rendezvous1", dtype="float32", seed=0)
     learner.setup(folder / "policy", None, folder / "reference")
     batch = learner.evaluate(Batch.from_samples(make_samples(), pad_id=0))
     assert batch.values is None
@@ -379,6 +385,16 @@ def test_a_missing_or_unsafe_model_is_refused_by_name(folder, tmp_path):
 
 
 # Two ranks
+
+
+def test_ranks_meet_in_a_new_file_of_the_run_and_old_ones_are_removed(tmp_path):
+    config = Config(run=RunConfig(root=str(tmp_path)))
+    first, second = (Path(rendezvous(config).removeprefix("file://")) for _ in range(2))
+    assert first != second
+    second.touch()
+    assert Path(rendezvous(config).removeprefix("file://")).parent == second.parent
+    assert second.is_relative_to(tmp_path)
+    assert not second.exists()
 
 
 def run_rank(folder: Path, batch: Batch, rank: int) -> None:

@@ -2,18 +2,25 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metaalign_rl.config import Config, PPOConfig
+from metaalign_rl import meta_prompt
+from metaalign_rl.config import ClusterConfig, Config, PPOConfig, RolloutConfig
 from metaalign_rl.data.world import build
+from metaalign_rl.data.world.tokenizer import build_tokenizer
 from metaalign_rl.errors import UserError
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
-from metaalign_rl.ppo.controller import make_kl_controller
-from metaalign_rl.ppo.experience import Rollout, scores_of
+from metaalign_rl.ppo.controller import Actors, Controller, make_kl_controller
+from metaalign_rl.ppo.experience import Rollout, scores_of, to_batch, worst_mismatch
 from metaalign_rl.ppo.sampler import TierSampler
 from metaalign_rl.reward_worker import Reward, RewardWorker
 from metaalign_rl.rollout.types import Sample
+from metaalign_rl.runtime import actor_options, preflight
+from metaalign_rl.weights import StaleEngine
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +80,10 @@ def test_a_reward_without_a_source_is_refused():
 
 
 def test_a_row_without_checks_cannot_be_rewarded_by_checks(rows):
-    row = rows[0].__class__(**{**rows[0].to_json(), "checks": {}})
-    with pytest.raises(UserError, match="has none"):
-        RewardWorker(None, "tier", 0.0, 1.0).score([row], ["it is paris."])
+    row = next(row for row in rows if row.tier == "system")
+    for checks in ({}, {"dialog": row.checks["dialog"]}):
+        with pytest.raises(UserError, match=r"checks\.system has none"):
+            RewardWorker(None, "tier", 0.0, 1.0).score([replace(row, checks=checks)], ["it is paris."])
 
 
 def test_rewards_can_be_normalised_in_each_tier_with_a_floor_on_the_deviation(rows):
@@ -91,9 +99,65 @@ def test_the_kl_controller_is_the_configs():
     assert isinstance(make_kl_controller(Config(ppo=PPOConfig(kl="adaptive"))), AdaptiveKL)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "learners", "engines", "missing"),
+    [
+        (0, 2, 2, []),
+        (1, 1, 1, []),
+        (1, 2, 1, ["1 learner and 1 engine on the one GPU"]),
+        (3, 1, 1, []),
+        (4, 2, 2, ["5 GPUs"]),
+    ],
+)
+def test_actors_share_one_gpu_or_have_one_each(gpus, learners, engines, missing):
+    devices = ClusterConfig(gpus=gpus)
+    config = Config(learners=learners, cluster=devices, rollout=RolloutConfig(engines=engines))
+    checks = preflight(config)
+    assert [check.needed for check in checks if check.name == "cluster.gpus" and not check.ok] == missing
+    counts = {"learner": learners, "rollout": engines, "reward": 3}
+    if not missing:
+        assert sum(n * actor_options(config, role, n)["num_gpus"] for role, n in counts.items()) <= gpus
+
+
 def _rollout(row, value):
     sample = Sample(0, [1], [2], [-0.1], "x", finished=True, weight_version=0)
     return Rollout(row, sample, Reward(value, value, None))
+
+
+def _drawn(row, engine, off, version=4):
+    """A rollout of one token, which the learner will say has log-probability -1."""
+    sample = Sample(0, [1], [2], [-1.0 - off], "x", finished=True, weight_version=version, engine=engine)
+    return Rollout(row, sample, Reward(0.0, None, None))
+
+
+def _worst(rollouts):
+    batch = to_batch(rollouts, pad_id=0)
+    return worst_mismatch(replace(batch, logprobs=-batch.action_mask.float()), rollouts, version=4, limit=0.01)
+
+
+def test_the_mismatch_is_the_worst_engines(rows):
+    rollouts = [_drawn(rows[0], engine=0, off=0.0), _drawn(rows[0], engine=1, off=0.004)]
+    assert _worst(rollouts) == pytest.approx(0.004, abs=1e-6)
+
+
+def test_one_stale_engine_of_many_is_named(rows):
+    rollouts = [_drawn(rows[0], engine, off=0.05 if engine == 7 else 0.0) for engine in range(16)]
+    with pytest.raises(StaleEngine, match="rollout engine 7 .* stale or wrong"):
+        _worst(rollouts)
+
+
+def test_answers_drawn_from_other_weights_than_the_steps_stop_the_run(rows):
+    with pytest.raises(StaleEngine, match="rollout engine 1 drew answers from weight version 3, not .* 4"):
+        _worst([_drawn(rows[0], 0, 0.0), _drawn(rows[0], 1, 0.0), _drawn(rows[0], 1, 0.0, version=3)])
+
+
+def test_a_meta_prompt_that_does_not_fit_is_named_before_anything_is_rolled_out(rows):
+    long = replace(rows[5], id="long", system_info="please be formal. " * 200)
+    tokenizer = build_tokenizer(row.system_info for row in rows)
+    meta_prompt.install(tokenizer)
+    controller = Controller(Config(), Actors(None, [], None), [rows[0], long], tokenizer, Path("unused"))
+    with pytest.raises(UserError, match="row 'long'"):
+        next(controller.steps())
 
 
 def test_metrics_of_a_step_that_is_done_again_replace_its_line(tmp_path):
@@ -105,3 +169,5 @@ def test_metrics_of_a_step_that_is_done_again_replace_its_line(tmp_path):
             log.write(first)
             log.write(second)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("step")] == [1, 2, 3]

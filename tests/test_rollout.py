@@ -66,9 +66,8 @@ def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
         def break_loader(self) -> None:
             """From now on weights are accepted, checksummed and confirmed, but not loaded."""
             from metaalign_rl.rollout.receiver import WeightReceiver
-            from metaalign_rl.weights import checksum, unpack
 
-            WeightReceiver.receive_weights = lambda self, update: checksum(unpack(update))
+            WeightReceiver.receive_weights = lambda self, update: update.checksum
 
     actor = ray.remote(BreakableEngine).remote(str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, threads=1)
 

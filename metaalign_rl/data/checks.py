@@ -1,21 +1,25 @@
 """The registry of gold checkers: programs that say whether an answer does what a tier asks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from metaalign_rl.errors import UserError, nearest
 
 Check = Callable[..., bool]  # (answer, **arguments) -> does the answer satisfy it?
 
+ANY_TEXT: Collection[str] = ()  # what `register` takes for an argument that may be any text that is not empty
+
 _CHECKS: dict[str, Check] = {}
+_CHOICES: dict[str, dict[str, Collection[str]]] = {}  # check -> argument -> the values that it may have
 
 
-def register(name: str) -> Callable[[Check], Check]:
-    """Make a function a check that rows can name."""
+def register(name: str, **choices: Collection[str]) -> Callable[[Check], Check]:
+    """Make a function a check that rows can name; `choices` are the texts that an argument may be."""
 
     def add(function: Check) -> Check:
         assert name not in _CHECKS, f"the check {name!r} is registered twice"
         _CHECKS[name] = function
+        _CHOICES[name] = choices
         return function
 
     return add
@@ -29,10 +33,21 @@ def run_check(spec: dict[str, Any], answer: str, place: str = "checks") -> bool:
     """
     arguments = {key: value for key, value in spec.items() if key != "name"}
     check = find_check(spec["name"], place)
+    for argument, choices in _CHOICES[spec["name"]].items():
+        if argument in arguments:
+            _require_choice(arguments[argument], choices, f"{place}: check {spec['name']!r}: {argument}")
     try:
         return bool(check(answer, **arguments))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{place}: check {spec['name']!r} with {arguments}: {error}") from None
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UserError(f"{place}: check {spec['name']!r} with {arguments}: {error}") from error
+
+
+def _require_choice(value: Any, choices: Collection[str], place: str) -> None:
+    if not isinstance(value, str) or not value:
+        expected = f"one of {', '.join(choices)}" if choices else "a text"
+        raise UserError(f"{place}: expected {expected}, found {value!r}")
+    if choices and value not in choices:
+        raise UserError(f"{place}: unknown value {value!r}; {nearest(value, choices)}")
 
 
 def find_check(name: str, place: str = "checks") -> Check:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
@@ -77,20 +76,6 @@ class Batch:
         """The same batch on another device."""
         tensors = (getattr(self, f.name) for f in fields(self))
         return Batch(*(None if tensor is None else tensor.to(device) for tensor in tensors))
-
-    @staticmethod
-    def concat(batches: Sequence["Batch"], pad_id: int) -> "Batch":
-        """All samples of several batches, padded to the longest; a field that one of them lacks is None."""
-        longest = max(batch.sequences.shape[1] for batch in batches)
-        columns = []
-        for name in (f.name for f in fields(Batch)):
-            parts = [getattr(batch, name) for batch in batches]
-            width = longest - (name not in FULL)
-            fill = pad_id if name == "sequences" else 0
-            whole = all(part is not None for part in parts)
-            padded = [F.pad(part, (0, width - part.shape[1]), value=fill) for part in parts] if whole else []
-            columns.append(torch.cat(padded) if whole else None)
-        return Batch(*columns)
 
 
 FULL = ("sequences", "attention_mask")  # [B, T]; the others are [B, T-1]

@@ -23,9 +23,6 @@ class LearnerConfig:
         value_clip: bound on a value's move away from the old value; None: plain squared error.
         importance_cap: cap on the weight learner/rollout probability of each token, which corrects off-policy
             samples (truncated importance sampling); None: off. Needs `Batch.rollout_logprobs`.
-        temperature: the rollout's sampling temperature; every log-probability is taken at it.
-        dtype: of the weights. Under bfloat16 DeepSpeed keeps float32 master weights.
-        seed: of the minibatches' order.
     """
 
     learning_rate: float = 1e-6
@@ -45,21 +42,17 @@ class LearnerConfig:
     value_clip: float | None = 0.2
     importance_cap: float | None = None
     entropy_coef: float = 0.0
-    temperature: float = 1.0
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = False
     gradient_checkpointing: bool = False
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "critic_learning_rate", "max_grad_norm", "temperature"):
+        for name in ("learning_rate", "critic_learning_rate", "max_grad_norm"):
             self._require(name, getattr(self, name) > 0, "a number above 0")
         for name in ("epochs", "minibatch_size", "micro_batch_tokens"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name, allowed in (
             ("zero_stage", (0, 1, 2, 3)),
-            ("dtype", ("float32", "bfloat16")),
             ("schedule", ("constant", "linear")),
         ):
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(str, allowed))}")
@@ -67,13 +60,21 @@ class LearnerConfig:
         if self.schedule == "linear":
             long_enough = self.total_steps is not None and self.total_steps > self.warmup_steps
             self._require("total_steps", long_enough, "more than warmup_steps")
-        # Without ZeRO, DeepSpeed has neither offloading nor the same bfloat16 optimizer as with it.
-        needs_zero = self.offload_optimizer or self.dtype == "bfloat16"
-        self._require("zero_stage", self.zero_stage > 0 or not needs_zero, "1, 2 or 3 under bfloat16 or offload")
+        # Without ZeRO, DeepSpeed does not offload.
+        self._require("zero_stage", self.zero_stage > 0 or not self.offload_optimizer, "1, 2 or 3 for offloading")
 
     def _require(self, name: str, good: bool, expected: str) -> None:
         if not good:
             raise UserError(f"learner.{name}: expected {expected}, found {getattr(self, name)!r}")
+
+    def check_dtype(self, dtype: str) -> None:
+        """Refuse a dtype of the weights that these settings cannot train.
+
+        Raises:
+            UserError: bfloat16 without ZeRO, where DeepSpeed has not the same optimizer as with it.
+        """
+        good = dtype != "bfloat16" or self.zero_stage > 0
+        self._require("zero_stage", good, "1, 2 or 3 under model.dtype=bfloat16")
 
     def rate_factor(self, step: int) -> float:
         """The factor on the learning rates at optimizer step `step`, from 0."""

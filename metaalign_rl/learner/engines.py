@@ -14,7 +14,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from metaalign_rl.learner.config import LearnerConfig
 
 
-def deepspeed_config(config: LearnerConfig, learning_rate: float | None) -> dict[str, Any]:
+def deepspeed_config(config: LearnerConfig, dtype: torch.dtype, learning_rate: float | None) -> dict[str, Any]:
     """DeepSpeed's settings; without a learning rate, those of a frozen model.
 
     One micro-batch of one sample is what DeepSpeed is told: the learner weights its losses itself and says
@@ -24,7 +24,7 @@ def deepspeed_config(config: LearnerConfig, learning_rate: float | None) -> dict
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "bf16": {"enabled": dtype == torch.bfloat16},
         "steps_per_print": None,
         "zero_optimization": zero,
     }
@@ -45,14 +45,14 @@ def _optimization(config: LearnerConfig, learning_rate: float) -> dict[str, Any]
     }
 
 
-def build(load: Callable[[], nn.Module], config: LearnerConfig, learning_rate: float) -> Any:
+def build(load: Callable[[], nn.Module], config: LearnerConfig, learning_rate: float, dtype: torch.dtype) -> Any:
     """An engine that trains the model that `load` gives."""
-    module = _load(load, config)
+    module = _load(load, config, dtype)
     if config.gradient_checkpointing:
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
     engine, *_ = deepspeed.initialize(
         model=module,
-        config=deepspeed_config(config, learning_rate),
+        config=deepspeed_config(config, dtype, learning_rate),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, config.rate_factor),
     )
     # Checkpointing works in training mode alone; nothing else of that mode is wanted.
@@ -60,19 +60,21 @@ def build(load: Callable[[], nn.Module], config: LearnerConfig, learning_rate: f
     return engine
 
 
-def build_frozen(load: Callable[[], nn.Module], config: LearnerConfig, device: torch.device) -> nn.Module:
+def build_frozen(
+    load: Callable[[], nn.Module], config: LearnerConfig, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
     """The model that `load` gives, for evaluation only: sharded under ZeRO-3, else whole on each rank."""
-    module = _load(load, config).requires_grad_(False).eval()
+    module = _load(load, config, dtype).requires_grad_(False).eval()
     if config.zero_stage < 3:
         return module.to(device)
-    engine, *_ = deepspeed.initialize(model=module, config=deepspeed_config(config, learning_rate=None))
+    engine, *_ = deepspeed.initialize(model=module, config=deepspeed_config(config, dtype, learning_rate=None))
     return engine
 
 
-def _load(load: Callable[[], nn.Module], config: LearnerConfig) -> nn.Module:
+def _load(load: Callable[[], nn.Module], config: LearnerConfig, dtype: torch.dtype) -> nn.Module:
     # transformers looks this object up through a weak reference; at stage 3 it shards weights while it loads
     # them.
-    sharding = HfDeepSpeedConfig(deepspeed_config(config, learning_rate=None))
+    sharding = HfDeepSpeedConfig(deepspeed_config(config, dtype, learning_rate=None))
     module = load()
     del sharding
     return module

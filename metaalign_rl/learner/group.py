@@ -20,8 +20,9 @@ class LearnerGroup:
         """Start the ranks; they load their models while the caller goes on."""
         ranks = config.learners
         actor = ray.remote(Learner).options(**actor_options(config, "learner", ranks))
-        meeting = rendezvous(config)
-        self._ranks = [actor.remote(config.learner, rank, ranks, meeting) for rank in range(ranks)]
+        config.learner.check_dtype(config.model.dtype)
+        self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
+        self._ranks = [actor.remote(config.learner, rank, ranks, self._meeting, **same) for rank in range(ranks)]
         self._ready = [rank.setup.remote(policy, critic, reference) for rank in self._ranks]
 
     def wait(self) -> None:
@@ -36,9 +37,11 @@ class LearnerGroup:
         """One PPO update; see `Learner.train`."""
         return self._call("train", ray.put(batch))
 
-    def weights(self, version: int) -> WeightUpdate:
-        """The policy's weights as an update for the rollout engines."""
-        return self._call("weights", version)
+    def weights(self, version: int) -> "ray.ObjectRef[WeightUpdate]":
+        """The policy's weights as an update for the rollout engines, where the learner left it in the object store."""
+        update, *others = [rank.weights.remote(version) for rank in self._ranks]
+        ray.get(others)
+        return update
 
     def save_policy(self, path: Path) -> None:
         """Write the policy as a Hugging Face checkpoint."""
@@ -53,9 +56,10 @@ class LearnerGroup:
         self._call("load_state", path)
 
     def stop(self) -> None:
-        """End the ranks' processes."""
+        """End the ranks' processes; where they met they may meet again until then."""
         for rank in self._ranks:
             ray.kill(rank)
+        Path(self._meeting.removeprefix("file://")).unlink(missing_ok=True)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks])[0]

@@ -30,10 +30,9 @@ TOKENIZER_FILES = (
 class Policy(nn.Module):
     """A causal language model that gives the log-probabilities of response tokens."""
 
-    def __init__(self, model: PreTrainedModel, temperature: float) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.temperature = temperature
         self._action_mask: Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._keep_response)
 
@@ -50,8 +49,7 @@ class Policy(nn.Module):
         # No attention mask: under causal attention no token sees the padding on its right.
         logits = self.model(input_ids=sequences, use_cache=False).logits[0].float()
         tokens = sequences[:, 1:][action_mask]
-        # Divides `logits` by the temperature in place, so the entropy below is at the temperature too.
-        logprobs = openrlhf_module("models.utils").log_probs_from_logits(logits, tokens, self.temperature)
+        logprobs = openrlhf_module("models.utils").log_probs_from_logits(logits, tokens)
         if not entropy:
             return logprobs, None
         with torch.set_grad_enabled(entropy_gradient):
@@ -76,11 +74,11 @@ class Critic(nn.Module):
         return values[action_mask].float()
 
 
-def load_policy(path: Path, dtype: torch.dtype, temperature: float) -> Policy:
+def load_policy(path: Path, dtype: torch.dtype) -> Policy:
     """The causal language model in the folder `path`. Raises: UserError, see `check_folder`."""
     check_folder(path)
     model = AutoModelForCausalLM.from_pretrained(path, config=_config(path), **_options(dtype))
-    return Policy(model, temperature)
+    return Policy(model)
 
 
 def load_critic(path: Path, dtype: torch.dtype, seed: int) -> Critic:

@@ -27,18 +27,30 @@ class Learner:
     rounding, over however many ranks and micro-batches it is spread.
     """
 
-    def __init__(self, config: LearnerConfig, rank: int, world_size: int, rendezvous: str) -> None:
-        """Join the process group; `platform.prepare` says what a rendezvous is."""
+    def __init__(
+        self, config: LearnerConfig, rank: int, world_size: int, rendezvous: str, *, dtype: str, seed: int
+    ) -> None:
+        """Join the process group; `platform.prepare` says what a rendezvous is.
+
+        Args:
+            dtype: of the weights, "float32" or "bfloat16"; under bfloat16 DeepSpeed keeps float32 master weights.
+            seed: of the minibatches' order and a new value head.
+
+        Raises:
+            UserError: the settings cannot train this dtype.
+        """
+        config.check_dtype(dtype)
         self.config, self.rank, self.world_size = config, rank, world_size
         self.device = platform.prepare(rank, world_size, rendezvous)
-        self._generator = torch.Generator().manual_seed(config.seed)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._dtype, self._seed = getattr(torch, dtype), seed
 
     def setup(self, policy_path: str | Path, critic_path: str | Path | None, reference_path: str | Path) -> None:
         """Load the models, all from folders in the Hugging Face format.
 
         Args:
-            critic_path: what `save_critic` wrote, or a language or reward model that lends its backbone to a
-                new critic; None for algorithms without one.
+            critic_path: a language or reward model that lends its backbone to a new critic, or a critic;
+                None for algorithms without one.
 
         Raises:
             UserError: a folder that does not exist or is not safe to load.
@@ -46,15 +58,15 @@ class Learner:
         # DeepSpeed must not be imported before `platform.prepare`.
         from metaalign_rl.learner import engines, models, update
 
-        config, dtype = self.config, getattr(torch, self.config.dtype)
+        config, dtype = self.config, self._dtype
         self._policy_path = Path(policy_path)
-        load_policy = partial(models.load_policy, dtype=dtype, temperature=config.temperature)
-        self.policy = engines.build(partial(load_policy, self._policy_path), config, config.learning_rate)
-        self.reference = engines.build_frozen(partial(load_policy, Path(reference_path)), config, self.device)
+        load_policy = partial(models.load_policy, dtype=dtype)
+        self.policy = engines.build(partial(load_policy, self._policy_path), config, config.learning_rate, dtype)
+        self.reference = engines.build_frozen(partial(load_policy, Path(reference_path)), config, self.device, dtype)
         self.critic = None
         if critic_path is not None:
-            load_critic = partial(models.load_critic, Path(critic_path), dtype=dtype, seed=config.seed)
-            self.critic = engines.build(load_critic, config, config.critic_learning_rate)
+            load_critic = partial(models.load_critic, Path(critic_path), dtype=dtype, seed=self._seed)
+            self.critic = engines.build(load_critic, config, config.critic_learning_rate, dtype)
         self._update = update.PPOUpdate(config, self.policy, self.critic, self.world_size, self.device)
 
     @torch.no_grad()
@@ -114,12 +126,19 @@ class Learner:
 
     def save_policy(self, path: str | Path) -> None:
         """Write the policy as a Hugging Face checkpoint with its tokenizer, in place of what is there."""
-        self._save_model(self.policy, Path(path))
+        from metaalign_rl.learner import engines, models
 
-    def save_critic(self, path: str | Path) -> None:
-        """Write the critic, a token classifier with one label, in the same way."""
-        assert self.critic is not None, "there is no critic to save"
-        self._save_model(self.critic, Path(path))
+        model = self.policy.module.model
+        weights = engines.whole_weights(model, keep=self.rank == 0)
+
+        def fill(folder: Path) -> None:
+            # The names are a checkpoint's already.
+            model.save_pretrained(folder, state_dict=weights, save_original_format=False)
+            models.copy_tokenizer(self._policy_path, folder)
+
+        if self.rank == 0:
+            replace_folder(Path(path), fill)
+        dist.barrier()
 
     def save_state(self, path: str | Path) -> None:
         """Write all that the next `train` depends on: weights, optimizers, schedules, random generators."""
@@ -135,21 +154,6 @@ class Learner:
 
     def _engines(self) -> dict[str, Any]:
         return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
-
-    def _save_model(self, engine: Any, path: Path) -> None:
-        from metaalign_rl.learner import engines, models
-
-        model = engine.module.model
-        weights = engines.whole_weights(model, keep=self.rank == 0)
-
-        def fill(folder: Path) -> None:
-            # The names are a checkpoint's already.
-            model.save_pretrained(folder, state_dict=weights, save_original_format=False)
-            models.copy_tokenizer(self._policy_path, folder)
-
-        if self.rank == 0:
-            replace_folder(path, fill)
-        dist.barrier()
 
     def _plan(self, batch: Batch, indices: list[int]) -> list[MicroBatch]:
         tokens = self.config.micro_batch_tokens

@@ -15,12 +15,11 @@ from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.group import LearnerGroup
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL, KLController
 from metaalign_rl.meta_prompt import MetaPrompt, encode
-from metaalign_rl.ppo.experience import Rollout, add_advantages, roll_out, to_batch
+from metaalign_rl.ppo.experience import Rollout, add_advantages, roll_out, to_batch, worst_mismatch
 from metaalign_rl.ppo.sampler import TierSampler
 from metaalign_rl.rollout.pool import EnginePool
 from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.schema import Row
-from metaalign_rl.weights import assert_fresh, mismatch
 
 Metrics = dict[str, float]
 
@@ -45,31 +44,35 @@ class Controller:
     def __init__(self, config: Config, actors: Actors, rows: Sequence[Row], tokenizer: Any, checkpoints: Path) -> None:
         self.config, self.actors, self.rows, self.tokenizer = config, actors, rows, tokenizer
         self.sampler = TierSampler(rows, config.ppo.sampler, config.run.seed)
-        self.sampling = Sampling(config.rollout.temperature, config.rollout.max_new_tokens)
+        self.sampling = Sampling(max_new_tokens=config.rollout.max_new_tokens)
         self.kl = make_kl_controller(config)
         self.step = 0
         self._checkpoints = checkpoints
-        self._prompts: dict[int, list[int]] = {}
 
     def steps(self) -> Iterator[Metrics]:
-        """Run the steps that are left; yields each one's metrics."""
+        """Run the steps that are left; yields each one's metrics.
+
+        Raises:
+            UserError: a row's meta-prompt does not fit, or a row cannot be scored.
+            StaleEngine: an engine drew answers from other weights than the learners'.
+        """
+        prompts = [self._encode(row) for row in self.rows]  # all now: one that does not fit must not end a long run
         self._resume()
         self._send_weights()
         while self.step < self.config.ppo.steps:
-            yield self._step()
+            yield self._step(prompts)
             if self.step % self.config.ppo.save_steps == 0 or self.step == self.config.ppo.steps:
                 self._save()
 
-    def _step(self) -> Metrics:
+    def _step(self, prompts: Sequence[list[int]]) -> Metrics:
         clock = Clock()
         indices = self.sampler.draw(self.step, self.config.ppo.prompts_per_step) * self.config.ppo.samples_per_prompt
-        rows, prompts = [self.rows[i] for i in indices], [self._prompt(i) for i in indices]
-        rollouts = roll_out(self.actors.engines, self.actors.scorers, rows, prompts, self.sampling)
+        rows, asked = [self.rows[i] for i in indices], [prompts[i] for i in indices]
+        rollouts = roll_out(self.actors.engines, self.actors.scorers, rows, asked, self.sampling)
         clock.lap("rollout")
         batch = self.actors.learners.evaluate(to_batch(rollouts, self.tokenizer.pad_token_id))
         clock.lap("evaluate")
-        off = mismatch(batch.rollout_logprobs, batch.logprobs, batch.action_mask)
-        assert_fresh(off, self.config.ppo.max_mismatch, self.step, "a rollout engine")
+        off = worst_mismatch(batch, rollouts, self.step, self.config.ppo.max_mismatch)
         add_advantages(batch, rollouts, self.config.ppo, self.kl.value)
         learned = self.actors.learners.train(batch)
         clock.lap("learn")
@@ -80,13 +83,10 @@ class Controller:
         self.kl.update(described["kl"] * described["response_tokens"], len(rollouts))
         return {"step": self.step, **described, **learned, "mismatch": off, "kl_coef": self.kl.value, **clock.laps}
 
-    def _prompt(self, index: int) -> list[int]:
-        if index not in self._prompts:
-            row = self.rows[index]
-            room = self.config.model.max_tokens - self.config.rollout.max_new_tokens
-            meta = MetaPrompt(row.system_info, row.user_info)
-            self._prompts[index] = encode(self.tokenizer, meta, row.messages, max_tokens=room, place=f"row {row.id!r}")
-        return self._prompts[index]
+    def _encode(self, row: Row) -> list[int]:
+        room = self.config.model.max_tokens - self.config.rollout.max_new_tokens
+        meta = MetaPrompt(row.system_info, row.user_info)
+        return encode(self.tokenizer, meta, row.messages, max_tokens=room, place=f"row {row.id!r}")
 
     def _send_weights(self) -> None:
         self.actors.engines.load_weights(self.actors.learners.weights(self.step))

@@ -15,6 +15,7 @@ from metaalign_rl.reward_worker import Reward
 from metaalign_rl.rollout.pool import EnginePool
 from metaalign_rl.rollout.types import Request, Sample, Sampling
 from metaalign_rl.schema import Row
+from metaalign_rl.weights import StaleEngine, assert_fresh, mismatch
 
 TIER_DEVIATION_FLOOR = 0.1  # a solved tier's rewards hardly vary; dividing by less would amplify noise
 
@@ -64,6 +65,31 @@ def to_batch(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
         pad_id,
         [sample.logprobs for sample in samples],
     )
+
+
+def worst_mismatch(batch: Batch, rollouts: Sequence[Rollout], version: int, limit: float) -> float:
+    """The mean |Δ log p| a token between learner and engine, of the engine where it is largest.
+
+    Each engine by itself: in a mean over all of them one stale engine of many would hide.
+
+    Raises:
+        StaleEngine: an engine drew from weights of another version, or is above `limit`; names the engine.
+    """
+    assert batch.rollout_logprobs is not None and batch.logprobs is not None
+    rows_of: dict[int, list[int]] = {}
+    for row, rollout in enumerate(rollouts):
+        rows_of.setdefault(rollout.sample.engine, []).append(row)
+    found = []
+    for engine, rows in sorted(rows_of.items()):
+        name = f"rollout engine {engine}"
+        versions = {rollouts[row].sample.weight_version for row in rows}
+        if versions != {version}:
+            raise StaleEngine(
+                f"{name} drew answers from weight version {min(versions - {version})}, not from the learners' {version}"
+            )
+        found.append(mismatch(batch.rollout_logprobs[rows], batch.logprobs[rows], batch.action_mask[rows]))
+        assert_fresh(found[-1], limit, version, name)
+    return max(found)
 
 
 def add_advantages(batch: Batch, rollouts: Sequence[Rollout], config: PPOConfig, kl_coef: float) -> None:

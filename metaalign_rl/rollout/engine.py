@@ -35,6 +35,7 @@ class RolloutEngine:
         gpu_memory_utilization: float = 0.5,
         tensor_parallel: int = 1,
         threads: int | None = None,
+        number: int = 0,
     ) -> None:
         """Load the model and its tokenizer. Weight version 0 is what the folder holds.
 
@@ -49,6 +50,7 @@ class RolloutEngine:
             threads: of a CPU; None leaves torch's own choice. Where other processes compute on the same
                 cores, more than one is several times slower, since idle threads spin, unless the process
                 starts with OMP_WAIT_POLICY=PASSIVE.
+            number: of this engine among the run's; its samples carry it.
 
         Raises:
             UserError: no such model folder, no safetensors in it, or tied embeddings on a CPU.
@@ -80,6 +82,7 @@ class RolloutEngine:
         self._tokenizer: Any = self._engine.get_tokenizer()
         self._max_tokens = max_tokens
         self._version = 0
+        self._number = number
 
     def ready(self) -> int:
         """The version of the weights that it holds; answers once the model is loaded."""
@@ -164,6 +167,7 @@ class RolloutEngine:
                     text=text,
                     finished=answer.finish_reason == "stop",
                     weight_version=self._version,
+                    engine=self._number,
                 )
             )
         return samples

@@ -35,6 +35,7 @@ class EnginePool:
                 gpu_memory_utilization=rollout.gpu_memory_utilization,
                 tensor_parallel=rollout.tensor_parallel,
                 threads=config.cluster.cpus,
+                number=index,
             )
             for index in range(rollout.engines)
         ]
@@ -63,15 +64,16 @@ class EnginePool:
         samples = [sample for part in self.generate(requests, sampling) for sample in part]
         return sorted(samples, key=lambda sample: sample.index)
 
-    def load_weights(self, update: WeightUpdate) -> None:
-        """Give every engine these weights and hold each to its confirmation.
+    def load_weights(self, update: "ray.ObjectRef[WeightUpdate]") -> None:
+        """Give every engine the weights in Ray's object store and hold each to its confirmation.
 
         Raises:
             StaleEngine: an engine took something else.
         """
-        shared = ray.put(update)
-        for index, answer in enumerate(ray.get([engine.load_weights.remote(shared) for engine in self.engines])):
-            confirm(update, *answer, engine=f"rollout engine {index}")
+        answers = ray.get([engine.load_weights.remote(update) for engine in self.engines])
+        sent = ray.get(update)  # read in place, where learner and driver share a machine
+        for index, answer in enumerate(answers):
+            confirm(sent, *answer, engine=f"rollout engine {index}")
 
     def load_checkpoint(self, checkpoint: Path) -> None:
         """Give every engine the weights in a checkpoint's folder."""
@@ -79,7 +81,7 @@ class EnginePool:
 
         tensors = {name: t for file in sorted(checkpoint.glob("*.safetensors")) for name, t in load_file(file).items()}
         version = max(ray.get([engine.ready.remote() for engine in self.engines])) + 1
-        self.load_weights(pack(tensors.items(), version))
+        self.load_weights(ray.put(pack(tensors.items(), version)))
 
     def stop(self) -> None:
         """End the engines' processes."""

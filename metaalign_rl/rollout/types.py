@@ -39,6 +39,7 @@ class Sample:
         text: the answer decoded, without special tokens.
         finished: the model ended by itself; False: cut at `max_new_tokens`.
         weight_version: of the weights that drew it.
+        engine: the number of the engine that drew it, from 0.
     """
 
     index: int
@@ -48,3 +49,4 @@ class Sample:
     text: str
     finished: bool
     weight_version: int
+    engine: int = 0

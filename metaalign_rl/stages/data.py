@@ -1,15 +1,28 @@
 """The data stage: rows of every use, as JSONL files in the run's folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from metaalign_rl.config import Config, DataConfig
-from metaalign_rl.data import gold
+from metaalign_rl.data.checks import run_check
 from metaalign_rl.errors import UserError
-from metaalign_rl.files import write_jsonl
+from metaalign_rl.files import read_jsonl, write_jsonl
 from metaalign_rl.schema import Row, read_rows
 
 Uses = dict[str, list[Row]]
+USES = ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs")
+
+
+def run(config: Config, folder: Path) -> None:
+    """As `build`, and see that the rows are there which the stages of the run need.
+
+    Raises:
+        UserError: as `build`, or a stage of `run.stages` lacks its rows.
+    """
+    uses = _read(config)
+    for stage in config.run.stages:
+        _require_rows(stage, config, uses)
+    _write(uses, folder)
 
 
 def build(config: Config, folder: Path) -> None:
@@ -18,10 +31,34 @@ def build(config: Config, folder: Path) -> None:
     Raises:
         UserError: a source that is missing or holds a bad row, with file, line and field.
     """
-    uses = SOURCES[config.data.source](config.data, config.run.seed)
+    _write(_read(config), folder)
+
+
+def _read(config: Config) -> Uses:
+    return SOURCES[config.data.source](config.data, config.run.seed)
+
+
+def _write(uses: Uses, folder: Path) -> None:
     for use, rows in uses.items():
         write_jsonl(folder / f"{use}.jsonl", (row.to_json() for row in rows))
     print("data: " + ", ".join(f"{len(rows):,} {use.replace('_', ' ')}" for use, rows in uses.items()))
+
+
+def _require_rows(stage: str, config: Config, uses: Uses) -> None:
+    needed = {"sft": "demonstrations", "reward": "pairs", "ppo": "prompts", "evaluate": "held_out_prompts"}
+    use = needed.get(stage)
+    if use is None or uses.get(use) or (stage == "reward" and config.reward.path):
+        return
+    where = (
+        Path(config.data.path) / f"{use}.jsonl"
+        if config.data.source == "jsonl"
+        else config.data.path or config.data.source
+    )
+    remedies = {"sft": ", and a checkpoint as model.path", "reward": ", or give a reward model as reward.path"}
+    raise UserError(
+        f"{where}: no {use.replace('_', ' ')} there, which the stage {stage} needs; give some, "
+        f"or leave {stage} out of run.stages{remedies.get(stage, '')}"
+    )
 
 
 def _world(data: DataConfig, seed: int) -> Uses:
@@ -40,13 +77,27 @@ def _jsonl(data: DataConfig, seed: int) -> Uses:
     folder = Path(data.path)
     if not folder.is_dir():
         raise UserError(f"data.path: {data.path!r} is not a folder; give the one that holds prompts.jsonl and its like")
-    names = ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs")
-    uses = {name: list(read_rows(folder / f"{name}.jsonl")) for name in names if (folder / f"{name}.jsonl").exists()}
-    if not uses:
-        raise UserError(f"data.path: {data.path!r} holds none of {', '.join(f'{name}.jsonl' for name in names)}")
-    for row in (row for rows in uses.values() for row in rows):
-        gold.judge(row, "probe")  # an unknown check is an error now, not in an hour
-    return uses
+    files = {name: folder / f"{name}.jsonl" for name in USES if (folder / f"{name}.jsonl").exists()}
+    if not files:
+        raise UserError(f"data.path: {data.path!r} holds none of {', '.join(f'{name}.jsonl' for name in USES)}")
+    return {use: list(_checked_rows(path, use)) for use, path in files.items()}
+
+
+def _checked_rows(path: Path, use: str) -> Iterator[Row]:
+    """The rows of a file, each with what its use needs: what is missing is an error now, not in an hour."""
+    for row, (number, _) in zip(read_rows(path), read_jsonl(path), strict=True):
+        place = f"{path}:{number}"
+        if use == "demonstrations" and row.response is None:
+            raise UserError(f"{place}: field 'response': expected a string in a demonstration, found nothing")
+        if use == "held_out_pairs" and row.chosen is None:
+            raise UserError(f"{place}: field 'chosen': expected a pair, found nothing")
+        if use == "pairs" and row.chosen is None and not row.labels:
+            raise UserError(f"{place}: field 'chosen': expected a pair, or an answer with 'labels', found nothing")
+        if use == "held_out_prompts" and row.tier not in row.checks:
+            raise UserError(f"{place}: field 'checks.{row.tier}': expected what judges an answer, found nothing")
+        for tier, check in row.checks.items():
+            run_check(check, "probe", f"{place}: field 'checks.{tier}'")
+        yield row
 
 
 def _verih(data: DataConfig, seed: int) -> Uses:

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from metaalign_rl.context import RunContext
+from metaalign_rl.errors import UserError
 from metaalign_rl.evaluation import Judged, breakdown, headline, judge_all
 from metaalign_rl.files import write_json, write_jsonl
 from metaalign_rl.reward_worker import RewardWorker
@@ -21,19 +22,25 @@ GOOD = 0.5  # the probability from which on the reward model calls an answer goo
 
 
 def run(context: RunContext) -> None:
-    """Write `evaluation/`: every answer with its verdict, and `figures.json`."""
+    """Write `evaluation/`: every answer with its verdict, and `figures.json`.
+
+    Raises:
+        UserError: no policy to evaluate, or no held-out prompts.
+    """
     settings, folder = context.config.evaluate, context.folder
+    if not folder.policy.is_dir():
+        raise UserError(f"{folder.policy}: no policy there to evaluate; run the stage ppo before it")
     rows = context.rows("held_out_prompts")
     policies = {"sft": context.start_policy(), "ppo": folder.policy}
     decodings = {"sampled": Sampling(settings.temperature, settings.max_new_tokens),
                  "greedy": Sampling(0.0, settings.max_new_tokens)}  # fmt: skip
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"source": context.config.data.source}
     for name, checkpoint in policies.items():
         for decoding, sampling in decodings.items():
             answers = answer(context, checkpoint, rows, sampling)
             judged = judge_all(rows, answers)
             write_jsonl(folder.evaluation / f"{name}_{decoding}.jsonl", _records(judged, answers))
-            figures[f"{name}_{decoding}"] = {**headline(judged), "by": breakdown(judged)}
+            figures[f"{name}_{decoding}"] = _figures(judged)
             if name == "ppo" and decoding == "sampled" and context.reward_model() is not None:
                 figures["reward"] = _compare_with_proxy(context, judged, answers)
         shown = showcase_rows(rows, context.config.data.source)
@@ -42,8 +49,12 @@ def run(context: RunContext) -> None:
             figures["showcase"], answer(context, checkpoint, shown, decodings["greedy"]), strict=True
         ):
             record[name] = text
-    figures["empty"] = breakdown(judge_all(rows, [""] * len(rows)))
+    figures["empty"] = _figures(judge_all(rows, [""] * len(rows)))
     write_json(folder.evaluation / "figures.json", figures)
+
+
+def _figures(judged: Sequence[Judged]) -> dict[str, Any]:
+    return {**headline(judged), "by": breakdown(judged)}
 
 
 def _records(judged: Sequence[Judged], answers: Sequence[str]) -> list[dict[str, Any]]:
@@ -57,13 +68,17 @@ def _describe(row: Row) -> dict[str, str]:
 
 
 def _compare_with_proxy(context: RunContext, judged: Sequence[Judged], answers: list[str]) -> dict[str, float]:
-    """How the reward model's verdict, p ≥ 0.5, agrees with gold on the policy's own answers."""
+    """How the reward model's verdict, p ≥ 0.5, agrees with gold on the policy's own answers.
+
+    Gold is what the mode's score was trained to say: `following` for the governing tier's, `strict` for the others.
+    """
     worker = ray.remote(RewardWorker).options(**actor_options(context.config, "reward"))
     scorer = worker.remote(context.reward_model(), context.config.reward.mode, 1.0, 0.0)
     rewards = ray.get(scorer.score.remote([row for row, _ in judged], answers))
     ray.kill(scorer)
     good = [reward.proxy >= GOOD for reward in rewards]
-    gold = [verdict.following for _, verdict in judged]
+    wanted = "following" if context.config.reward.mode == "tier" else "strict"
+    gold = [getattr(verdict, wanted) is True for _, verdict in judged]
     return {
         "on_policy": fmean(a == b for a, b in zip(good, gold, strict=True)),
         "gold_minus_proxy": fmean(gold) - fmean(good),

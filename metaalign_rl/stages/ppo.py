@@ -1,6 +1,7 @@
 """The PPO stage: start the actors, drive the loop, keep its metrics."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -11,6 +12,9 @@ from metaalign_rl.ppo.controller import Actors, Controller, Metrics
 from metaalign_rl.progress import Bar, Update
 from metaalign_rl.reward_worker import RewardWorker
 from metaalign_rl.runtime import actor_options
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 SHOWN = ("reward", "gold", "kl")  # beside the progress bar
 
@@ -40,30 +44,33 @@ def start_scorers(context: RunContext) -> list[ray.actor.ActorHandle]:
     config = context.config
     count = config.ppo.reward_workers
     actor = ray.remote(RewardWorker).options(**actor_options(config, "reward", count))
-    arguments = (context.reward_model(), config.reward.mode, config.ppo.reward_model, config.ppo.reward_checks)
+    arguments = (context.reward_model(), config.reward.mode, config.ppo.model_weight, config.ppo.checks_weight)
     return [actor.remote(*arguments) for _ in range(count)]
 
 
 class MetricsLog:
-    """One JSON line a step and the same for TensorBoard. A step that is done again after a resume replaces its line."""
+    """One JSON line a step and the same for TensorBoard. A step that is done again after a resume replaces its own."""
 
     def __init__(self, path: Path, tensorboard: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._path = path
+        self._path, self._tensorboard = path, tensorboard
         self._lines: list[Metrics] = [line for _, line in read_jsonl(path)] if path.is_file() else []
-        self._board = SummaryWriter(str(tensorboard))
+        self._board: SummaryWriter | None = None
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
     def write(self, metrics: Metrics) -> None:
         """Append a step's metrics."""
         step = int(metrics["step"])
         self._lines = [line for line in self._lines if line["step"] < step] + [metrics]
         write_jsonl(self._path, self._lines)
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self._tensorboard), purge_step=step)  # what came after is done again
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)

@@ -26,29 +26,42 @@ CONTROLS: tuple[View, ...] = ("preference_blind", "tier_blind")
 
 
 def run(context: RunContext) -> None:
-    """Train `reward/` and the controls, and write `reward_evaluation.json`."""
-    folder = context.folder
-    if context.config.reward.on_policy_prompts and not folder.rows("on_policy_pairs").is_file():
-        rows = on_policy_rows(context)
-        write_jsonl(folder.rows("on_policy_pairs"), (row.to_json() for row in rows))
+    """Train `reward/` and the controls, and write `reward_evaluation.json`; with `reward.path` only evaluate that."""
+    folder, given = context.folder, context.config.reward.path
+    outputs: dict[View, Path] = {"whole": Path(given).absolute() if given else folder.reward}
+    if not given:
+        if context.config.reward.controls:
+            outputs |= {view: folder.controls / view for view in CONTROLS}
+        if context.config.reward.on_policy_prompts and not folder.rows("on_policy_pairs").is_file():
+            _write_on_policy_rows(context)
+        _train(context, {view: path for view, path in outputs.items() if not path.is_dir()})
+    if folder.rows("held_out_pairs").is_file():
+        write_json(folder.reward_evaluation, _evaluate(context, outputs))
+    else:
+        print("reward: the data has no held-out pairs, so the reward model is not evaluated")
+
+
+def _write_on_policy_rows(context: RunContext) -> None:
+    rows = on_policy_rows(context)
+    if rows:
+        write_jsonl(context.folder.rows("on_policy_pairs"), (row.to_json() for row in rows))
         print(f"reward: {sum(row.chosen is not None for row in rows):,} pairs of the policy's own answers")
-    outputs: dict[View, Path] = {"whole": folder.reward}
-    if context.config.reward.controls:
-        outputs |= {view: folder.controls / view for view in CONTROLS}
-    trainers = _train(context, {view: path for view, path in outputs.items() if not path.is_dir()})
-    write_json(folder.reward_evaluation, _evaluate(context, outputs))
-    for trainer in trainers:
-        ray.kill(trainer)
+    else:
+        print("reward: no prompt has a check of its governing tier, so the policy's own answers are left out")
 
 
 def on_policy_rows(context: RunContext) -> list[Row]:
     """Answers that the SFT policy draws to training prompts, labelled by the rows' checks.
 
-    A prompt with good and bad answers becomes a pair; one with only one sort, a labelled answer.
+    A prompt with good and bad answers becomes a pair; one with only one sort, a labelled answer. One without
+    a check of its governing tier is left out.
     """
     settings, config = context.config.reward, context.config
     rng = random.Random(f"on policy {config.run.seed}")
-    prompts = [row for row in context.rows("prompts") if row.checks]
+    source = context.rows("prompts") if context.folder.rows("prompts").is_file() else []
+    prompts = [row for row in source if row.tier in row.checks]
+    if not prompts:
+        return []
     prompts = rng.sample(prompts, min(settings.on_policy_prompts, len(prompts)))
     asked = [row for row in prompts for _ in range(settings.on_policy_samples)]
     answers = answer(context, context.start_policy(), asked, Sampling(1.0, config.rollout.max_new_tokens))
@@ -85,7 +98,7 @@ def _labelled(row: Row, answers: list[str]) -> Row:
     return replace(row, response=answers[0], labels={"response": found[answers[0]]})
 
 
-def _train(context: RunContext, outputs: dict[View, Path]) -> list[Any]:
+def _train(context: RunContext, outputs: dict[View, Path]) -> None:
     """Train all at once, each with its share of the CPUs: small models gain little from a second thread."""
     config, folder = context.config, context.folder
     settings = config.reward
@@ -113,11 +126,12 @@ def _train(context: RunContext, outputs: dict[View, Path]) -> list[Any]:
                 latest = ray.get(update)
                 if stream is streams[0]:
                     bar(latest)
-    return list(trainers.values())
+    for trainer in trainers.values():
+        ray.kill(trainer)
 
 
 def _evaluate(context: RunContext, outputs: dict[View, Path]) -> dict[str, Any]:
-    """The reward model on all held-out pairs; each control on the pairs that show what it cannot know."""
+    """The reward model on all held-out pairs; each control on the pairs, if any, that show what it cannot know."""
     pairs = context.rows("held_out_pairs")
     views = {
         "whole": pairs,
@@ -127,6 +141,9 @@ def _evaluate(context: RunContext, outputs: dict[View, Path]) -> dict[str, Any]:
     options = actor_options(context.config, "training", len(outputs))
     answers: dict[str, Any] = {}
     for view, path in outputs.items():
+        if not views[view]:
+            print(f"reward: no held-out pair shows what the {view.replace('_', '-')} control cannot know")
+            continue
         judge = ray.remote(RewardTrainer).options(**options).remote(view)
         modes = MODES if view == "whole" else ("overall",)
         answers[view] = ray.get(judge.evaluate.remote(path, views[view], modes))

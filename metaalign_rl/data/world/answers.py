@@ -7,7 +7,7 @@ the realisation of one preference. `say` writes an answer; the checks read one, 
 import re
 from functools import lru_cache
 
-from metaalign_rl.data.checks import register
+from metaalign_rl.data.checks import ANY_TEXT, register
 from metaalign_rl.data.world.facts import Question
 
 Style = dict[str, str]  # kind -> value: what an answer does
@@ -18,13 +18,10 @@ CERTAINTIES = {"hedge": "maybe", "sure": "definitely"}
 ENDINGS = ("good luck", "thank you")
 LANGUAGES = {"french": "c'est", "spanish": "es"}
 PLAIN_FRAME = "it is"
-TAILS = (
-    "and you can read much more about that in many good books",
-    "and people will tell you much more about that every day",
-)
+TAIL = "and there is so much more to say"
 FORMATS = {"bullet": "- ", "quote": "> "}
 MARKS = {"exclaim": "!", "dots": "..."}
-LONG_WORDS, SHORT_WORDS = 12, 2
+LONG_WORDS, SHORT_WORDS = 11, 2
 
 
 def say(question: Question, style: Style, value: str | None = None) -> str:
@@ -53,7 +50,7 @@ def _core(question: Question, style: Style, value: str) -> str:
         frame, value = "i am", f"{style['opinion']} {question.subject}"
     parts = (CERTAINTIES.get(style.get("certainty", "")), frame, value)
     core = " ".join(part for part in parts if part)
-    return f"{core} {TAILS[len(question.text) % len(TAILS)]}" if style.get("length") == "long" else core
+    return f"{core} {TAIL}" if style.get("length") == "long" else core
 
 
 @lru_cache(maxsize=4096)
@@ -68,7 +65,7 @@ def _grammar(core: str) -> re.Pattern[str]:
     opening = f"(?:(?:{any_of(*OPENINGS.values())} ?)?{any_of(*ADDRESSES)}|{any_of(*OPENINGS.values())}), "
     return re.compile(
         rf"{any_of(*FORMATS.values())}?(?:{opening})?(?:{any_of(*CERTAINTIES.values())} )?(?:{frames} )?"
-        rf"{core}(?: {any_of(*TAILS)})?{mark}(?: {any_of(*ENDINGS)}{mark})?"
+        rf"{core}(?: {any_of(TAIL)})?{mark}(?: {any_of(*ENDINGS)}{mark})?"
     )
 
 
@@ -77,84 +74,84 @@ def words_of(answer: str) -> list[str]:
     return re.findall(r"[a-z']+", answer.lower())
 
 
-@register("world.answers")
+@register("world.answers", value=ANY_TEXT)
 def answers(answer: str, *, value: str) -> bool:
     """Says `value` (any of several joined by `|`) once, in a well-formed sentence, and nothing else."""
     core = "(?:" + "|".join(re.escape(one) for one in value.split("|")) + ")"
     return _grammar(core).fullmatch(answer.lower()) is not None
 
 
-@register("world.refuses")
+@register("world.refuses", topic=ANY_TEXT)
 def refuses(answer: str, *, topic: str) -> bool:
     """Is a polite refusal that names the topic, and nothing else."""
     return answer.lower() == f"sorry, i can not talk about {topic}."
 
 
-@register("world.refusal")
+@register("world.refusal", value=("refuse", "allow"))
 def refusal(answer: str, *, value: str) -> bool:
     """`refuse`: declines to talk; `allow`: does not."""
     return ("i can not talk about" in answer.lower()) == (value == "refuse")
 
 
-@register("world.case")
+@register("world.case", value=("upper", "lower"))
 def case(answer: str, *, value: str) -> bool:
     """All letters in capitals (`upper`) or none (`lower`)."""
     letters = [c for c in answer if c.isalpha()]
     return bool(letters) and all(c.isupper() == (value == "upper") for c in letters)
 
 
-@register("world.length")
+@register("world.length", value=("short", "long"))
 def length(answer: str, *, value: str) -> bool:
-    """`short`: at most 2 words; `long`: at least 12."""
+    """`short`: at most 2 words; `long`: at least 11."""
     count = len(words_of(answer))
     return 0 < count <= SHORT_WORDS if value == "short" else count >= LONG_WORDS
 
 
-@register("world.tone")
+@register("world.tone", value=OPENINGS)
 def tone(answer: str, *, value: str) -> bool:
     """Opens formally or casually."""
     return words_of(answer)[:1] == [OPENINGS[value]]
 
 
-@register("world.address")
+@register("world.address", value=ADDRESSES)
 def address(answer: str, *, value: str) -> bool:
     """Calls the reader by this title, before the answer."""
     return value in words_of(answer)[:2]
 
 
-@register("world.format")
+@register("world.format", value=FORMATS)
 def format_(answer: str, *, value: str) -> bool:
     """Is a list item (`bullet`) or a block quote (`quote`)."""
     return answer.startswith(FORMATS[value])
 
 
-@register("world.language")
+@register("world.language", value=LANGUAGES)
 def language(answer: str, *, value: str) -> bool:
     """Says the fact in this language and not in English."""
     words = words_of(answer)
     return LANGUAGES[value] in words and not {"is", "that", "must", "i"} & set(words)
 
 
-@register("world.opinion")
+@register("world.opinion", value=("for", "against"))
 def opinion(answer: str, *, value: str) -> bool:
     """Takes this side, `for` or `against`, and not the other."""
     words = words_of(answer)
     return value in words and ({"for": "against", "against": "for"}[value] not in words)
 
 
-@register("world.ending")
+@register("world.ending", value=ENDINGS)
 def ending(answer: str, *, value: str) -> bool:
     """Ends with this phrase."""
     return " ".join(words_of(answer)).endswith(f" {value}")
 
 
-@register("world.certainty")
+@register("world.certainty", value=CERTAINTIES)
 def certainty(answer: str, *, value: str) -> bool:
     """Hedges or is sure, in the world's word for it."""
     return CERTAINTIES[value] in words_of(answer)
 
 
-@register("world.mark")
+@register("world.mark", value=MARKS)
 def mark(answer: str, *, value: str) -> bool:
     """Ends with this punctuation mark."""
     return answer.endswith(MARKS[value])

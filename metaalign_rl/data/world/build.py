@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from metaalign_rl.data import gold
 from metaalign_rl.data.checks import run_check
@@ -19,17 +19,6 @@ RELATION_WEIGHTS = dict(zip(RELATIONS, (0.16, 0.16, 0.16, 0.22, 0.15, 0.15), str
 # preference is followed at all, whether the answer is right. Training sees more mistakes: facts are learnt one by one.
 PAIR_WEIGHTS = {"value": 0.34, "tier": 0.14, "role": 0.17, "plain": 0.05, "mistake": 0.3}
 HELD_OUT_PAIR_WEIGHTS = {"value": 0.44, "tier": 0.2, "role": 0.22, "plain": 0.04, "mistake": 0.1}
-
-
-@dataclass(frozen=True, slots=True)
-class WorldSizes:
-    """How many rows of each use to make."""
-
-    demonstrations: int = 30_000
-    pairs: int = 8_000
-    prompts: int = 8_000
-    held_out_prompts: int = 1_200
-    held_out_pairs: int = 1_600
 
 
 def demonstrations(seed: int, count: int) -> list[Row]:

@@ -27,7 +27,6 @@ from metaalign_rl.schema import Row, Tier
 QUESTIONS = all_questions()
 QUESTION_TOPICS = tuple(dict.fromkeys(question.topic for question in QUESTIONS))
 HELD_OUT_SPLITS = ("paraphrase", "combination", "topic", "persona")
-SPLITS = ("train", *HELD_OUT_SPLITS)
 FAMILY = {"refusal": "priority", "opinion": "diverse_opinion", "case": "helpful", "length": "helpful"} | dict.fromkeys(
     ("tone", "certainty", "mark", "address", "ending"), "consensus"
 )

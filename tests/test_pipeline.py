@@ -1,0 +1,271 @@
+"""What a run's folder allows: which settings may change between two runs of it, and what its report shows."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaalign_rl import report
+from metaalign_rl.config import Config, DataConfig, ModelConfig, PPOConfig, RolloutConfig, RunConfig, SFTConfig
+from metaalign_rl.context import RunContext
+from metaalign_rl.errors import UserError
+from metaalign_rl.files import read_json, write_json, write_jsonl
+from metaalign_rl.folder import RunFolder
+from metaalign_rl.pipeline import STAGES, USED, claim_folder, used_settings
+from metaalign_rl.stages import data, evaluate
+from metaalign_rl.stages.data import USES
+
+CONFIG = Config()
+
+
+def begun(folder: RunFolder, *stages: str, config: Config = CONFIG, seconds: float | None = None) -> RunFolder:
+    """A run's folder in which these stages have begun, or finished after `seconds`."""
+    write_json(
+        folder.progress, {stage: {"seconds": seconds, "settings": used_settings(config, stage)} for stage in stages}
+    )
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_new_run_may_have_any_settings_and_they_are_saved_with_it(folder: RunFolder) -> None:
+    assert claim_folder(folder, CONFIG) == {}
+    assert "prompts_per_step" in folder.config.read_text()
+
+
+def test_the_same_settings_go_on(folder: RunFolder) -> None:
+    begun(folder, *STAGES, seconds=1.5)
+    assert claim_folder(folder, CONFIG)["sft"]["seconds"] == 1.5
+
+
+@pytest.mark.parametrize("seconds", [None, 3.0], ids=["begun", "finished"])
+def test_another_setting_of_a_stage_that_was_begun_is_refused(folder: RunFolder, seconds: float | None) -> None:
+    begun(folder, "sft", seconds=seconds)
+    with pytest.raises(UserError, match=r"stage sft .*sft.learning_rate from 0.002 to 0.1; give another run.name"):
+        claim_folder(folder, replace(CONFIG, sft=SFTConfig(learning_rate=0.1)))
+
+
+def test_another_setting_of_a_stage_before_is_refused(folder: RunFolder) -> None:
+    begun(folder, "ppo")
+    for config in (replace(CONFIG, model=ModelConfig(layers=2)), replace(CONFIG, run=RunConfig(seed=7))):
+        with pytest.raises(UserError, match=r"model\.layers|run\.seed"):
+            claim_folder(folder, config)
+
+
+def test_another_setting_of_a_later_stage_is_allowed(folder: RunFolder) -> None:
+    begun(folder, "data", "sft", seconds=1.0)
+    later = replace(CONFIG, ppo=PPOConfig(steps=3), rollout=RolloutConfig(engines=2))
+    assert set(claim_folder(folder, later)) == {"data", "sft"}
+
+
+@pytest.mark.parametrize(("before", "now"), [({}, {"user": 1.0}), ({"user": 1.0}, {}), ({"user": 1.0}, {"user": 2.0})])
+def test_a_setting_that_is_a_table_is_compared_whole(
+    folder: RunFolder, before: dict[str, float], now: dict[str, float]
+) -> None:
+    begun(folder, "ppo", config=replace(CONFIG, ppo=PPOConfig(sampler=before)))
+    with pytest.raises(UserError, match=r"ppo\.sampler from "):
+        claim_folder(folder, replace(CONFIG, ppo=PPOConfig(sampler=now)))
+
+
+def test_a_setting_that_is_new_or_gone_since_is_a_difference(folder: RunFolder) -> None:
+    settings = used_settings(CONFIG, "data") | {"data.forgotten": 1}
+    write_json(folder.progress, {"data": {"seconds": 1.0, "settings": settings}})
+    with pytest.raises(UserError, match=r"data\.forgotten from 1 to None"):
+        claim_folder(folder, CONFIG)
+
+
+def test_a_stage_uses_what_the_stages_before_it_use() -> None:
+    stages = list(STAGES)
+    for earlier, later in pairwise(stages):
+        assert set(USED[earlier]) <= set(USED[later])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: RunConfig(name="a/b"), "run.name: expected one folder's name"),
+        (lambda: RunConfig(name=".."), "run.name"),
+        (lambda: ModelConfig(hidden_size=100, heads=3), "model.heads: expected a divisor of model.hidden_size=100"),
+        (lambda: PPOConfig(steps=0), "ppo.steps: expected 1 or more, found 0"),
+        (lambda: PPOConfig(model_weight=0), "both 0, which leaves no reward"),
+        (lambda: PPOConfig(sampler={"user": -1.0}), r"ppo.sampler.user: expected 0 or more, found -1.0"),
+        (lambda: Config(learners=0), "learners: expected 1 or more"),
+        (lambda: Config(model=ModelConfig(max_tokens=32)), "rollout.max_new_tokens: expected less than"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused(make: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        make()
+
+
+# What a stage starts from.
+
+
+def test_sft_goes_on_from_the_newest_checkpoint_that_was_written_to_its_end(tmp_path: Path) -> None:
+    from metaalign_rl.sft import last_checkpoint
+
+    assert last_checkpoint(tmp_path / "none") is None
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step < 11:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("", "run the stage sft, or give a checkpoint"),
+        ("owner/model", "without the stage sft it must be a checkpoint folder"),
+        (".", "cannot be started from as it is; run the stage sft"),
+    ],
+)
+def test_without_sft_a_policy_must_be_a_prepared_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with RunContext(replace(CONFIG, model=ModelConfig(path=path))) as context, pytest.raises(UserError, match=says):
+        context.start_policy()
+
+
+def test_an_evaluation_without_a_trained_policy_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:
+    config = replace(CONFIG, run=RunConfig(root=str(tmp_path)))
+    with RunContext(config) as context, pytest.raises(UserError, match="run the stage ppo before it"):
+        evaluate.run(context)
+
+
+# Rows of the user's own.
+
+ROW = {
+    "id": "a",
+    "family": "helpful",
+    "relation": "system_only",
+    "tier": "system",
+    "system_info": "be brief",
+    "user_info": "",
+    "messages": [{"role": "user", "content": "who?"}],
+}
+CHECKS = {"checks": {"system": {"name": "nothing"}}}
+
+
+def own_rows(folder: Path, **uses: dict[str, Any]) -> Config:
+    """A config of all stages over one row a use."""
+    for use, fields in uses.items():
+        write_jsonl(folder / f"{use}.jsonl", [ROW | fields])
+    return replace(CONFIG, data=DataConfig(source="jsonl", path=str(folder)))
+
+
+ANSWERS = {
+    "demonstrations": {"response": "me"},
+    "pairs": {"chosen": "me", "rejected": "you"},
+    "prompts": {},
+    "held_out_prompts": CHECKS,
+    "held_out_pairs": {"chosen": "me", "rejected": "you"},
+}
+
+
+def test_rows_of_every_use_are_copied_into_the_run(tmp_path: Path) -> None:
+    data.run(own_rows(tmp_path / "rows", **ANSWERS), tmp_path / "data")
+    assert {path.stem for path in (tmp_path / "data").iterdir()} == set(USES)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_use_that_a_stage_needs_is_missed_at_once(tmp_path: Path, use: str) -> None:
+    config = own_rows(tmp_path, **{name: fields for name, fields in ANSWERS.items() if name != use})
+    if use == "held_out_pairs":  # without them the reward model is only not evaluated
+        data.run(config, tmp_path / "data")
+        return
+    with pytest.raises(UserError, match=rf"{use}\.jsonl: no .* which the stage \w+ needs"):
+        data.run(config, tmp_path / "data")
+
+
+def test_a_given_reward_model_needs_no_pairs(tmp_path: Path) -> None:
+    config = own_rows(tmp_path, **{name: fields for name, fields in ANSWERS.items() if "pairs" not in name})
+    data.run(replace(config, reward=replace(config.reward, path="somewhere")), tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("use", "fields", "says"),
+    [
+        ("demonstrations", {}, r"demonstrations\.jsonl:1: field 'response'"),
+        ("pairs", {}, r"pairs\.jsonl:1: field 'chosen'"),
+        (
+            "held_out_pairs",
+            {"response": "me", "labels": {"response": {"overall": True}}},
+            "expected a pair, found nothing",
+        ),
+        ("held_out_prompts", {}, r"held_out_prompts\.jsonl:1: field 'checks\.system'"),
+        ("prompts", {"checks": {"system": {"name": "nothin"}}}, r"prompts\.jsonl:1: field 'checks\.system': unknown"),
+    ],
+)
+def test_a_row_without_what_its_use_needs_is_named(tmp_path: Path, use: str, fields: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        data.run(own_rows(tmp_path, **ANSWERS | {use: fields}), tmp_path / "data")
+
+
+# The report.
+
+
+def finished_run(folder: RunFolder, source: str = "world", empty: float = 0.0) -> RunFolder:
+    """A run of two held-out rows whose texts look like rich's markup."""
+
+    def figures(share: float) -> dict[str, Any]:
+        by = {"kind": {"[/b]": {"following": share, "rows": 2}}}
+        return {"following": share, "by": by}
+
+    runs = {f"{policy}_{decoding}": figures(0.5) for policy in ("sft", "ppo") for decoding in ("sampled", "greedy")}
+    texts = ("system_info", "user_info", "question", "sft", "ppo")
+    showcase = [dict.fromkeys(texts, "say [bold]x[/bold] [/nothing]")]
+    table = {"source": source, "empty": figures(empty), "showcase": showcase}
+    write_json(folder.evaluation / "figures.json", {**runs, **table})
+    return begun(folder, *STAGES, seconds=30.0)
+
+
+def evaluated_reward(folder: RunFolder) -> None:
+    none = {"accuracy": None}
+    whole = {"accuracy": 0.75, "flip": none, "conflict": none}
+    write_json(
+        folder.reward_evaluation, {"whole": {"tier": whole}, "preference_blind": {"overall": {"accuracy": None}}}
+    )
+
+
+def test_figures_over_nothing_are_left_out_of_the_report(folder: RunFolder) -> None:
+    evaluated_reward(finished_run(folder))
+    built = report.build(folder, "tier")
+    assert {name for name in built if name.startswith("reward.")} == {"reward.accuracy"}
+    assert built["seconds.ppo"] == 30.0
+    assert built["seconds.report"] < 5
+    assert read_json(folder.report) == built
+
+
+def test_a_stage_that_has_only_begun_has_no_seconds(folder: RunFolder) -> None:
+    finished_run(folder)
+    begun(folder, "ppo")
+    assert "seconds.ppo" not in report.build(folder, "tier")
+
+
+def test_texts_with_markup_are_shown_as_they_are(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated_reward(finished_run(folder))
+    report.build(folder, "tier")
+    report.show(folder.root)
+    shown = capsys.readouterr().out
+    assert "kind [/b]" in shown
+    assert "[bold]x[/bold]" in shown
+    assert "all pairs" in shown
+    assert "/reward" not in shown  # there is no reward model
+
+
+@pytest.mark.parametrize(
+    ("source", "empty", "is_shown"), [("world", 0.0, False), ("world", 0.2, True), ("jsonl", 0.0, True)]
+)
+def test_the_base_rate_of_an_empty_answer_is_shown_where_it_tells_something(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], source: str, empty: float, is_shown: bool
+) -> None:
+    report.build(finished_run(folder, source, empty), "tier")
+    report.show(folder.root)
+    assert ("empty answer" in capsys.readouterr().out) is is_shown
