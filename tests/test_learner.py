@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 from dataclasses import replace
 from functools import partial
@@ -75,7 +76,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group():
+    """A learner makes its process a rank; the tests after these must not find themselves in one."""
+    environment = dict(os.environ)
     yield
+    os.environ.clear()
+    os.environ.update(environment)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
