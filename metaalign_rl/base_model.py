@@ -63,7 +63,7 @@ def _new(
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
         max_position_embeddings=POSITIONS,
-        tie_word_embeddings=True,  # until SFT saves: what the answers say and what is read is then learnt once
+        tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -64,7 +64,7 @@ class DataConfig:
     source: Literal["world", "jsonl", "verih"] = "world"
     path: str = ""  # jsonl: a folder with demonstrations/pairs/prompts/held_out_*.jsonl; verih: the file
     demonstrations: int = 30_000  # rows to make of each use (world only)
-    pairs: int = 20_000
+    pairs: int = 16_000
     prompts: int = 8_000
     held_out_prompts: int = 1_200
     held_out_pairs: int = 1_600
@@ -114,7 +114,7 @@ class RewardConfig:
     """Training of the reward model, and which of its scores PPO uses."""
 
     path: str = ""  # an existing reward model; empty trains one
-    mode: Literal["tier", "overall", "composed"] = "overall"
+    mode: Literal["tier", "overall", "composed"] = "tier"
     learning_rate: float = 1e-3
     batch_size: int = 16  # pairs a step
     epochs: float = 1.0

@@ -17,7 +17,7 @@ STRAY_WEIGHTS = {"plain": 0.4, "astray": 0.4, "mistake": 0.2}
 RELATION_WEIGHTS = dict(zip(RELATIONS, (0.16, 0.16, 0.16, 0.22, 0.15, 0.15), strict=True))
 # What pairs differ in: the value of a preference, the tiers' order, which tier's text is a distractor, whether the
 # preference is followed at all, whether the answer is right. Training sees more mistakes: facts are learnt one by one.
-PAIR_WEIGHTS = {"value": 0.34, "tier": 0.14, "role": 0.17, "plain": 0.05, "mistake": 0.3}
+PAIR_WEIGHTS = {"value": 0.38, "tier": 0.15, "role": 0.19, "plain": 0.06, "mistake": 0.22}
 HELD_OUT_PAIR_WEIGHTS = {"value": 0.44, "tier": 0.2, "role": 0.22, "plain": 0.04, "mistake": 0.1}
 
 
