@@ -63,7 +63,7 @@ def test_an_empty_repeated_or_wrong_answer_never_follows(answer):
         assert not gold.judge(row, answer).following
 
 
-def test_there_are_as_many_kinds_as_the_readme_says():
+def test_there_are_eleven_kinds_of_preference():
     assert len(KINDS) == 11
 
 
