@@ -218,7 +218,7 @@ class FlipsTogether(Sampler[int]):
     """All indices in random order, near those of like length, and the rows of a flip side by side.
 
     A flip's two rows hold the same answers with opposite labels. In one batch, what a model could learn from the
-    answers alone cancels out, and what is left is the preference: it learns to read it in about half the steps.
+    answers alone cancels out, and what is left is the preference. A batch's end may still part some flips.
     An epoch's order depends on seed and epoch alone: a resumed training goes on with the rows that are left.
     """
 
