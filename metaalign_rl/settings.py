@@ -31,6 +31,17 @@ class _Key:
         return is_dataclass(self.annotation)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes and escapes the line breaks that YAML knows beside the newline: it would fold them to a space."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if any(character in data for character in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
 @dataclass(frozen=True, slots=True)
 class _Given:
     """A value that the user wrote, and where: `file:line` or the word."""
@@ -55,7 +66,7 @@ def load(cls: type[T], path: Path | None, overrides: list[str]) -> T:
 
 def dump(config: Any) -> str:
     """The settings as YAML, which `load` reads back to an equal object."""
-    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def describe(cls: type) -> str:
@@ -194,7 +205,9 @@ def _value(name: str, annotation: Any, given: _Given) -> Any:
 
 
 def _flow(value: Any) -> str:
-    text = yaml.safe_dump(_plain(value), default_flow_style=True, allow_unicode=True, width=1_000_000)
+    text = yaml.dump(
+        _plain(value), Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000
+    )
     return text.removesuffix("\n").removesuffix("\n...")
 
 

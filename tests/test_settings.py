@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
@@ -98,6 +98,7 @@ def message(cls: type, path: Path | None, *words: str) -> str:
 
 @budget(deadline=None)  # a busy machine is no failure
 @given(config=values(Outer))
+@example(config=Outer(count=1, stages=["\x85", "a\u2028b", "\u2029"]))  # line breaks that only YAML knows
 def test_what_dump_prints_load_reads_back(config: Outer, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = write(tmp_path_factory.getbasetemp(), settings.dump(config))
     assert settings.load(Outer, path, []) == config
