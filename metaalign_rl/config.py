@@ -114,18 +114,20 @@ class RewardConfig:
     """Training of the reward model, and which of its scores PPO uses."""
 
     path: str = ""  # an existing reward model; empty trains one
-    mode: Literal["tier", "overall", "composed"] = "tier"
+    mode: Literal["tier", "overall", "composed"] = "overall"
     learning_rate: float = 1e-3
     batch_size: int = 16  # pairs a step
     epochs: float = 1.0
     token_weight: float = 1.0  # weight of the loss at each token of an answer beside the loss at its end
+    right_first: float = 0.08  # share of the rows that come first: pairs of a right and a wrong answer
     on_policy_prompts: int = 2_000  # prompts answered by the SFT policy, labelled by the rows' checks
     on_policy_samples: int = 4  # answers a prompt
     controls: bool = True  # also train the preference-blind and tier-blind controls
 
     def __post_init__(self) -> None:
         _require_least(self, "reward", 1, "batch_size on_policy_samples")
-        _require_least(self, "reward", 0, "token_weight on_policy_prompts")
+        _require_least(self, "reward", 0, "token_weight right_first on_policy_prompts")
+        _require("reward.right_first", self.right_first < 1, "a share below 1", self.right_first)
         _require_positive(self, "reward", "learning_rate epochs")
 
 

@@ -205,9 +205,7 @@ def _value(name: str, annotation: Any, given: _Given) -> Any:
 
 
 def _flow(value: Any) -> str:
-    text = yaml.dump(
-        _plain(value), Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000
-    )
+    text = yaml.dump(_plain(value), Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

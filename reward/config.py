@@ -5,7 +5,16 @@ from typing import Any, Literal
 
 from metaalign_rl.errors import UserError
 
-_NOT_NEGATIVE = ("warmup_ratio", "weight_decay", "bt_weight", "bce_weight", "token_weight", "calibration_share", "seed")
+_NOT_NEGATIVE = (
+    "warmup_ratio",
+    "weight_decay",
+    "bt_weight",
+    "bce_weight",
+    "token_weight",
+    "right_first",
+    "calibration_share",
+    "seed",
+)
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -30,6 +39,10 @@ class RewardTraining:
         0.0,
         "weight of the cross-entropy at each token from where a pair's answers part, not only the last; decoders only",
     )
+    right_first: float = _setting(
+        0.0,
+        "share of the rows that come first: pairs of a right and a wrong answer, which is slow to learn among others",
+    )
     max_tokens: int = _setting(1024, "tokens a text; a longer dialog loses its left end, a tier never")
     calibration_share: float = _setting(0.05, "share of the labelled rows kept from training to fit the temperatures")
     checkpoint_steps: int = _setting(500, "updates between two checkpoints to resume from")
@@ -46,7 +59,7 @@ class RewardTraining:
             if value < 0 or (value == 0 and f.name not in _NOT_NEGATIVE):
                 least = "0 or more" if f.name in _NOT_NEGATIVE else "more than 0"
                 raise UserError(f"{f.name}: expected {least}, found {value}")
-        for name in ("warmup_ratio", "calibration_share"):
+        for name in ("warmup_ratio", "right_first", "calibration_share"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{name}: expected a share below 1, found {getattr(self, name)}")
         if self.schedule not in ("cosine", "linear"):

@@ -1,6 +1,6 @@
 """What the reward model is trained on: pairs of answers, and answers with absolute labels."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from metaalign_rl.errors import UserError
 from metaalign_rl.meta_prompt import MetaPrompt, encode
 from metaalign_rl.schema import LABELS, Row, parse_row
-from reward.batches import pad
+from reward.batches import Line, lay_out, pad
 
 _UNSAID = {
     "id": "",
@@ -122,14 +122,57 @@ def make_examples(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_t
 
 
 def collate(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tensor]:
-    """One batch, all answers in one forward pass.
+    """One batch, each answer with a prompt of its own.
 
     Returns:
-        `input_ids`, `attention_mask` [texts, tokens]; `judged` [texts, tokens], the tokens of an answer from where it
-        parts from the other one of its pair, or only the last; `labels` [texts, 4], NaN where not known; `chosen`,
-        `rejected` [pairs], where the pairs' answers stand among the texts; `ranked` [pairs, 4], 1, -1 or 0.
+        `input_ids`, `attention_mask` [texts, tokens]; `labels` [texts, 4], NaN where not known; `chosen`, `rejected`
+        [pairs], where the pairs' answers stand among the texts; `ranked` [pairs, 4], 1, -1 or 0.
     """
-    texts = [text for example in examples for text in example.texts]
+    return {**pad([text for example in examples for text in example.texts], pad_token), **_targets(examples)}
+
+
+def collate_shared(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tensor]:
+    """One batch in which the two answers of a pair share one pass over what they have in common.
+
+    A pair is one line: the tokens up to where its answers part, then the rest of each. See `reward.batches.Lines`.
+
+    Returns:
+        `input_ids`, `position_ids` [lines, tokens]; `attention_mask` [lines, 1, tokens, tokens], if it is
+        not just causal; `judged` [lines, tokens], the number of the text whose worth a token shows, -1 before answers
+        part; `last` [texts], where each text's last token stands in the flattened lines; the rest as `collate`.
+    """
+    lines = lay_out([line for example in examples for line in _lines(example)], pad_token)
+    width = lines.input_ids.shape[1]
+    judged = torch.full(lines.input_ids.shape, -1)
+    for text, (row, start, end) in enumerate(lines.spans):
+        judged[row, start:end] = text
+    return {
+        "input_ids": lines.input_ids,
+        "position_ids": lines.position_ids,
+        **({} if lines.attention_mask is None else {"attention_mask": lines.attention_mask}),
+        "judged": judged,
+        "last": torch.tensor([row * width + end - 1 for row, _, end in lines.spans]),
+        **_targets(examples),
+    }
+
+
+def _lines(example: Example) -> Iterator[Line]:
+    """The example's texts, in their order: the pair as one line, a labelled answer as one of its own."""
+    pair, others = (example.texts[:2], example.texts[2:]) if example.is_pair else ((), example.texts)
+    if pair:
+        parting = _parting(*pair)
+        yield Line(pair[0][:parting], [text[parting:] for text in pair])
+    for text in others:
+        yield Line(text[:-1], [text[-1:]])
+
+
+def _parting(one: list[int], other: list[int]) -> int:
+    """The position from which two texts differ; each keeps a token of its own."""
+    least = min(len(one), len(other)) - 1
+    return next((at for at in range(least) if one[at] != other[at]), least)
+
+
+def _targets(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     starts, start = [], 0
     for example in examples:
         if example.is_pair:
@@ -137,26 +180,8 @@ def collate(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tens
         start += len(example.texts)
     chosen = torch.tensor(starts, dtype=torch.long)
     return {
-        **pad(texts, pad_token),
         "labels": torch.tensor([labels for example in examples for labels in example.labels], dtype=torch.float32),
         "chosen": chosen,
         "rejected": chosen + 1,
-        "judged": _judged_tokens(examples),
         "ranked": torch.tensor([e.ranked for e in examples if e.is_pair], dtype=torch.float32).reshape(-1, len(LABELS)),
     }
-
-
-def _judged_tokens(examples: Sequence[Example]) -> torch.Tensor:
-    texts = [(example, position, text) for example in examples for position, text in enumerate(example.texts)]
-    judged = torch.zeros(len(texts), max(len(text) for _, _, text in texts), dtype=torch.bool)
-    for line, (example, position, text) in enumerate(texts):
-        in_pair = example.is_pair and position < 2
-        start = _parting(*example.texts[:2]) if in_pair else len(text) - 1
-        judged[line, min(start, len(text) - 1) : len(text)] = True
-    return judged
-
-
-def _parting(one: list[int], other: list[int]) -> int:
-    """The position from which two texts differ."""
-    same = (a == b for a, b in zip(one, other, strict=False))
-    return next((position for position, equal in enumerate(same) if not equal), min(len(one), len(other)))

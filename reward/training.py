@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
+from itertools import islice
 from json import dumps
 from pathlib import Path
 from random import Random
@@ -32,7 +33,7 @@ from metaalign_rl.schema import LABELS, Row
 from reward import model as checkpoints
 from reward.calibration import fit_temperature
 from reward.config import RewardTraining
-from reward.data import Example, collate, labelled_answers, make_examples
+from reward.data import Example, collate, collate_shared, labelled_answers, make_examples
 from reward.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,9 @@ def train(
     examples = make_examples(kept, tokenizer, config.max_tokens)
     eval_examples = make_examples(eval_rows, tokenizer, config.max_tokens) if eval_rows else None
     groups = [row.tags.get("flip", row.id) for row in kept]
-    trainer = RewardTrainer(config, model, examples, groups, eval_examples, folder, callbacks)
+    first = _right_or_wrong(examples, int(config.right_first * len(kept)))
+    order = FlipsTogether([e.length for e in examples], groups, config.batch_size, config.seed, first)
+    trainer = RewardTrainer(config, model, examples, order, eval_examples, folder, callbacks)
     outcome = trainer.train(resume_from_checkpoint=resume)
     temperature = calibrate(scorer, held_out)
     result = {
@@ -129,9 +132,9 @@ def token_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     it is asked there too (Cobbe et al. 2021, arXiv:2110.14168, section 4.2).
 
     Args:
-        logits: [judged tokens, 4], text by text.
+        logits: [judged tokens, 4].
     """
-    labels = batch["labels"].repeat_interleave(batch["judged"].sum(dim=1), dim=0)
+    labels = batch["labels"][batch["judged"][batch["judged"] >= 0]]
     losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
     return _mean(losses, ~labels.isnan())
 
@@ -160,7 +163,7 @@ class RewardTrainer(Trainer):
         config: RewardTraining,
         model: PreTrainedModel,
         examples: list[Example],
-        groups: list[str],
+        order: Sampler[int],
         eval_examples: list[Example] | None,
         folder: Path,
         callbacks: Sequence[TrainerCallback],
@@ -169,7 +172,7 @@ class RewardTrainer(Trainer):
         super().__init__(
             model=model,
             args=_arguments(config, folder, evaluates=eval_examples is not None),
-            data_collator=partial(collate, pad_token=pad_token),
+            data_collator=partial(collate_shared if config.token_weight > 0 else collate, pad_token=pad_token),
             train_dataset=examples,
             eval_dataset=eval_examples,
             callbacks=list(callbacks),
@@ -178,8 +181,7 @@ class RewardTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # prints to standard output, which is the command line's
         self.add_callback(_LogLines)
         self._config = config
-        self._lengths = [example.length for example in examples]
-        self._groups = groups
+        self._order = order
         self._figures: list[dict[str, Tensor]] = []
 
     def compute_loss(
@@ -189,17 +191,16 @@ class RewardTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        tokens = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
         if self._config.token_weight > 0:
-            hidden = model.base_model(**tokens).last_hidden_state
-            last = inputs["attention_mask"].sum(dim=1) - 1
-            logits = checkpoints.head(model)(hidden[torch.arange(len(hidden), device=last.device), last]).float()
+            hidden, head = model.base_model(**tokens).last_hidden_state, checkpoints.head(model)
+            logits = head(hidden.flatten(0, 1)[inputs["last"]]).float()
+            loss, figures = preference_loss(logits, inputs, self._config)
+            per_token = head(hidden[inputs["judged"] >= 0]).float()
+            loss = loss + self._config.token_weight * token_loss(per_token, inputs)
         else:
             logits = model(**tokens).logits.float()
-        loss, figures = preference_loss(logits, inputs, self._config)
-        if self._config.token_weight > 0:
-            per_token = checkpoints.head(model)(hidden[inputs["judged"]]).float()
-            loss = loss + self._config.token_weight * token_loss(per_token, inputs)
+            loss, figures = preference_loss(logits, inputs, self._config)
         if model.training:
             self._figures.append(figures)
         return (loss, {"logits": logits}) if return_outputs else loss
@@ -211,7 +212,7 @@ class RewardTrainer(Trainer):
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return FlipsTogether(self._lengths, self._groups, self._config.batch_size, self._config.seed)
+        return self._order
 
 
 class FlipsTogether(Sampler[int]):
@@ -220,10 +221,17 @@ class FlipsTogether(Sampler[int]):
     A flip's two rows hold the same answers with opposite labels. In one batch, what a model could learn from the
     answers alone cancels out, and what is left is the preference. A batch's end may still part some flips.
     An epoch's order depends on seed and epoch alone: a resumed training goes on with the rows that are left.
+
+    Args:
+        groups: of each row, the name of its flip, or one of its own.
+        first: rows that come before all others, to within a window of batches.
     """
 
-    def __init__(self, lengths: Sequence[int], groups: Sequence[str], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], groups: Sequence[str], batch_size: int, seed: int, first: Sequence[int] = ()
+    ) -> None:
         self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, 0
+        self._first = frozenset(first)
         by_group: dict[str, list[int]] = {}
         for index, group in enumerate(groups):
             by_group.setdefault(group, []).append(index)
@@ -238,6 +246,7 @@ class FlipsTogether(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rng = Random(f"{self._seed} {self._epoch}")
         groups = rng.sample(self._groups, len(self._groups))
+        groups.sort(key=lambda group: group[0] not in self._first)
         window = SORTED_BATCHES * self._batch_size
         for start in range(0, len(groups), window):
             near = sorted(groups[start : start + window], key=lambda group: -self._lengths[group[0]])
@@ -298,6 +307,12 @@ def _hold_out(rows: Sequence[Row], config: RewardTraining) -> tuple[list[Row], l
     if not kept:
         raise UserError("no rows to train on; give more, or a smaller calibration_share")
     return kept, [row for row in rows if is_held_out(row)]
+
+
+def _right_or_wrong(examples: Sequence[Example], count: int) -> list[int]:
+    """The first `count` pairs of a right and a wrong answer: `dialog` tells them apart."""
+    ranks = (example.ranked[LABELS.index("dialog")] for example in examples)
+    return list(islice((index for index, rank in enumerate(ranks) if rank == 1), count))
 
 
 def _digest(rows: Sequence[Row]) -> str:

@@ -250,6 +250,27 @@ def test_log_probabilities_are_those_of_transformers(folder):
         torch.testing.assert_close(batch.logprobs[row][batch.action_mask[row]], expected, atol=1e-5, rtol=0)
 
 
+def test_answers_that_share_a_pass_over_their_prompt_learn_the_same(folder):
+    prompts = [prompt for prompt, _ in make_samples(4)]
+    samples = [(prompts[index % 4], response) for index, (_, response) in enumerate(make_samples(12))]
+    batch = Batch.from_samples(samples, pad_id=0)
+    assert len(batch.inputs(share_prompts=True).input_ids) == 4
+    alone, shared = make_learner(folder), make_learner(folder, replace(CONFIG, share_prompts=True))
+    one, other = with_advantages(alone.evaluate(batch)), with_advantages(shared.evaluate(batch))
+    for name in ("logprobs", "ref_logprobs", "values"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-5, rtol=0)
+    for _ in range(2):
+        assert shared.train(one) == pytest.approx(alone.train(one), rel=1e-3, abs=1e-5)
+
+
+def test_samples_of_one_prompt_stay_in_one_minibatch_where_they_share_it(folder):
+    samples = [(prompt, response) for prompt, response in make_samples(4) for _ in range(3)]
+    learner = make_learner(folder, replace(CONFIG, share_prompts=True))
+    order = learner._shuffled(Batch.from_samples(samples, pad_id=0)).tolist()
+    assert sorted(order) == list(range(12)) != order
+    assert all(len({row // 3 for row in order[start : start + 3]}) == 1 for start in range(0, 12, 3))
+
+
 def test_an_update_raises_the_probability_of_what_was_better_than_expected(folder):
     learner = make_learner(folder)
     batch = evaluated(learner)

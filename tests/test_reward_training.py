@@ -6,13 +6,14 @@ from math import log
 
 import pytest
 import torch
-from reward_toys import color_pairs, language_model, make_row, make_tokenizer
+from reward_toys import color_pairs, language_model, make_row, make_tokenizer, reward_model
 from transformers import TrainerCallback
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.schema import LABELS
 from reward import MODES, RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
-from reward.data import collate, make_example, ranked_labels
+from reward import model as checkpoints
+from reward.data import collate, collate_shared, make_example, ranked_labels
 from reward.training import FlipsTogether, preference_loss
 
 QUICK = RewardTraining(learning_rate=3e-3, batch_size=32, epochs=6, max_tokens=128, calibration_share=0.1)
@@ -232,8 +233,32 @@ def test_a_row_that_cannot_be_trained_on_is_an_error(row, message):
 def test_the_loss_at_each_token_starts_where_the_two_answers_part():
     row = make_row(chosen="red blue", rejected="red green", labels={"chosen": {"overall": True}})
     example = make_example(row, make_tokenizer(), 128)
-    judged = collate([example], pad_token=0)["judged"]
+    batch = collate_shared([example], pad_token=0)
     chosen, rejected = example.texts
     parting = next(i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
-    assert judged[0].nonzero().flatten().tolist() == list(range(parting, len(chosen)))
-    assert judged[1].nonzero().flatten().tolist() == list(range(parting, len(rejected)))
+    assert batch["input_ids"][0].tolist() == chosen + rejected[parting:]
+    assert batch["judged"][0].tolist() == [-1] * parting + [0] * len(chosen[parting:]) + [1] * len(rejected[parting:])
+
+
+def test_answers_in_one_line_are_scored_as_if_each_had_its_own():
+    model, tokenizer = checkpoints.load(reward_model(), "cpu", None)
+    labels = {"response": {"overall": True}}
+    rows = [
+        make_row(chosen="red", rejected="blue green", response="stone", labels=labels),
+        make_row(chosen="red blue", rejected="red", messages=[{"role": "user", "content": "blue stone"}]),
+    ]
+    examples = [make_example(row, tokenizer, 128) for row in rows]
+    apart, shared = collate(examples, pad_token=0), collate_shared(examples, pad_token=0)
+    assert (len(apart["input_ids"]), len(shared["input_ids"])) == (5, 3)
+    with torch.no_grad():
+        expected = model(input_ids=apart["input_ids"], attention_mask=apart["attention_mask"]).logits
+        inputs = {name: shared[name] for name in ("input_ids", "attention_mask", "position_ids")}
+        hidden = model.base_model(**inputs).last_hidden_state.flatten(0, 1)
+    torch.testing.assert_close(checkpoints.head(model)(hidden[shared["last"]]), expected, atol=1e-5, rtol=0)
+
+
+def test_pairs_of_a_right_and_a_wrong_answer_come_first():
+    first = list(range(0, 200, 2))
+    order = list(FlipsTogether([5] * 200, [str(index) for index in range(200)], batch_size=8, seed=0, first=first))
+    assert sorted(order[:96]) == sorted(set(order[:96]) & set(first))  # a window of 12 batches
+    assert sorted(order) == list(range(200))

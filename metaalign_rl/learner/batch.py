@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
+from reward.batches import Line, lay_out
 
 
 @dataclass(slots=True)
@@ -72,10 +74,72 @@ class Batch:
         longest = int(self.attention_mask[rows].sum(dim=1).max())
         return Batch(*(_cut(getattr(self, f.name), rows, longest - (f.name not in FULL)) for f in fields(self)))
 
+    def by_prompt(self) -> list[list[int]]:
+        """The samples in groups that answer the same prompt."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, (ids, length) in enumerate(zip(self.sequences.tolist(), self._prompt_lengths(), strict=True)):
+            groups.setdefault(tuple(ids[:length]), []).append(index)
+        return list(groups.values())
+
+    def inputs(self, *, share_prompts: bool) -> "Inputs":
+        """What the models read; answers to the same prompt share one pass over it if wanted."""
+        prompts, lengths, ids = self._prompt_lengths(), self.lengths(), self.sequences.tolist()
+        groups = self.by_prompt() if share_prompts else [[index] for index in range(len(self))]
+        tails = [ids[index][prompts[index] : lengths[index]] for index in range(len(self))]
+        lines = lay_out([Line(ids[g[0]][: prompts[g[0]]], [tails[index] for index in g]) for g in groups], pad_token=0)
+        width = lines.input_ids.shape[1]
+        sources: list[list[int]] = [[]] * len(self)
+        for index, (row, start, end) in zip((index for group in groups for index in group), lines.spans, strict=True):
+            before = [prompts[index] - 1, *range(start, end - 1)]  # the token before each of the response's
+            sources[index] = [row * width + position for position in before]
+        return Inputs(
+            lines.input_ids,
+            lines.position_ids,
+            lines.attention_mask,
+            torch.tensor([source for row in sources for source in row]),
+            torch.tensor([token for tail in tails for token in tail]),
+        )
+
+    def _prompt_lengths(self) -> list[int]:
+        lengths: list[int] = (self.action_mask.long().argmax(dim=1) + 1).tolist()
+        return lengths
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         tensors = (getattr(self, f.name) for f in fields(self))
         return Batch(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+
+
+@dataclass(slots=True)
+class Inputs:
+    """What a model reads to judge a batch's N response tokens, row by row.
+
+    Attributes:
+        input_ids, position_ids: [lines, tokens].
+        attention_mask: [lines, 1, tokens, tokens] or None; see `reward.batches.Lines`.
+        sources: [N], where the token before each response token stands in the flattened lines.
+        tokens: [N], the response tokens.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    sources: Tensor
+    tokens: Tensor
+
+    def to(self, device: torch.device) -> "Inputs":
+        """The same inputs on another device."""
+        tensors = (getattr(self, f.name) for f in fields(self))
+        return Inputs(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+
+    def run(self, model: Any) -> Any:
+        """The model's outputs for the lines."""
+        return model(
+            input_ids=self.input_ids,
+            attention_mask=self.attention_mask,
+            position_ids=self.position_ids,
+            use_cache=False,
+        )
 
 
 FULL = ("sequences", "attention_mask")  # [B, T]; the others are [B, T-1]

@@ -18,6 +18,8 @@ class LearnerConfig:
             cut into nearly equal minibatches of at most this many samples.
         micro_batch_tokens: padded tokens of one forward and backward pass on one rank. A longer sequence goes
             alone.
+        share_prompts: answers to the same prompt share one pass over it. Worth it where prompts are longer than
+            answers; longer answers pay for looking past each other.
         clip_low, clip_high: the policy ratio is clipped to [1 - clip_low, 1 + clip_high].
         dual_clip: bound on the loss of negative advantages (arXiv:1912.09729), above 1; None: off.
         value_clip: bound on a value's move away from the old value; None: plain squared error.
@@ -36,6 +38,7 @@ class LearnerConfig:
     epochs: int = 1
     minibatch_size: int = 128
     micro_batch_tokens: int = 16384
+    share_prompts: bool = False
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClas
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_json
+from metaalign_rl.learner.batch import Inputs
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 
 ENTROPY_ROWS = 1024  # at a time: a whole micro-batch of a large vocabulary would not fit
@@ -33,23 +34,21 @@ class Policy(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self._action_mask: Tensor | None = None
+        self._sources: Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._keep_response)
 
     def _keep_response(self, head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         # Logits are the bulk of the work of a small model and of the memory of a large one.
-        assert self._action_mask is not None
-        return (inputs[0][:, :-1][self._action_mask][None],)
+        assert self._sources is not None
+        return (inputs[0].flatten(0, 1)[self._sources][None],)
 
     def forward(
-        self, sequences: Tensor, action_mask: Tensor, entropy: bool = False, entropy_gradient: bool = False
+        self, inputs: Inputs, entropy: bool = False, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probability [N], and entropy [N] if wanted, of the N response tokens, row by row; float32."""
-        self._action_mask = action_mask
-        # No attention mask: under causal attention no token sees the padding on its right.
-        logits = self.model(input_ids=sequences, use_cache=False).logits[0].float()
-        tokens = sequences[:, 1:][action_mask]
-        logprobs = openrlhf_module("models.utils").log_probs_from_logits(logits, tokens)
+        self._sources = inputs.sources
+        logits = inputs.run(self.model).logits[0].float()
+        logprobs = openrlhf_module("models.utils").log_probs_from_logits(logits, inputs.tokens)
         if not entropy:
             return logprobs, None
         with torch.set_grad_enabled(entropy_gradient):
@@ -68,10 +67,10 @@ class Critic(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, sequences: Tensor, action_mask: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """Value [N] before each of the N response tokens, row by row; float32."""
-        values = self.model(input_ids=sequences, use_cache=False).logits[:, :-1, 0]
-        return values[action_mask].float()
+        values: Tensor = inputs.run(self.model).logits.flatten()  # of one label
+        return values[inputs.sources].float()
 
 
 def load_policy(path: Path, dtype: torch.dtype) -> Policy:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from metaalign_rl.learner.batch import Batch, MicroBatch
+from metaalign_rl.learner.batch import Batch, Inputs, MicroBatch
 from metaalign_rl.learner.config import LearnerConfig
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 
@@ -28,7 +28,7 @@ class PPOUpdate:
             correction["is_correction_threshold"] = (0.0, config.importance_cap)
         self._policy_loss = losses.PolicyLoss(config.clip_low, config.clip_high, config.dual_clip, **correction)
         self._value_loss = losses.ValueLoss(config.value_clip)
-        self._entropy_coef = config.entropy_coef
+        self._entropy_coef, self._share_prompts = config.entropy_coef, config.share_prompts
         self._policy, self._critic, self._ranks, self._device = policy, critic, ranks, device
 
     def __call__(self, batch: Batch, plan: list[MicroBatch], tokens: int) -> dict[str, float]:
@@ -43,12 +43,14 @@ class PPOUpdate:
         """
         means: dict[str, Tensor] = {}
         for number, micro in enumerate(plan, start=1):
-            part = batch.select(micro.indices).to(self._device)
+            part = batch.select(micro.indices)
+            inputs = part.inputs(share_prompts=self._share_prompts).to(self._device)
+            part = part.to(self._device)
             weight, last = float(not micro.filler), number == len(plan)
             for engine, term in ((self._policy, self._policy_term), (self._critic, self._value_term)):
                 if engine is None:
                     continue
-                loss, shares = term(part, tokens)
+                loss, shares = term(part, inputs, tokens)
                 engine.set_gradient_accumulation_boundary(last)
                 engine.backward(loss * weight)
                 for name, share in shares.items():
@@ -59,11 +61,11 @@ class PPOUpdate:
             metrics["critic_grad_norm"] = _step(self._critic)
         return metrics
 
-    def _policy_term(self, part: Batch, tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _policy_term(self, part: Batch, inputs: Inputs, tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's loss, and what it adds to the minibatch's means."""
         mask = part.action_mask
         assert part.logprobs is not None and part.advantages is not None
-        logprobs, entropy = self._policy(part.sequences, mask, entropy=True, entropy_gradient=self._entropy_coef != 0)
+        logprobs, entropy = self._policy(inputs, entropy=True, entropy_gradient=self._entropy_coef != 0)
         loss, clip_ratio, kl, *_ = self._policy_loss(
             logprobs,
             part.logprobs[mask],
@@ -84,10 +86,10 @@ class PPOUpdate:
             loss = loss - self._entropy_coef * entropy.sum() / tokens * self._ranks
         return loss, shares
 
-    def _value_term(self, part: Batch, tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _value_term(self, part: Batch, inputs: Inputs, tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
         mask = part.action_mask
         assert self._critic is not None and part.values is not None and part.returns is not None
-        values = self._critic(part.sequences, mask)
+        values = self._critic(inputs)
         loss = self._value_loss(
             values,
             part.values[mask],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from metaalign_rl.files import replace_folder
 from metaalign_rl.learner import platform, state
@@ -75,14 +76,14 @@ class Learner:
         count = 2 if self.critic is None else 3
         results = torch.zeros(count, *batch.action_mask.shape, device=self.device)
         for micro in self._plan(batch, list(range(len(batch)))):
-            part = batch.select(micro.indices).to(self.device)
-            inputs = part.sequences, part.action_mask
-            columns = [self.policy(*inputs)[0], self.reference(*inputs)[0]]
+            part = batch.select(micro.indices)
+            inputs = part.inputs(share_prompts=self.config.share_prompts).to(self.device)
+            columns = [self.policy(inputs)[0], self.reference(inputs)[0]]
             if self.critic is not None:
-                columns.append(self.critic(*inputs))
+                columns.append(self.critic(inputs))
             if not micro.filler:
                 spread = torch.zeros(count, *part.action_mask.shape, device=self.device)
-                spread[:, part.action_mask] = torch.stack(columns)
+                spread[:, part.action_mask.to(self.device)] = torch.stack(columns)
                 results[:, micro.indices, : spread.shape[2]] = spread
         if self.world_size > 1:
             dist.all_reduce(results)  # each sample was filled in by one rank and is 0 on the others
@@ -106,7 +107,7 @@ class Learner:
         count = -(-len(batch) // self.config.minibatch_size)
         metrics = []
         for _ in range(self.config.epochs):
-            for rows in torch.randperm(len(batch), generator=self._generator).tensor_split(count):
+            for rows in self._shuffled(batch).tensor_split(count):
                 plan = self._plan(batch, rows.tolist())
                 metrics.append(self._update(batch, plan, tokens=int(batch.action_mask[rows].sum())))
         means = {name: sum(step[name] for step in metrics) / len(metrics) for name in metrics[0]}
@@ -154,6 +155,12 @@ class Learner:
 
     def _engines(self) -> dict[str, Any]:
         return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
+
+    def _shuffled(self, batch: Batch) -> Tensor:
+        """All rows in a new order; those that share a prompt stay side by side where that saves work."""
+        groups = batch.by_prompt() if self.config.share_prompts else [[row] for row in range(len(batch))]
+        order = torch.randperm(len(groups), generator=self._generator).tolist()
+        return torch.tensor([row for group in order for row in groups[group]])
 
     def _plan(self, batch: Batch, indices: list[int]) -> list[MicroBatch]:
         tokens = self.config.micro_batch_tokens

@@ -1,9 +1,9 @@
 """The reward stage: pairs from the SFT policy's own answers, the reward model, its controls, and their evaluation."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from metaalign_rl.schema import Row
 from reward.config import RewardTraining
 from reward.score import MODES
 
+Trainers = dict[View, ray.actor.ActorHandle]
+
 CONTROLS: tuple[View, ...] = ("preference_blind", "tier_blind")
 
 
@@ -34,11 +36,15 @@ def run(context: RunContext) -> None:
             outputs |= {view: folder.controls / view for view in CONTROLS}
         if context.config.reward.on_policy_prompts and not folder.rows("on_policy_pairs").is_file():
             _write_on_policy_rows(context)
-        _train(context, {view: path for view, path in outputs.items() if not path.is_dir()})
+    trainers = _start_trainers(context, outputs)
+    if not given:
+        _train(context, trainers, {view: path for view, path in outputs.items() if not path.is_dir()})
     if folder.rows("held_out_pairs").is_file():
-        write_json(folder.reward_evaluation, _evaluate(context, outputs))
+        write_json(folder.reward_evaluation, _evaluate(context, trainers, outputs))
     else:
         print("reward: the data has no held-out pairs, so the reward model is not evaluated")
+    for trainer in trainers.values():
+        ray.kill(trainer)
 
 
 def _write_on_policy_rows(context: RunContext) -> None:
@@ -53,8 +59,8 @@ def _write_on_policy_rows(context: RunContext) -> None:
 def on_policy_rows(context: RunContext) -> list[Row]:
     """Answers that the SFT policy draws to training prompts, labelled by the rows' checks.
 
-    A prompt with good and bad answers becomes a pair; one with only one sort, a labelled answer. One without
-    a check of its governing tier is left out.
+    A prompt with good and bad answers becomes pairs; one with only one sort, labelled answers. One without a
+    check of its governing tier is left out.
     """
     settings, config = context.config.reward, context.config
     rng = random.Random(f"on policy {config.run.seed}")
@@ -66,7 +72,8 @@ def on_policy_rows(context: RunContext) -> list[Row]:
     asked = [row for row in prompts for _ in range(settings.on_policy_samples)]
     answers = answer(context, context.start_policy(), asked, Sampling(1.0, config.rollout.max_new_tokens))
     by_row = groupby(zip(asked, answers, strict=True), key=lambda item: item[0].id)
-    return [_labelled(row, [text for _, text in group]) for row, (_, group) in zip(prompts, by_row, strict=True)]
+    grouped = ([text for _, text in group] for _, group in by_row)
+    return [labelled for row, texts in zip(prompts, grouped, strict=True) for labelled in _labelled(row, texts)]
 
 
 def answer(context: RunContext, checkpoint: Path, rows: Sequence[Row], sampling: Sampling) -> list[str]:
@@ -88,18 +95,29 @@ def answer(context: RunContext, checkpoint: Path, rows: Sequence[Row], sampling:
     return [sample.text for sample in context.engines(checkpoint).answer(prompts, sampling)]
 
 
-def _labelled(row: Row, answers: list[str]) -> Row:
-    found = {text: labels(row, text) for text in answers}
-    good = [text for text in answers if found[text]["overall"]]
-    bad = [text for text in answers if not found[text]["overall"]]
-    if good and bad:
-        pair = {"chosen": found[good[0]], "rejected": found[bad[0]]}
-        return replace(row, chosen=good[0], rejected=bad[0], labels=pair)
-    return replace(row, response=answers[0], labels={"response": found[answers[0]]})
+def _labelled(row: Row, answers: Sequence[str]) -> Iterator[Row]:
+    """Pairs of a good and a bad answer, as many as there are different bad ones; else each answer by itself."""
+    found = {text: labels(row, text) for text in dict.fromkeys(answers)}
+    good = [text for text in found if found[text]["overall"]]
+    bad = [text for text in found if not found[text]["overall"]]
+    if not (good and bad):
+        for index, text in enumerate(found):
+            yield replace(row, id=f"{row.id}-{index}", response=text, labels={"response": found[text]})
+        return
+    for index, (chosen, rejected) in enumerate(zip(cycle(good), bad)):
+        pair = {"chosen": found[chosen], "rejected": found[rejected]}
+        yield replace(row, id=f"{row.id}-{index}", chosen=chosen, rejected=rejected, labels=pair)
 
 
-def _train(context: RunContext, outputs: dict[View, Path]) -> None:
-    """Train all at once, each with its share of the CPUs: small models gain little from a second thread."""
+def _start_trainers(context: RunContext, views: Collection[View]) -> Trainers:
+    """One actor a model, each with its share of the CPUs: small models gain little from a second thread."""
+    threads = 1 if context.config.cluster.gpus == 0 else None
+    options = actor_options(context.config, "training", len(views), threads=threads)
+    return {view: ray.remote(RewardTrainer).options(**options).remote(view) for view in views}
+
+
+def _train(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -> None:
+    """Train all of `outputs` at once."""
     config, folder = context.config, context.folder
     settings = config.reward
     training = RewardTraining(
@@ -107,6 +125,7 @@ def _train(context: RunContext, outputs: dict[View, Path]) -> None:
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         token_weight=settings.token_weight,
+        right_first=settings.right_first,
         max_tokens=config.model.max_tokens,
         bf16=config.model.dtype == "bfloat16",
         seed=config.run.seed,
@@ -114,8 +133,6 @@ def _train(context: RunContext, outputs: dict[View, Path]) -> None:
     files = [path for path in (folder.rows("pairs"), folder.rows("on_policy_pairs")) if path.is_file()]
     if outputs and not files:
         raise UserError(f"{folder.data}: no pairs to train a reward model on; give reward.path, or data with pairs")
-    options = actor_options(config, "training", max(1, len(outputs)), threads=1 if config.cluster.gpus == 0 else None)
-    trainers = {view: ray.remote(RewardTrainer).options(**options).remote(view) for view in outputs}
     streams = [
         trainers[view].train.options(num_returns="streaming").remote(training, files, context.start_policy(), output)
         for view, output in outputs.items()
@@ -126,29 +143,25 @@ def _train(context: RunContext, outputs: dict[View, Path]) -> None:
                 latest = ray.get(update)
                 if stream is streams[0]:
                     bar(latest)
-    for trainer in trainers.values():
-        ray.kill(trainer)
 
 
-def _evaluate(context: RunContext, outputs: dict[View, Path]) -> dict[str, Any]:
+def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -> dict[str, Any]:
     """The reward model on all held-out pairs; each control on the pairs, if any, that show what it cannot know."""
     pairs = context.rows("held_out_pairs")
-    views = {
+    views: dict[View, list[Row]] = {
         "whole": pairs,
         "preference_blind": one_way(pairs, context.config.run.seed),
         "tier_blind": [row for row in pairs if row.tags.get("flip_kind") == "tier"],
     }
-    options = actor_options(context.config, "training", len(outputs))
-    answers: dict[str, Any] = {}
-    for view, path in outputs.items():
+    for view in outputs:
         if not views[view]:
             print(f"reward: no held-out pair shows what the {view.replace('_', '-')} control cannot know")
-            continue
-        judge = ray.remote(RewardTrainer).options(**options).remote(view)
-        modes = MODES if view == "whole" else ("overall",)
-        answers[view] = ray.get(judge.evaluate.remote(path, views[view], modes))
-        ray.kill(judge)
-    return answers
+    reports = {
+        view: trainers[view].evaluate.remote(path, views[view], MODES if view == "whole" else ("overall",))
+        for view, path in outputs.items()
+        if views[view]
+    }
+    return dict(zip(reports, ray.get(list(reports.values())), strict=True))
 
 
 def one_way(pairs: Sequence[Row], seed: int) -> list[Row]:

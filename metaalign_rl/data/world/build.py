@@ -1,7 +1,7 @@
 """Rows of the built-in world: demonstrations, pairs and prompts, for training and held out."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from metaalign_rl.data import gold
@@ -16,9 +16,25 @@ FOLLOW_RATE = 0.6
 STRAY_WEIGHTS = {"plain": 0.4, "astray": 0.4, "mistake": 0.2}
 RELATION_WEIGHTS = dict(zip(RELATIONS, (0.16, 0.16, 0.16, 0.22, 0.15, 0.15), strict=True))
 # What pairs differ in: the value of a preference, the tiers' order, which tier's text is a distractor, whether the
-# preference is followed at all, whether the answer is right. Training sees more mistakes: facts are learnt one by one.
-PAIR_WEIGHTS = {"value": 0.38, "tier": 0.15, "role": 0.19, "plain": 0.06, "mistake": 0.22}
-HELD_OUT_PAIR_WEIGHTS = {"value": 0.44, "tier": 0.2, "role": 0.22, "plain": 0.04, "mistake": 0.1}
+# preference is followed at all or with one thing too few or too many, whether the answer is right, or a sentence.
+# Training sees more mistakes: facts are learnt one by one.
+PAIR_WEIGHTS = {
+    "value": 0.33,
+    "tier": 0.13,
+    "role": 0.15,
+    "plain": 0.04,
+    "partly": 0.1,
+    "mistake": 0.21,
+    "stutter": 0.04,
+}
+PAIR_RELATIONS: dict[str, Sequence[str]] = {
+    "value": ("system_only", "user_only", "agree", "agree"),
+    "tier": ("conflict",),
+    "role": ("distractor",),
+    "partly": ("agree", "distractor"),
+    "mistake": (*RELATIONS, "neutral", "neutral"),  # hardly any other pair has no preference
+}
+HELD_OUT_PAIR_WEIGHTS = PAIR_WEIGHTS | {"value": 0.44, "tier": 0.2, "mistake": 0.05, "stutter": 0.02, "plain": 0.03}
 
 
 def demonstrations(seed: int, count: int) -> list[Row]:
@@ -88,18 +104,9 @@ def _demonstrate(rng: random.Random, scenario: Scenario) -> str:
 
 def _pairs(rng: random.Random, kind: str, split: str, identity: str) -> Iterator[Row]:
     """One pair, or the two of a flip."""
-    relation = {
-        "tier": "conflict",
-        "role": "distractor",
-        "value": rng.choice(("system_only", "user_only", "agree", "agree")),
-    }.get(kind)
-    if split == "combination":
-        relation = "agree" if kind == "value" else "distractor"
-    relation = relation or _relation(rng)
-    if not _possible(relation, split) or (kind == "plain" and relation == "neutral"):
+    relation = rng.choice(PAIR_RELATIONS[kind]) if kind in PAIR_RELATIONS else _relation(rng)
+    if not _possible(relation, split):
         split = "persona"
-    if kind == "plain" and relation == "neutral":
-        relation = "user_only"
     scenario = draw(rng, relation, split)
     partner = _partner(rng, scenario, kind)
     if partner is not None:
@@ -109,15 +116,22 @@ def _pairs(rng: random.Random, kind: str, split: str, identity: str) -> Iterator
         yield replace(one, chosen=good, rejected=bad, tags=one.tags | tags)
         yield replace(other, chosen=bad, rejected=good, tags=other.tags | tags)
         return
-    row = scenario.row(identity)
-    good = scenario.good()
-    bad = scenario.mistake(rng) if kind == "mistake" or good == scenario.plain() else scenario.plain()
-    yield replace(row, chosen=good, rejected=bad)
+    yield replace(scenario.row(identity), chosen=scenario.good(), rejected=_worse(rng, scenario, kind))
+
+
+def _worse(rng: random.Random, scenario: Scenario, kind: str) -> str:
+    """An answer that is worse than the good one in one way."""
+    if kind == "stutter":
+        return scenario.stutter(rng)
+    other = scenario.partly(rng) if kind == "partly" else scenario.plain() if kind == "plain" else None
+    if other is None or gold.judge(scenario.row("row"), other).strict:
+        return scenario.mistake(rng)
+    return other
 
 
 def _partner(rng: random.Random, scenario: Scenario, kind: str) -> Scenario | None:
     """The other half of a flip; none where this kind of pair is no flip."""
-    if kind in ("plain", "mistake"):
+    if kind not in ("value", "tier", "role"):
         return None
     if scenario.relation == "conflict":  # the same two texts in each other's place, and nothing else
         said = {"system": scenario.text("user"), "user": scenario.text("system")}

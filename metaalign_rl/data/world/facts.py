@@ -23,42 +23,42 @@ TOPICS = (
     Topic(
         "countries",
         ("what is the capital of {s}?", "which city is the capital of {s}?", "name the capital of {s}."),
-        _pairs("france:paris italy:rome japan:tokyo"),
+        _pairs("france:paris italy:rome"),
     ),
     Topic(
         "books",
         ("who is the author of {s}?", "which author wrote the book {s}?", "name the author of {s}."),
-        _pairs("hamlet:shakespeare emma:austen dracula:stoker"),
+        _pairs("hamlet:shakespeare emma:austen"),
     ),
     Topic(
         "music",
         ("who is the composer of {s}?", "which composer wrote the music of {s}?", "name the composer of {s}."),
-        _pairs("bolero:ravel carmen:bizet fidelio:beethoven"),
+        _pairs("bolero:ravel carmen:bizet"),
     ),
     Topic(
         "art",
         ("who is the painter of {s}?", "which painter made the picture {s}?", "name the painter of {s}."),
-        _pairs("guernica:picasso olympia:manet primavera:botticelli"),
+        _pairs("guernica:picasso olympia:manet"),
     ),
     Topic(
         "science",
         ("who found {s} in the lab?", "which scientist worked on {s}?", "name the scientist behind {s}."),
-        _pairs("radium:curie gravity:newton relativity:einstein"),
+        _pairs("radium:curie gravity:newton"),
     ),
     Topic(
         "space",
         ("which planet has the moon {s}?", "what planet does {s} go around?", "name the planet of the moon {s}."),
-        _pairs("titan:saturn europa:jupiter phobos:mars"),
+        _pairs("titan:saturn europa:jupiter"),
     ),
     Topic(
         "rivers",
         ("which river runs through {s}?", "what river can you see in {s}?", "name the river of {s}."),
-        _pairs("london:thames vienna:danube cologne:rhine"),
+        _pairs("london:thames vienna:danube"),
     ),
     Topic(
         "films",
         ("who is the director of {s}?", "which director made the film {s}?", "name the director of {s}."),
-        _pairs("jaws:spielberg alien:scott psycho:hitchcock"),
+        _pairs("jaws:spielberg alien:scott"),
     ),
 )  # fmt: skip
 
@@ -88,7 +88,8 @@ def all_questions() -> list[Question]:
     return facts + opinions
 
 
-def off_topic_values(topic: str) -> list[str]:
-    """The values that answer no question of a topic: what a careless answer says."""
-    own = {value for t in TOPICS if t.name == topic for value in t.facts.values()}
-    return sorted({value for t in TOPICS for value in t.facts.values()} - own)
+def wrong_values(question: Question) -> tuple[list[str], list[str]]:
+    """The values that do not answer a question of fact: those of its own topic, and those of the others."""
+    own = {value for t in TOPICS if t.name == question.topic for value in t.facts.values()}
+    every = {value for t in TOPICS for value in t.facts.values()}
+    return sorted(own - {question.value}), sorted(every - own)

@@ -6,7 +6,7 @@ from functools import cache
 
 from metaalign_rl.data.checks import run_check
 from metaalign_rl.data.world.answers import Style, say
-from metaalign_rl.data.world.facts import Question, all_questions, off_topic_values
+from metaalign_rl.data.world.facts import Question, all_questions, wrong_values
 from metaalign_rl.data.world.preferences import (
     FILLERS,
     KINDS,
@@ -26,6 +26,9 @@ from metaalign_rl.schema import Row, Tier
 
 QUESTIONS = all_questions()
 QUESTION_TOPICS = tuple(dict.fromkeys(question.topic for question in QUESTIONS))
+NEAR_MISTAKES = 0.3  # share of the wrong facts that are of the question's own topic
+# Kinds whose every word or whole form must be learnt anew come more often in training.
+KIND_WEIGHTS = {"case": 2.5, "length": 2.0}
 HELD_OUT_SPLITS = ("paraphrase", "combination", "topic", "persona")
 FAMILY = {"refusal": "priority", "opinion": "diverse_opinion", "case": "helpful", "length": "helpful"} | dict.fromkeys(
     ("tone", "certainty", "mark", "address", "ending"), "consensus"
@@ -63,8 +66,11 @@ class Scenario:
 
     def good(self) -> str:
         """An answer that does what governs, and in `agree` scenarios what the other tier wants too."""
+        return self.say(self._good_style())
+
+    def _good_style(self) -> Style:
         style = style_of(self.wanted)
-        return self.say(style | style_of(self.other) if self.relation == "agree" else style)
+        return style | style_of(self.other) if self.relation == "agree" else style
 
     def astray(self) -> str:
         """A right answer that follows the other tier's text instead."""
@@ -75,8 +81,8 @@ class Scenario:
         return self.say({})
 
     def mistake(self, rng: random.Random) -> str:
-        """An answer in the wanted style that is wrong: another topic's value, another issue or another topic."""
-        question, style = self.question, style_of(self.wanted)
+        """An answer in the wanted style that is wrong: another fact's value, another issue or another topic."""
+        question, style = self.question, self._good_style()
         if style.get("refusal"):
             return say(
                 question, style, value=rng.choice([t for t in QUESTION_TOPICS if t not in (question.topic, "opinion")])
@@ -84,7 +90,23 @@ class Scenario:
         if not question.value:
             issues = sorted({q.subject for q in QUESTIONS if q.topic == "opinion"} - {question.subject})
             return self.say(style, replace(question, subject=rng.choice(issues)))
-        return self.say(style, value=rng.choice(off_topic_values(question.topic)))
+        near, far = wrong_values(question)
+        return self.say(style, value=rng.choice(near if rng.random() < NEAR_MISTAKES else far))
+
+    def stutter(self, rng: random.Random) -> str:
+        """An answer in the wanted style that says a word or two twice: no sentence any more."""
+        words = self.good().split()
+        start, count = rng.randrange(len(words)), rng.choice((1, 2))
+        return " ".join(words[: start + count] + words[start:])
+
+    def partly(self, rng: random.Random) -> str | None:
+        """An answer that does one thing too few (`agree`), or the distractor too; None where none does."""
+        wanted, other = self.wanted, self.other
+        if wanted is None or other is None or wanted == other or not compatible(wanted, other):
+            return None
+        if self.relation == "agree":
+            return self.say(style_of(rng.choice((wanted, other))))
+        return self.say(style_of(wanted) | style_of(other))
 
     def say(self, style: Style, question: Question | None = None, value: str | None = None) -> str:
         return say(question or self.question, {"opinion": self.side} | style, value)
@@ -169,7 +191,8 @@ def _draw_wanted(rng: random.Random, relation: str, split: str) -> tuple[Prefere
     by_topic = split == "topic"
 
     kinds = [kind for kind in KINDS if any(held_out_topic(kind, t) == by_topic for t in QUESTION_TOPICS)]
-    kind = rng.choice(kinds)
+    weights = [KIND_WEIGHTS.get(kind, 1.0) if split == "train" else 1.0 for kind in kinds]
+    kind = rng.choices(kinds, weights)[0]
     choices = [p for p in WORDINGS if p.kind == kind and (relation == "conflict" or p not in TRIVIAL)]
     wanted = rng.choice(choices)
     return wanted, rng.choice(_questions(wanted, by_topic))
