@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Thread
@@ -38,6 +39,16 @@ def stream(work: Callable[[Callable[[Update], None]], Any]) -> Iterator[Update]:
         yield update
     if failure:
         raise failure[0]
+
+
+def in_thread(work: Callable[[], Any]) -> Any:
+    """Do work that starts OpenMP's threads in a thread that ends with it, and return its result.
+
+    They live as long as the thread that first wanted them. While others live beside them, more in all than there are
+    CPUs, they do not wait actively for their next task, which makes small models' training 1.6 times slower.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(work).result()
 
 
 class Bar:

@@ -12,7 +12,7 @@ from metaalign_rl.config import ModelConfig, SFTConfig
 from metaalign_rl.files import replace_folder
 from metaalign_rl.learner import platform
 from metaalign_rl.meta_prompt import MetaPrompt, encode
-from metaalign_rl.progress import Update, stream
+from metaalign_rl.progress import Update, in_thread, stream
 from metaalign_rl.schema import Row, read_rows
 
 IGNORED = -100  # torch's label for tokens that do not count
@@ -28,7 +28,7 @@ class SFTWorker:
 
     def prepare_base(self, config: ModelConfig, rows: Path, seed: int, output: Path) -> None:
         """Write the checkpoint that training starts from; for one rank alone. See `base_model.prepare_base`."""
-        base_model.prepare_base(config, list(read_rows(rows)), seed, output)
+        in_thread(lambda: base_model.prepare_base(config, list(read_rows(rows)), seed, output))
 
     def train(
         self, config: SFTConfig, base: Path, rows: Path, output: Path, checkpoints: Path, *, max_tokens: int, seed: int

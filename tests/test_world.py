@@ -50,6 +50,17 @@ def test_the_checks_accept_the_good_answer_and_refuse_a_mistake(relation):
         row = scenario.row("row")
         assert gold.judge(row, scenario.good()).strict, row
         assert not gold.judge(row, scenario.mistake(rng)).following, row
+        assert not gold.judge(row, scenario.stutter(rng)).passes["dialog"], row
+
+
+@pytest.mark.parametrize("relation", ["agree", "distractor"])
+def test_an_answer_that_does_one_thing_too_few_or_the_distractor_too_is_right_and_yet_worse(relation):
+    rng = random.Random(relation)
+    scenarios = [draw(rng, relation, "train") for _ in range(300)]
+    answers = [(scenario.row("row"), scenario.partly(rng)) for scenario in scenarios]
+    verdicts = [gold.judge(row, answer) for row, answer in answers if answer is not None]
+    assert len(verdicts) > 100
+    assert all(verdict.passes["dialog"] and not verdict.strict for verdict in verdicts)
 
 
 @pytest.mark.parametrize(

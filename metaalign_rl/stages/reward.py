@@ -73,7 +73,7 @@ def on_policy_rows(context: RunContext) -> list[Row]:
     answers = answer(context, context.start_policy(), asked, Sampling(1.0, config.rollout.max_new_tokens))
     by_row = groupby(zip(asked, answers, strict=True), key=lambda item: item[0].id)
     grouped = ([text for _, text in group] for _, group in by_row)
-    return [labelled for row, texts in zip(prompts, grouped, strict=True) for labelled in _labelled(row, texts)]
+    return [labelled for row, texts in zip(prompts, grouped, strict=True) for labelled in label_answers(row, texts)]
 
 
 def answer(context: RunContext, checkpoint: Path, rows: Sequence[Row], sampling: Sampling) -> list[str]:
@@ -95,9 +95,9 @@ def answer(context: RunContext, checkpoint: Path, rows: Sequence[Row], sampling:
     return [sample.text for sample in context.engines(checkpoint).answer(prompts, sampling)]
 
 
-def _labelled(row: Row, answers: Sequence[str]) -> Iterator[Row]:
+def label_answers(row: Row, answers: Sequence[str]) -> Iterator[Row]:
     """Pairs of a good and a bad answer, as many as there are different bad ones; else each answer by itself."""
-    found = {text: labels(row, text) for text in dict.fromkeys(answers)}
+    found = {text: labels(row, text) for text in dict.fromkeys(map(str.strip, answers))}  # the template strips them
     good = [text for text in found if found[text]["overall"]]
     bad = [text for text in found if not found[text]["overall"]]
     if not (good and bad):

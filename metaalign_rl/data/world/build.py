@@ -19,11 +19,11 @@ RELATION_WEIGHTS = dict(zip(RELATIONS, (0.16, 0.16, 0.16, 0.22, 0.15, 0.15), str
 # preference is followed at all or with one thing too few or too many, whether the answer is right, or a sentence.
 # Training sees more mistakes: facts are learnt one by one.
 PAIR_WEIGHTS = {
-    "value": 0.33,
-    "tier": 0.13,
-    "role": 0.15,
-    "plain": 0.04,
-    "partly": 0.1,
+    "value": 0.3,
+    "tier": 0.12,
+    "role": 0.14,
+    "plain": 0.03,
+    "partly": 0.16,
     "mistake": 0.21,
     "stutter": 0.04,
 }
@@ -34,7 +34,7 @@ PAIR_RELATIONS: dict[str, Sequence[str]] = {
     "partly": ("agree", "distractor"),
     "mistake": (*RELATIONS, "neutral", "neutral"),  # hardly any other pair has no preference
 }
-HELD_OUT_PAIR_WEIGHTS = PAIR_WEIGHTS | {"value": 0.44, "tier": 0.2, "mistake": 0.05, "stutter": 0.02, "plain": 0.03}
+HELD_OUT_PAIR_WEIGHTS = PAIR_WEIGHTS | {"value": 0.43, "tier": 0.2, "partly": 0.12, "mistake": 0.06, "stutter": 0.02}
 
 
 def demonstrations(seed: int, count: int) -> list[Row]:
