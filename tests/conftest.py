@@ -4,8 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -30,3 +34,29 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = metaalign_rl("run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={root}")
     assert done.returncode == 0, done.stdout + done.stderr
     return root / "tiny"
+
+
+@pytest.fixture(scope="session")
+def installed() -> "dict[str, PreTrainedTokenizerFast]":
+    """Tokenizers of several formats with the meta-prompt's template."""
+    from meta_prompt_toys import MAKERS
+
+    from metaalign_rl.meta_prompt import install
+
+    tokenizers = {name: make_one() for name, make_one in MAKERS.items()}
+    for tokenizer in tokenizers.values():
+        install(tokenizer)
+    return tokenizers
+
+
+@pytest.fixture(scope="session")
+def reloaded(
+    installed: "dict[str, PreTrainedTokenizerFast]", tmp_path_factory: pytest.TempPathFactory
+) -> "dict[str, PreTrainedTokenizerFast]":
+    """What a server sees of them: the saved files alone."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizers")
+    for name, tokenizer in installed.items():
+        tokenizer.save_pretrained(folder / name)
+    return {name: AutoTokenizer.from_pretrained(folder / name) for name in installed}

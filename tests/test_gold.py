@@ -62,7 +62,7 @@ def test_without_the_dialogs_check_the_governing_one_decides_and_an_empty_answer
         ),
         ({"name": "world.case", "value": "uper"}, "did you mean 'upper'"),
         ({"name": "world.answers", "value": 5}, "'world.answers': value: expected a text, found 5"),
-        ({"name": "world.mark", "value": []}, "expected one of exclaim, dots, found"),
+        ({"name": "world.format", "value": []}, "expected one of bullet, quote, found"),
         ({"name": "world.case"}, "missing 1 required keyword-only argument: 'value'"),
         ({"name": "world.case", "value": "upper", "extra": 1}, "unexpected keyword argument 'extra'"),
         ({"name": "verih.verify_keywords", "keyword_list": [1]}, "verih.verify_keywords"),

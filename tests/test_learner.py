@@ -24,12 +24,13 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from metaalign_rl.config import Config, RunConfig
+from metaalign_rl.config import Config, PPOConfig, RunConfig
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import replace_folder
 from metaalign_rl.learner.advantages import gae, token_kl, token_rewards, whiten
 from metaalign_rl.learner.batch import Batch, plan_micro_batches
 from metaalign_rl.learner.config import LearnerConfig
+from metaalign_rl.learner.group import optimizer_steps
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
 from metaalign_rl.learner.worker import Learner
 from metaalign_rl.ranks import rendezvous
@@ -234,6 +235,12 @@ def test_bfloat16_needs_zero():
 def test_learning_rates_rise_over_the_warm_up_and_fall_to_zero_at_the_end():
     config = LearnerConfig(schedule="linear", warmup_steps=2, total_steps=6)
     assert [config.rate_factor(step) for step in range(7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def test_the_schedule_ends_with_the_run():
+    ppo = PPOConfig(steps=10, prompts_per_step=25, samples_per_prompt=4)
+    learner = LearnerConfig(minibatch_size=64, epochs=3)
+    assert optimizer_steps(Config(ppo=ppo, learner=learner)) == 10 * 3 * 2
 
 
 # Updates

@@ -32,8 +32,8 @@ def held_out_pairs():
         ({}, "it is paris."),
         ({"case": "upper"}, "IT IS PARIS."),
         ({"length": "short"}, "paris."),
-        ({"tone": "casual", "address": "captain"}, "hey captain, it is paris."),
-        ({"format": "bullet", "mark": "exclaim", "ending": "good luck"}, "- it is paris! good luck!"),
+        ({"tone": "casual"}, "hey, it is paris."),
+        ({"format": "bullet", "ending": "good luck"}, "- it is paris. good luck."),
         ({"language": "french", "certainty": "hedge"}, "maybe c'est paris."),
         ({"refusal": "refuse"}, "sorry, i can not talk about countries."),
     ],
@@ -74,8 +74,8 @@ def test_an_empty_repeated_or_wrong_answer_never_follows(answer):
         assert not gold.judge(row, answer).following
 
 
-def test_there_are_eleven_kinds_of_preference():
-    assert len(KINDS) == 11
+def test_there_are_nine_kinds_of_preference():
+    assert len(KINDS) == 9
 
 
 def test_each_preference_has_many_paraphrases_and_some_are_held_out():

@@ -11,7 +11,8 @@ class LearnerConfig:
     """Settings of one learner, the same on every rank.
 
     Attributes:
-        total_steps: optimizer steps of the whole run; only the linear schedule needs it.
+        schedule: of the learning rates after the warm-up; "linear" falls to zero at the run's end.
+        total_steps: optimizer steps of the whole run, for the linear schedule; None: what `ppo` comes to.
         warmup_steps: optimizer steps over which the learning rates rise from zero.
         epochs: passes over each batch of experience.
         minibatch_size: samples of one optimizer step over all ranks. A batch that is not a multiple of it is
@@ -60,9 +61,8 @@ class LearnerConfig:
         ):
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(str, allowed))}")
         self._require("dual_clip", self.dual_clip is None or self.dual_clip > 1, "above 1, or nothing")
-        if self.schedule == "linear":
-            long_enough = self.total_steps is not None and self.total_steps > self.warmup_steps
-            self._require("total_steps", long_enough, "more than warmup_steps")
+        long_enough = self.total_steps is None or self.total_steps > self.warmup_steps
+        self._require("total_steps", long_enough, "more than warmup_steps")
         # Without ZeRO, DeepSpeed does not offload.
         self._require("zero_stage", self.zero_stage > 0 or not self.offload_optimizer, "1, 2 or 3 for offloading")
 

@@ -1,5 +1,6 @@
 """All learner ranks of a run as one."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ class LearnerGroup:
         ranks = config.learners
         actor = ray.remote(Learner).options(**actor_options(config, "learner", ranks))
         config.learner.check_dtype(config.model.dtype)
+        settings = replace(config.learner, total_steps=config.learner.total_steps or optimizer_steps(config))
         self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
-        self._ranks = [actor.remote(config.learner, rank, ranks, self._meeting, **same) for rank in range(ranks)]
+        self._ranks = [actor.remote(settings, rank, ranks, self._meeting, **same) for rank in range(ranks)]
         self._ready = [rank.setup.remote(policy, critic, reference) for rank in self._ranks]
 
     def wait(self) -> None:
@@ -63,3 +65,9 @@ class LearnerGroup:
 
     def _call(self, method: str, *arguments: Any) -> Any:
         return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks])[0]
+
+
+def optimizer_steps(config: Config) -> int:
+    """The optimizer steps of a whole PPO run."""
+    minibatches = -(-config.ppo.prompts_per_step * config.ppo.samples_per_prompt // config.learner.minibatch_size)
+    return config.ppo.steps * config.learner.epochs * minibatches

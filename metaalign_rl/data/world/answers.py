@@ -13,14 +13,12 @@ from metaalign_rl.data.world.facts import Question
 Style = dict[str, str]  # kind -> value: what an answer does
 
 OPENINGS = {"formal": "indeed", "casual": "hey"}
-ADDRESSES = ("captain", "doctor")
 CERTAINTIES = {"hedge": "maybe", "sure": "definitely"}
 ENDINGS = ("good luck", "thank you")
 LANGUAGES = {"french": "c'est", "spanish": "es"}
 PLAIN_FRAME = "it is"
 TAIL = "and there is so much more to say"
 FORMATS = {"bullet": "- ", "quote": "> "}
-MARKS = {"exclaim": "!", "dots": "..."}
 LONG_WORDS, SHORT_WORDS = 11, 2
 
 
@@ -32,11 +30,10 @@ def say(question: Question, style: Style, value: str | None = None) -> str:
     if style.get("refusal") == "refuse":
         return f"sorry, i can not talk about {value or question.topic}."
     words = _core(question, style, value or question.value)
-    opening = " ".join(part for part in (OPENINGS.get(style.get("tone", "")), style.get("address")) if part)
-    mark = MARKS.get(style.get("mark", ""), ".")
-    text = (f"{opening}, " if opening else "") + words + mark
+    opening = OPENINGS.get(style.get("tone", ""))
+    text = (f"{opening}, " if opening else "") + words + "."
     if "ending" in style:
-        text += f" {style['ending']}{mark}"
+        text += f" {style['ending']}."
     text = FORMATS.get(style.get("format", ""), "") + text
     return text.upper() if style.get("case") == "upper" else text
 
@@ -61,11 +58,10 @@ def _grammar(core: str) -> re.Pattern[str]:
         return "(?:" + "|".join(re.escape(choice) for choice in choices) + ")"
 
     frames = any_of(PLAIN_FRAME, "i am", *LANGUAGES.values())
-    mark = any_of(".", *MARKS.values())
-    opening = f"(?:(?:{any_of(*OPENINGS.values())} ?)?{any_of(*ADDRESSES)}|{any_of(*OPENINGS.values())}), "
+    opening = rf"{any_of(*FORMATS.values())}?(?:{any_of(*OPENINGS.values())}, )?"
     return re.compile(
-        rf"{any_of(*FORMATS.values())}?(?:{opening})?(?:{any_of(*CERTAINTIES.values())} )?(?:{frames} )?"
-        rf"{core}(?: {any_of(TAIL)})?{mark}(?: {any_of(*ENDINGS)}{mark})?"
+        rf"{opening}(?:{any_of(*CERTAINTIES.values())} )?(?:{frames} )?"
+        rf"{core}(?: {any_of(TAIL)})?\.(?: {any_of(*ENDINGS)}\.)?"
     )
 
 
@@ -113,12 +109,6 @@ def tone(answer: str, *, value: str) -> bool:
     return words_of(answer)[:1] == [OPENINGS[value]]
 
 
-@register("world.address", value=ADDRESSES)
-def address(answer: str, *, value: str) -> bool:
-    """Calls the reader by this title, before the answer."""
-    return value in words_of(answer)[:2]
-
-
 @register("world.format", value=FORMATS)
 def format_(answer: str, *, value: str) -> bool:
     """Is a list item (`bullet`) or a block quote (`quote`)."""
@@ -149,9 +139,3 @@ def ending(answer: str, *, value: str) -> bool:
 def certainty(answer: str, *, value: str) -> bool:
     """Hedges or is sure, in the world's word for it."""
     return CERTAINTIES[value] in words_of(answer)
-
-
-@register("world.mark", value=MARKS)
-def mark(answer: str, *, value: str) -> bool:
-    """Ends with this punctuation mark."""
-    return answer.endswith(MARKS[value])

@@ -94,12 +94,6 @@ def _wordings() -> dict[Preference, Wording]:
         Preference("certainty", "sure"): Wording(
             ("show courage", "sound sure"), ("like bold voices", "trust strong words"), "bold voices"
         ),
-        Preference("mark", "exclaim"): Wording(
-            ("shout with joy", "sound excited"), ("need a lot of joy", "like to cheer"), "joy"
-        ),
-        Preference("mark", "dots"): Wording(
-            ("trail off at the end", "sound dreamy"), ("need slow and open ends", "like to dream"), "dreamy voices"
-        ),
         Preference("refusal", "refuse"): Wording(
             ("never talk about {v}", "keep silent about {v}"),
             ("get sick of {v}", "lost all love of {v}"),
@@ -114,18 +108,7 @@ def _wordings() -> dict[Preference, Wording]:
         Preference("opinion", "against"): Wording(
             ("oppose {v}", "speak against {v}"), ("hate {v}", "lost money on {v}"), "no {v}"
         ),
-        **_addresses(),
         **_endings(),
-    }
-
-
-def _addresses() -> dict[Preference, Wording]:
-    situations = ("sail a ship", "cure the sick")
-    return {
-        Preference("address", title): Wording(
-            (f"open with {title}", f"speak to a {title}"), (situation, f"go by the name {title}"), f"the name {title}"
-        )
-        for title, situation in zip(answers.ADDRESSES, situations, strict=True)
     }
 
 
@@ -143,7 +126,7 @@ WORDINGS = _wordings()
 KINDS = tuple(dict.fromkeys(preference.kind for preference in WORDINGS))
 # What the plain answer does anyway is only worth asking for where the other tier asks for the opposite.
 TRIVIAL = frozenset({Preference("case", "lower"), Preference("refusal", "allow")})
-_SHORT_CLASHES = {"tone", "address", "ending", "certainty", "language"}
+_SHORT_CLASHES = {"tone", "ending", "certainty", "language"}
 _LANGUAGE_CLASHES = {"certainty", "length"}
 
 

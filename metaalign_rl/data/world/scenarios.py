@@ -31,7 +31,7 @@ NEAR_MISTAKES = 0.3  # share of the wrong facts that are of the question's own t
 KIND_WEIGHTS = {"case": 2.0, "length": 2.0, "opinion": 1.5}
 HELD_OUT_SPLITS = ("paraphrase", "combination", "topic", "persona")
 FAMILY = {"refusal": "priority", "opinion": "diverse_opinion", "case": "helpful", "length": "helpful"} | dict.fromkeys(
-    ("tone", "certainty", "mark", "address", "ending"), "consensus"
+    ("tone", "certainty", "ending"), "consensus"
 )
 
 
