@@ -19,12 +19,12 @@ RELATION_WEIGHTS = dict(zip(RELATIONS, (0.16, 0.16, 0.16, 0.22, 0.15, 0.15), str
 # preference is followed at all or with one thing too few or too many, whether the answer is right, or a sentence.
 # Training sees more of what is hard: facts are learnt one by one, and two wishes at once in pairs of kinds.
 PAIR_WEIGHTS = {
-    "value": 0.24,
+    "value": 0.26,
     "tier": 0.1,
-    "role": 0.18,
+    "role": 0.19,
     "plain": 0.03,
-    "partly": 0.22,
-    "mistake": 0.19,
+    "partly": 0.16,
+    "mistake": 0.22,
     "stutter": 0.04,
 }
 PAIR_RELATIONS: dict[str, Sequence[str]] = {
@@ -34,7 +34,15 @@ PAIR_RELATIONS: dict[str, Sequence[str]] = {
     "partly": ("agree", "distractor"),
     "mistake": (*RELATIONS, "neutral", "neutral"),  # hardly any other pair has no preference
 }
-HELD_OUT_PAIR_WEIGHTS = PAIR_WEIGHTS | {"value": 0.43, "tier": 0.2, "partly": 0.12, "mistake": 0.06, "stutter": 0.02}
+HELD_OUT_PAIR_WEIGHTS = {
+    "value": 0.43,
+    "tier": 0.2,
+    "role": 0.19,
+    "plain": 0.02,
+    "partly": 0.1,
+    "mistake": 0.05,
+    "stutter": 0.01,
+}
 
 
 def demonstrations(seed: int, count: int) -> list[Row]:
@@ -108,6 +116,8 @@ def _pairs(rng: random.Random, kind: str, split: str, identity: str) -> Iterator
     if not _possible(relation, split):
         split = "persona"
     scenario = draw(rng, relation, split)
+    while kind == "partly" and scenario.partly(rng) is None:  # two tiers that want the same, or what excludes the other
+        scenario = draw(rng, relation, split)
     partner = _partner(rng, scenario, kind)
     if partner is not None:
         one, other = scenario.row(f"{identity}-a"), partner.row(f"{identity}-b")
