@@ -20,6 +20,21 @@ TINY = [
     "learner.minibatch_size=8",
 ]  # fmt: skip
 
+SESSION = pytest.StashKey[pytest.Session]()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    session.config.stash[SESSION] = session
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the process at once: threads that gloo and Ray leave behind can crash an interpreter on its way out."""
+    if session := config.stash.get(SESSION, None):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(session.exitstatus)
+
 
 def metaalign_rl(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does, from the repository's root."""

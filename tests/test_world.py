@@ -31,7 +31,7 @@ def held_out_pairs():
     [
         ({}, "it is paris."),
         ({"case": "upper"}, "IT IS PARIS."),
-        ({"length": "short"}, "paris."),
+        ({"length": "short"}, "just paris."),
         ({"tone": "casual"}, "hey, it is paris."),
         ({"format": "bullet", "ending": "good luck"}, "- it is paris. good luck."),
         ({"language": "french", "certainty": "hedge"}, "maybe c'est paris."),

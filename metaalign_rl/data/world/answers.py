@@ -16,7 +16,7 @@ OPENINGS = {"formal": "indeed", "casual": "hey"}
 CERTAINTIES = {"hedge": "maybe", "sure": "definitely"}
 ENDINGS = ("good luck", "thank you")
 LANGUAGES = {"french": "c'est", "spanish": "es"}
-PLAIN_FRAME = "it is"
+PLAIN_FRAME, SHORT_FRAME = "it is", "just"
 TAIL = "and there is so much more to say"
 FORMATS = {"bullet": "- ", "quote": "> "}
 LONG_WORDS, SHORT_WORDS = 11, 2
@@ -40,7 +40,7 @@ def say(question: Question, style: Style, value: str | None = None) -> str:
 
 def _core(question: Question, style: Style, value: str) -> str:
     if style.get("length") == "short":
-        return f"{style['opinion']} {question.subject}" if not question.value else value
+        return f"{style['opinion']} {question.subject}" if not question.value else f"{SHORT_FRAME} {value}"
     if question.value:
         frame = LANGUAGES.get(style.get("language", ""), PLAIN_FRAME)
     else:
@@ -57,7 +57,7 @@ def _grammar(core: str) -> re.Pattern[str]:
     def any_of(*choices: str) -> str:
         return "(?:" + "|".join(re.escape(choice) for choice in choices) + ")"
 
-    frames = any_of(PLAIN_FRAME, "i am", *LANGUAGES.values())
+    frames = any_of(PLAIN_FRAME, SHORT_FRAME, "i am", *LANGUAGES.values())
     opening = rf"{any_of(*FORMATS.values())}?(?:{any_of(*OPENINGS.values())}, )?"
     return re.compile(
         rf"{opening}(?:{any_of(*CERTAINTIES.values())} )?(?:{frames} )?"

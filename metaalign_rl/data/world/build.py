@@ -116,8 +116,8 @@ def _pairs(rng: random.Random, kind: str, split: str, identity: str) -> Iterator
     if not _possible(relation, split):
         split = "persona"
     scenario = draw(rng, relation, split)
-    while kind == "partly" and scenario.partly(rng) is None:  # two tiers that want the same, or what excludes the other
-        scenario = draw(rng, relation, split)
+    if kind == "partly":  # not two tiers that want the same, nor what excludes the other
+        scenario = next(s for s in (scenario, *(draw(rng, relation, split) for _ in range(100))) if s.partly(rng))
     partner = _partner(rng, scenario, kind)
     if partner is not None:
         one, other = scenario.row(f"{identity}-a"), partner.row(f"{identity}-b")

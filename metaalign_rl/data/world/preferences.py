@@ -59,7 +59,7 @@ def _wordings() -> dict[Preference, Wording]:
             "small letters",
         ),
         Preference("length", "short"): Wording(
-            ("answer in one word", "be as brief as you can"), ("are in a great hurry", "pay for each word"), "one word"
+            ("answer in two words", "be as brief as you can"), ("have little time", "pay for each word"), "two words"
         ),
         Preference("length", "long"): Wording(
             ("answer at length", "write as much as you can"),
