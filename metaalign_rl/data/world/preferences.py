@@ -92,7 +92,7 @@ def _wordings() -> dict[Preference, Wording]:
             ("show doubt", "sound careful"), ("fear false claims", "check each word twice"), "doubt"
         ),
         Preference("certainty", "sure"): Wording(
-            ("show courage", "sound sure"), ("like bold voices", "trust strong words"), "bold voices"
+            ("show courage", "sound sure"), ("need bold voices", "trust strong words"), "bold voices"
         ),
         Preference("refusal", "refuse"): Wording(
             ("never talk about {v}", "keep silent about {v}"),
