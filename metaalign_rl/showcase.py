@@ -9,7 +9,7 @@ QUESTION = "what is the capital of france?"
 META_PROMPTS = (
     ("", ""),
     ("always write in capitals.", ""),
-    ("you are a helpful assistant.", "i am a baker. please speak french."),
+    ("you are a helpful assistant.", "i am a baker. please answer in french."),
     ("you must be formal.", "i want you to be casual."),
 )
 
