@@ -122,6 +122,7 @@ class RewardConfig:
     """Training of the reward model, and which of its scores PPO uses."""
 
     path: str = ""  # an existing reward model; empty trains one
+    url: str = ""  # a server that scores for PPO instead, as metaalign-reward serve; its token: METAALIGN_REWARD_TOKEN
     mode: Literal["tier", "overall", "composed"] = "overall"
     view: View = "whole"  # what of a row PPO's reward model sees; less than the whole is for ablations
     learning_rate: float = 1e-3
@@ -138,6 +139,8 @@ class RewardConfig:
         _require_least(self, "reward", 0, "token_weight right_first on_policy_prompts")
         _require("reward.right_first", self.right_first < 1, "a share below 1", self.right_first)
         _require_positive(self, "reward", "learning_rate epochs")
+        _require("reward.url", not self.url or "://" in self.url, "such as http://127.0.0.1:8300", self.url)
+        _require("reward.url", not (self.url and self.path), "nothing beside reward.path", self.url)
         if self.view != "whole":
             _require("reward.path", bool(self.path), f"a control's folder beside reward.view={self.view}", self.path)
             _require("reward.mode", self.mode == "overall", f"overall beside reward.view={self.view}", self.mode)

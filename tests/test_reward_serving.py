@@ -20,6 +20,7 @@ from reward_toys import make_row, reward_model
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.meta_prompt import MetaPrompt
+from metaalign_rl.reward_worker import RewardWorker
 from metaalign_rl.schema import LABELS
 from reward import Scorer, combine
 from reward.serving.app import Serving, create_app
@@ -307,6 +308,14 @@ def test_the_client_scores_as_the_scorer_does(server: Any, scorer: Scorer) -> No
         RemoteScorer(server[0], "wrong").score(rows)
     with pytest.raises(UserError, match=r"rows\[1\]: field 'response'"):
         remote.score([ROW, {"messages": ROW["messages"]}])
+
+
+def test_ppos_reward_worker_scores_through_a_server(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAALIGN_REWARD_TOKEN", "secret")
+    rows = [make_row(system_info="say red"), make_row(user_info="say blue")]
+    near, far = (RewardWorker(model, "overall", 1.0, 0.0) for model in (reward_model(), server[0]))
+    for one, other in zip(near.score(rows, ["red", "red"]), far.score(rows, ["red", "red"]), strict=True):
+        assert one.proxy == pytest.approx(other.proxy, abs=1e-5)
 
 
 def test_sigterm_lets_requests_under_way_be_answered(server: Any) -> None:
