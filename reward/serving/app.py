@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -25,6 +25,7 @@ from reward.serving.requests import (
     Classified,
     ClassifyReply,
     ClassifyRequest,
+    Problem,
     RewardReply,
     RewardRequest,
     ScoredRow,
@@ -33,10 +34,11 @@ from reward.serving.requests import (
 )
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-OPEN = ("/health", "/ready")  # without a token, for whoever watches over the process
 ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "no JSON"},
     401: {"description": "no token, or a wrong one"},
-    413: {"description": "too many bytes, rows or tokens"},
+    413: {"description": "too many bytes or rows"},
+    422: {"description": "a malformed request; names the row and the field", "model": Problem},
     429: {"description": "too much waits already; Retry-After says how many seconds to wait"},
 }
 
@@ -143,22 +145,22 @@ def create_app(scorer: Scorer, serving: Serving, metrics: Metrics | None = None)
         yield
         await service.batcher.stop()
 
-    guard = [Depends(_token_check(serving.token))]
-    app = FastAPI(title="metaalign-reward", lifespan=life, docs_url=None, redoc_url=None, dependencies=guard)
+    app = FastAPI(title="metaalign-reward", lifespan=life, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_bytes=serving.max_bytes)
     app.add_middleware(Counting, metrics=metrics)
     _add_errors(app)
-    _add_scoring(app, service)
-    _add_watching(app, service)
+    guarded = APIRouter(dependencies=[Depends(_token_check(serving.token))] if serving.token else [])
+    _add_scoring(guarded, service)
+    _add_metrics(guarded, metrics)
+    app.include_router(guarded)
+    _add_health(app, service)  # without a token, for whoever watches over the process
     return app
 
 
 def _token_check(token: str) -> Callable[..., None]:
     bearer = HTTPBearer(auto_error=False, description="the server's token, where it has one")
 
-    def check(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        if not token or request.url.path in OPEN:
-            return
+    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
             raise HTTPException(401, "send the server's token as Authorization: Bearer", {"WWW-Authenticate": "Bearer"})
 
@@ -171,7 +173,7 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse({"detail": str(error)}, 429, {"Retry-After": str(error.seconds)})
 
 
-def _add_scoring(app: FastAPI, service: Service) -> None:
+def _add_scoring(app: APIRouter, service: Service) -> None:
     name, mode = service.serving.name, service.serving.mode
 
     @app.post("/score", responses=ERRORS)
@@ -208,7 +210,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         return ClassifyReply(id=identity, created=int(time.time()), model=name, data=data, usage=usage)
 
 
-def _add_watching(app: FastAPI, service: Service) -> None:
+def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     def health() -> dict[str, str]:
         """Whether the process answers."""
@@ -221,11 +223,13 @@ def _add_watching(app: FastAPI, service: Service) -> None:
             raise HTTPException(503, "the scoring thread has ended; start the server again")
         return {"status": "ready", "model": service.serving.name}
 
-    if isinstance(service.metrics, PrometheusMetrics):
-        page = service.metrics.page
+
+def _add_metrics(app: APIRouter, metrics: Metrics) -> None:
+    if isinstance(metrics, PrometheusMetrics):
+        page = metrics.page
 
         @app.get("/metrics", responses={401: ERRORS[401]}, response_class=PlainTextResponse)
-        def metrics() -> Response:
+        def figures() -> Response:
             """The counts in Prometheus' text format."""
             return PlainTextResponse(page(), media_type=PROMETHEUS)
 

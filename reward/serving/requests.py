@@ -12,6 +12,12 @@ from reward.data import answer_row
 from reward.score import Score
 
 
+class Problem(BaseModel):
+    """What is wrong with a request: one line, or a line for each field."""
+
+    detail: str | list[dict[str, Any]]
+
+
 class Message(BaseModel):
     """One message of the dialog."""
 
