@@ -62,16 +62,19 @@ class ClusterConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where rows come from: the built-in world, JSONL files in the project's schema, or VerIH."""
+    """Where rows come from: the built-in world, JSONL files in the project's schema, VerIH, or public pairs."""
 
-    source: Literal["world", "jsonl", "verih"] = "world"
-    path: str = ""  # jsonl: a folder with demonstrations/pairs/prompts/held_out_*.jsonl; verih: the file
+    source: Literal["world", "jsonl", "verih", "rpr", "multifaceted", "safe_rlhf", "hh_rlhf", "helpsteer2"] = "world"
+    path: str = (
+        ""  # jsonl: a folder with demonstrations/pairs/prompts/held_out_*.jsonl; verih: the file;
+        # others: a hub id such as microsoft/rpr, or a folder or file of that data set
+    )
     follow_rate: float = 0.6  # share of demonstrations that follow what governs; human ones are noisy (world only)
     demonstrations: int = 30_000  # rows to make of each use (world only)
-    pairs: int = 16_000
-    prompts: int = 8_000
+    pairs: int = 16_000  # to make, or at most to take of public data
+    prompts: int = 8_000  # to make, or at most to take of public data
     held_out_prompts: int = 1_200
-    held_out_pairs: int = 1_600
+    held_out_pairs: int = 1_600  # to make, or at most to take of public data
     paraphrased_wishes: int = 60  # held-out wishes that are each said in four ways
 
     def __post_init__(self) -> None:

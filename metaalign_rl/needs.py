@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metaalign_rl.config import Config
+from metaalign_rl.data.public import ADAPTERS
 from metaalign_rl.folder import RunFolder
 
 GIB = 2**30
@@ -119,6 +120,9 @@ def check_sources(config: Config) -> list[Check]:
         checks.append(_check_path("data.path", config.data.path, "a readable folder", Path.is_dir))
     elif config.data.source == "verih":
         checks.append(_check_path("data.path", config.data.path, "a readable file", Path.is_file))
+    elif config.data.source in ADAPTERS and not _is_hub_id(config.data.path):
+        needed = f"a hub id such as {ADAPTERS[config.data.source].hub_id}, or a folder or file"
+        checks.append(_check_path("data.path", config.data.path, needed, Path.exists))
     has_sft = "sft" in config.run.stages or RunFolder.of(config).sft.is_dir()
     starts_from_it = not has_sft and not {"reward", "ppo", "evaluate"}.isdisjoint(config.run.stages)
     if config.model.path and (starts_from_it or not _is_hub_id(config.model.path)):
