@@ -172,6 +172,8 @@ def test_without_the_token_only_health_is_answered(guarded: TestClient) -> None:
         assert guarded.post(path, json={}).status_code == 401
         assert guarded.post(path, json={}, headers={"Authorization": "Bearer wrong"}).status_code == 401
         assert guarded.post(path, json={}, headers=TOKEN).status_code == 422
+        assert guarded.post(path, json={}, auth=("any", "secret")).status_code == 422
+        assert guarded.post(path, json={}, auth=("secret", "wrong")).status_code == 401
     assert guarded.get("/metrics").status_code == 401
     assert guarded.get("/health").status_code == guarded.get("/ready").status_code == 200
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.schema import LABELS, Row
@@ -79,8 +79,7 @@ class Service:
             max_wait=serving.max_wait,
             metrics=metrics,
         )
-        special = scorer.tokenizer.all_special_tokens
-        self.endings = [token for token in special if isinstance(token, str)]
+        self.special_tokens: list[str] = scorer.tokenizer.all_special_tokens
 
     async def encode(self, rows: Sequence[Row], name: str) -> list[list[int]]:
         """The token ids of rows.
@@ -158,10 +157,16 @@ def create_app(scorer: Scorer, serving: Serving, metrics: Metrics | None = None)
 
 
 def _token_check(token: str) -> Callable[..., None]:
-    bearer = HTTPBearer(auto_error=False, description="the server's token, where it has one")
+    """The token as `Authorization: Bearer`, or as the password of a URL for clients that take nothing but a URL."""
+    bearer = HTTPBearer(auto_error=False, description="the server's token")
+    basic = HTTPBasic(auto_error=False, description="any name, the server's token as password")
 
-    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
+    def check(
+        by_header: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+        by_password: Annotated[HTTPBasicCredentials | None, Depends(basic)],
+    ) -> None:
+        given = by_header.credentials if by_header else by_password.password if by_password else ""
+        if not secrets.compare_digest(given.encode(), token.encode()):
             raise HTTPException(401, "send the server's token as Authorization: Bearer", {"WWW-Authenticate": "Bearer"})
 
     return check
@@ -191,7 +196,7 @@ def _add_scoring(app: APIRouter, service: Service) -> None:
     async def get_reward(request: RewardRequest) -> RewardReply:
         """OpenRLHF's remote reward: the row comes as JSON in its label."""
         with _unprocessable():
-            rows = request.parsed(service.endings)
+            rows = request.parsed(service.special_tokens)
             texts = await service.encode(rows, "labels")
         scores = await service.score(texts)
         rewards = [combine(found, row, mode) for row, found in zip(rows, scores, strict=True)]

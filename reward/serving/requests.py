@@ -1,14 +1,13 @@
 """What clients send and get, and how it becomes rows."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from metaalign_rl.errors import UserError
 from metaalign_rl.schema import Row
 from reward.data import answer_row
+from reward.plugins.openrlhf import rows_of
 from reward.score import Score
 
 
@@ -80,45 +79,13 @@ class RewardRequest(BaseModel):
     prompts: list[str]
     labels: list[str]
 
-    def parsed(self, endings: Sequence[str]) -> list[Row]:
+    def parsed(self, special_tokens: Sequence[str]) -> list[Row]:
         """The rows, each with its answer.
-
-        Args:
-            endings: special tokens that may stand behind an answer.
 
         Raises:
             UserError: names the list, the place and the remedy.
         """
-        if not len(self.query) == len(self.prompts) == len(self.labels):
-            sizes = f"{len(self.query)} query, {len(self.prompts)} prompts, {len(self.labels)} labels"
-            raise UserError(f"query, prompts and labels: expected as many of each, found {sizes}")
-        return [
-            answer_row({**_label(self.labels[i], i), "response": _answer(query, self.prompts[i], endings, i)}, _at(i))
-            for i, query in enumerate(self.query)
-        ]
-
-
-def _at(index: int) -> str:
-    return f"labels[{index}]"
-
-
-def _label(text: str, index: int) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        raise UserError(f"{_at(index)}: expected the row as a JSON object, found {text[:80]!r}")
-    return row
-
-
-def _answer(query: str, prompt: str, endings: Sequence[str], index: int) -> str:
-    if not query.startswith(prompt):
-        raise UserError(f"query[{index}]: expected prompts[{index}] and the answer behind it, found another beginning")
-    answer = query.removeprefix(prompt)
-    while ending := next((ending for ending in endings if ending and answer.endswith(ending)), None):
-        answer = answer.removesuffix(ending)
-    return answer.strip()
+        return rows_of(self.query, self.prompts, self.labels, special_tokens)
 
 
 class RewardReply(BaseModel):
