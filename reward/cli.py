@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_jsonl, write_json, write_jsonl
-from metaalign_rl.schema import read_rows
+from metaalign_rl.schema import Row, read_rows
 from reward.config import RewardTraining
 from reward.score import MODES
 
@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   metaalign-reward train --base sft-model --data pairs.jsonl --output reward-model --learning-rate 1e-3
   metaalign-reward evaluate --model reward-model --data held_out_pairs.jsonl --output report.json
   metaalign-reward score --model reward-model --input rows.jsonl --output scores.jsonl
+  metaalign-reward explain --model reward-model --input rows.jsonl
   metaalign-reward serve --model reward-model --port 8300
   metaalign-reward export --scalar --model reward-model --output scalar-model
 
@@ -66,6 +67,23 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         write_json(arguments.output, report)
     else:
         print(json.dumps(report, indent=2))
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from reward.explanation import explain, show
+
+    rows = _answers(arguments.input)
+    found = explain(_load_scorer(arguments), rows, batch_tokens=arguments.batch_tokens)
+    if arguments.output:
+        write_jsonl(arguments.output, (one.to_json() for one in found))
+    else:
+        print("\n".join(map(show, found)))
+
+
+def _answers(path: Path) -> list[Row]:
+    from reward.data import answer_row
+
+    return [answer_row(record, f"{path}:{number}") for number, record in read_jsonl(path)]
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -131,6 +149,13 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--input", type=Path, required=True, help="JSONL: messages, response, system_info, user_info")
     score.add_argument("--output", type=Path, required=True, help="JSONL: overall, tiers (logits) and probabilities")
     _add_model(score)
+
+    explain = _command(commands, "explain", _explain, "say which tier moved each score: what it is without that tier")
+    explain.add_argument("--input", type=Path, required=True, help="JSONL, as for score")
+    explain.add_argument(
+        "--output", type=Path, help="JSONL: overall, probabilities, moved (default: text on the screen)"
+    )
+    _add_model(explain)
 
     evaluate = _command(commands, "evaluate", _evaluate, "accuracy and calibration on pairs")
     evaluate.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected")
