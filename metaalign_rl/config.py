@@ -62,16 +62,19 @@ class ClusterConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where rows come from: the built-in world, JSONL files in the project's schema, or VerIH."""
+    """Where rows come from: the built-in world, JSONL files in the project's schema, VerIH, or public pairs."""
 
-    source: Literal["world", "jsonl", "verih"] = "world"
-    path: str = ""  # jsonl: a folder with demonstrations/pairs/prompts/held_out_*.jsonl; verih: the file
+    source: Literal["world", "jsonl", "verih", "rpr", "multifaceted", "safe_rlhf", "hh_rlhf", "helpsteer2"] = "world"
+    path: str = (
+        ""  # jsonl: a folder with demonstrations/pairs/prompts/held_out_*.jsonl; verih: the file;
+        # others: a hub id such as microsoft/rpr, or a folder or file of that data set
+    )
     follow_rate: float = 0.6  # share of demonstrations that follow what governs; human ones are noisy (world only)
     demonstrations: int = 30_000  # rows to make of each use (world only)
-    pairs: int = 16_000
-    prompts: int = 8_000
+    pairs: int = 16_000  # to make, or at most to take of public data
+    prompts: int = 8_000  # to make, or at most to take of public data
     held_out_prompts: int = 1_200
-    held_out_pairs: int = 1_600
+    held_out_pairs: int = 1_600  # to make, or at most to take of public data
     paraphrased_wishes: int = 60  # held-out wishes that are each said in four ways
 
     def __post_init__(self) -> None:
@@ -122,6 +125,7 @@ class RewardConfig:
     """Training of the reward model, and which of its scores PPO uses."""
 
     path: str = ""  # an existing reward model; empty trains one
+    url: str = ""  # a server that scores for PPO instead, as metaalign-reward serve; its token: METAALIGN_REWARD_TOKEN
     mode: Literal["tier", "overall", "composed"] = "overall"
     view: View = "whole"  # what of a row PPO's reward model sees; less than the whole is for ablations
     learning_rate: float = 1e-3
@@ -138,6 +142,8 @@ class RewardConfig:
         _require_least(self, "reward", 0, "token_weight right_first on_policy_prompts")
         _require("reward.right_first", self.right_first < 1, "a share below 1", self.right_first)
         _require_positive(self, "reward", "learning_rate epochs")
+        _require("reward.url", not self.url or "://" in self.url, "such as http://127.0.0.1:8300", self.url)
+        _require("reward.url", not (self.url and self.path), "nothing beside reward.path", self.url)
         if self.view != "whole":
             _require("reward.path", bool(self.path), f"a control's folder beside reward.view={self.view}", self.path)
             _require("reward.mode", self.mode == "overall", f"overall beside reward.view={self.view}", self.mode)

@@ -88,6 +88,10 @@ class RunContext:
         _require_template(path)
         return Path(path).absolute()
 
+    def scorer(self) -> Path | str | None:
+        """What scores PPO's answers: the config's server, else the reward model, if any."""
+        return self.config.reward.url or self.reward_model()
+
     def reward_model(self) -> Path | None:
         """The reward model: the config's, else the run's own, if any."""
         if self.config.reward.path:

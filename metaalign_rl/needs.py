@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metaalign_rl.config import Config
+from metaalign_rl.data.public import ADAPTERS
 from metaalign_rl.folder import RunFolder
 
 GIB = 2**30
@@ -119,12 +120,17 @@ def check_sources(config: Config) -> list[Check]:
         checks.append(_check_path("data.path", config.data.path, "a readable folder", Path.is_dir))
     elif config.data.source == "verih":
         checks.append(_check_path("data.path", config.data.path, "a readable file", Path.is_file))
+    elif config.data.source in ADAPTERS and not _is_hub_id(config.data.path):
+        needed = f"a hub id such as {ADAPTERS[config.data.source].hub_id}, or a folder or file"
+        checks.append(_check_path("data.path", config.data.path, needed, Path.exists))
     has_sft = "sft" in config.run.stages or RunFolder.of(config).sft.is_dir()
     starts_from_it = not has_sft and not {"reward", "ppo", "evaluate"}.isdisjoint(config.run.stages)
     if config.model.path and (starts_from_it or not _is_hub_id(config.model.path)):
         checks.append(_check_path("model.path", config.model.path, "a checkpoint folder", _is_checkpoint))
     if config.reward.path:
         checks.append(_check_path("reward.path", config.reward.path, "a checkpoint folder", _is_checkpoint))
+    if config.reward.url:
+        checks.append(_check_url("reward.url", config.reward.url))
     return checks
 
 
@@ -138,6 +144,19 @@ def _check_path(name: str, value: str, needed: str, is_good: Callable[[Path], bo
     problem = ", which is none" if path.exists() else ", which does not exist"
     found = repr(value) if good or not value else f"{value!r}{problem}"
     return Check(name, needed, found, good, f"give one as {name}=PATH")
+
+
+def _check_url(name: str, url: str) -> Check:
+    """Whether a scorer's server is ready; asked once, before anything is started."""
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(f"{url.rstrip('/')}/ready", timeout=5):
+            found = ""
+    except (URLError, ValueError, OSError) as error:
+        found = f", {getattr(error, 'reason', error)}"
+    return Check(name, "a server that is ready", f"{url!r}{found}", not found, "start it: metaalign-reward serve")
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metaalign_rl.data.gold import judge
 from metaalign_rl.errors import UserError
 from metaalign_rl.schema import Row
 from metaalign_rl.views import View, see
 from reward.score import Mode, Score, combine
+
+if TYPE_CHECKING:
+    from reward import Scorer
+    from reward.serving.client import RemoteScorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +39,25 @@ class RewardWorker:
     """A Ray actor round `reward.Scorer` and the gold checks; it reads whole rows, not only text."""
 
     def __init__(
-        self, model: Path | None, mode: Mode, model_weight: float, checks_weight: float, view: View = "whole"
+        self, model: Path | str | None, mode: Mode, model_weight: float, checks_weight: float, view: View = "whole"
     ) -> None:
         """Load the reward model, if it has a weight.
+
+        Args:
+            model: the reward model's folder, or the URL of a server that scores.
 
         Raises:
             UserError: a weight without its source, or no weight at all.
         """
         if model_weight > 0 and model is None:
-            raise UserError("ppo.model_weight: there is no reward model; run the stage reward, or give reward.path")
+            raise UserError(
+                "ppo.model_weight: there is no reward model; run the stage reward, or give reward.path or reward.url"
+            )
         if not model_weight + checks_weight > 0:
             raise UserError("ppo.model_weight and ppo.checks_weight are both 0, which leaves no reward")
         self._mode, self._view = mode, view
         self._weights = (model_weight, checks_weight)
-        self._scorer = None
-        if model_weight > 0:
-            from reward import Scorer
-
-            assert model is not None
-            self._scorer = Scorer.from_pretrained(model)
+        self._scorer = _load(model) if model is not None and model_weight > 0 else None
 
     def score(self, rows: list[Row], answers: list[str]) -> list[Reward]:
         """The reward of each answer to its row.
@@ -82,3 +87,13 @@ class RewardWorker:
         parts = ((model_weight, proxy or 0.0), (checks_weight, float(gold or False)))
         value = sum(weight * part for weight, part in parts) / (model_weight + checks_weight)
         return Reward(value, proxy, gold, score.probabilities if score else {}, verdict.passes)
+
+
+def _load(model: Path | str) -> "Scorer | RemoteScorer":
+    if isinstance(model, str):
+        from reward.serving.client import RemoteScorer
+
+        return RemoteScorer(model)
+    from reward import Scorer
+
+    return Scorer.from_pretrained(model)

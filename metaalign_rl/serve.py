@@ -1,14 +1,13 @@
 """`metaalign-rl serve`: vLLM's own OpenAI-compatible server on a policy, with the three-tier chat template."""
 
-import ipaddress
 import os
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.folder import find_policy
+from metaalign_rl.net import is_loopback, listen, url_of
 
 OURS = ("--host", "--port", "--model", "--load-format", "--trust-remote-code")
 CPU_OPTIONS = ("--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(2**30))
@@ -81,34 +80,3 @@ def require_key(host: str, environment: Mapping[str, str], options: Sequence[str
             f"--host {host}: others could use the server; set VLLM_API_KEY to a secret that clients must send, "
             "or listen on 127.0.0.1"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections.
-
-    Raises:
-        UserError: the address is taken, or not this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        found.bind((host, port))
-        found.listen()
-    except OSError as error:
-        found.close()
-        raise UserError(f"--host {host} --port {port}: cannot listen there ({error.strerror}); give another") from None
-    return found
-
-
-def url_of(host: str, port: int) -> str:
-    """The address as a browser takes it."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -17,6 +17,8 @@ from metaalign_rl.settings_values import IllTyped, convert, expected, is_null, s
 
 T = TypeVar("T")
 
+WIDEST = 40  # a column of `describe`; a longer cell moves its own line alone
+
 
 @dataclass(frozen=True, slots=True)
 class _Key:
@@ -81,7 +83,7 @@ def describe(cls: type) -> str:
         for name, key in _keys(cls).items()
         if not key.is_section
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    widths = [max(min(len(row[column]), WIDEST) for row in rows) for column in range(3)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reward.config import RewardTraining
     from reward.controls import preference_blind, tier_blind
     from reward.evaluation import evaluate
+    from reward.explanation import Explanation, explain
     from reward.model import export_scalar
     from reward.score import MODES, Score, combine
     from reward.scorer import Scorer
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODES",
+    "Explanation",
     "RewardTraining",
     "Score",
     "Scorer",
     "calibration_error",
     "combine",
     "evaluate",
+    "explain",
     "export_scalar",
     "fit_temperature",
     "preference_blind",
@@ -38,12 +41,14 @@ __all__ = [
 
 _MODULES = {
     "MODES": "score",
+    "Explanation": "explanation",
     "RewardTraining": "config",
     "Score": "score",
     "Scorer": "scorer",
     "calibration_error": "calibration",
     "combine": "score",
     "evaluate": "evaluation",
+    "explain": "explanation",
     "export_scalar": "model",
     "fit_temperature": "calibration",
     "preference_blind": "controls",

@@ -7,13 +7,21 @@ import torch
 from torch import Tensor
 
 
+ENOUGH = 1024  # tokens that keep a CPU's cores busy; a batch with as many need not take in much shorter texts
+SHORTER = 0.85  # of the longest text's tokens: what is shorter would be padding for the most part
+
+
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices in batches of like lengths, each at most `batch_tokens` with padding, or a single text."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-            yield batch
-            batch = []
+        if batch:
+            longest = lengths[batch[0]]
+            full = (len(batch) + 1) * longest > batch_tokens
+            enough = len(batch) * longest >= ENOUGH and lengths[index] < SHORTER * longest
+            if full or enough:
+                yield batch
+                batch = []
         batch.append(index)
     if batch:
         yield batch

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_jsonl, write_json, write_jsonl
-from metaalign_rl.schema import read_rows
+from metaalign_rl.schema import Row, read_rows
 from reward.config import RewardTraining
 from reward.score import MODES
 
@@ -19,6 +19,8 @@ EXAMPLES = """examples:
   metaalign-reward train --base sft-model --data pairs.jsonl --output reward-model --learning-rate 1e-3
   metaalign-reward evaluate --model reward-model --data held_out_pairs.jsonl --output report.json
   metaalign-reward score --model reward-model --input rows.jsonl --output scores.jsonl
+  metaalign-reward explain --model reward-model --input rows.jsonl
+  metaalign-reward serve --model reward-model --port 8300
   metaalign-reward export --scalar --model reward-model --output scalar-model
 
 a row to score, one a line:
@@ -67,6 +69,23 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         print(json.dumps(report, indent=2))
 
 
+def _explain(arguments: argparse.Namespace) -> None:
+    from reward.explanation import explain, show
+
+    rows = _answers(arguments.input)
+    found = explain(_load_scorer(arguments), rows, batch_tokens=arguments.batch_tokens)
+    if arguments.output:
+        write_jsonl(arguments.output, (one.to_json() for one in found))
+    else:
+        print("\n".join(map(show, found)))
+
+
+def _answers(path: Path) -> list[Row]:
+    from reward.data import answer_row
+
+    return [answer_row(record, f"{path}:{number}") for number, record in read_jsonl(path)]
+
+
 def _train(arguments: argparse.Namespace) -> None:
     config = RewardTraining(**{field.name: getattr(arguments, field.name) for field in fields(RewardTraining)})
     rows = list(read_rows(arguments.data))
@@ -88,6 +107,23 @@ def _export(arguments: argparse.Namespace) -> None:
 
     _plain_output()
     export_scalar(arguments.model, arguments.output)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from reward.serving.app import Serving
+    from reward.serving.server import require_token, serve
+
+    token = require_token(arguments.host)
+    scorer = _load_scorer(arguments)
+    serving = Serving(
+        name=arguments.name or Path(arguments.model).name,
+        token=token,
+        mode=arguments.mode,
+        batch_tokens=arguments.batch_tokens,
+        queue_tokens=arguments.queue_tokens,
+        max_wait=arguments.max_wait_ms / 1000,
+    )
+    serve(scorer, serving, arguments.host, arguments.port)
 
 
 def _load_scorer(arguments: argparse.Namespace) -> Any:
@@ -114,11 +150,22 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--output", type=Path, required=True, help="JSONL: overall, tiers (logits) and probabilities")
     _add_model(score)
 
+    explain = _command(commands, "explain", _explain, "say which tier moved each score: what it is without that tier")
+    explain.add_argument("--input", type=Path, required=True, help="JSONL, as for score")
+    explain.add_argument(
+        "--output", type=Path, help="JSONL: overall, probabilities, moved (default: text on the screen)"
+    )
+    _add_model(explain)
+
     evaluate = _command(commands, "evaluate", _evaluate, "accuracy and calibration on pairs")
     evaluate.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected")
     evaluate.add_argument("--output", type=Path, help="JSON report (default: standard output)")
     evaluate.add_argument("--mode", choices=MODES, default="tier", help="which scores rank a pair (default: tier)")
     _add_model(evaluate)
+
+    serve = _command(commands, "serve", _serve, "score over HTTP: POST /score, /get_reward, /classify")
+    _add_serving(serve)
+    _add_model(serve)
 
     train = _command(commands, "train", _train, "train on pairs and labelled answers; goes on where it was stopped")
     train.add_argument("--base", required=True, help="checkpoint to start from: an SFT model, or any other")
@@ -150,6 +197,18 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the machine's accelerator, else the CPU)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own")
     parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens a forward pass (default: 16384)")
+
+
+def _add_serving(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine alone); another one needs "
+        "a secret in METAALIGN_REWARD_TOKEN, which clients send")  # fmt: skip
+    parser.add_argument("--port", type=int, default=8300, help="default: 8300")
+    parser.add_argument("--name", default="", help="what replies call the model (default: the folder's name)")
+    parser.add_argument("--mode", choices=MODES, default="overall", help="the score of /get_reward (default: overall)")
+    parser.add_argument(
+        "--max-wait-ms", type=float, default=5.0, help="a request waits for others so long (default: 5)"
+    )
+    parser.add_argument("--queue-tokens", type=int, default=262_144, help="tokens that may wait; more gets 429")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,8 @@ def evaluate(
         flip_matrix: `{flip kind: {both, one, neither}}`: of the flips of two rows, how many are right both ways, one
             way or neither. A model that does not read the preference is right one way.
         by_relation, by_family, by_kind, by_split: `{name: {accuracy, pairs}}`; kind and split are tags.
+        by_length: the same by whether the chosen answer has more or fewer characters than the rejected one. A model
+            that likes length is better at the former.
         calibration: `{label: {ece, agreement, answers, curve}}` over the answers with absolute labels; agreement is
             the share whose label p ≥ 0.5 predicts, and the curve one `{p, share, answers}` for each tenth of the
             probabilities that has answers: their mean, and the share of true labels.
@@ -62,6 +64,7 @@ def evaluate(
         "by_family": _by(judged, lambda row: row.family),
         "by_kind": _by(judged, lambda row: row.tags.get("kind")),
         "by_split": _by(judged, lambda row: row.tags.get("split")),
+        "by_length": _by(judged, _longer),
         "calibration": _calibration(rows, scores),
     }
 
@@ -90,6 +93,12 @@ def _by(judged: Sequence[_Judged], key: Callable[[Row], str | None]) -> dict[str
         if name is not None:
             groups[name].append(item)
     return {name: _accuracy(groups[name]) for name in sorted(groups)}
+
+
+def _longer(row: Row) -> str:
+    assert row.chosen is not None and row.rejected is not None
+    more = len(row.chosen) - len(row.rejected)
+    return "chosen is longer" if more > 0 else "chosen is shorter" if more < 0 else "as long"
 
 
 def _flips(judged: Sequence[_Judged]) -> dict[str, Any]:

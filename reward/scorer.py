@@ -13,6 +13,7 @@ from metaalign_rl.schema import LABELS, Row
 from reward import model as checkpoints
 from reward.batches import batches_by_length, pad
 from reward.data import answer_row
+from reward.prefixes import Group, SharedBatch, group_by_prefix, shared_batches
 from reward.score import Score, make_score
 
 BATCH_TOKENS = 16_384
@@ -32,6 +33,7 @@ class Scorer:
         if max_tokens is not None and not 0 < max_tokens <= longest:
             raise UserError(f"max_tokens: expected 1 to {longest}, the model's context, found {max_tokens}")
         self.model = model
+        self._is_causal = _is_causal(model)
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens or longest
 
@@ -99,10 +101,13 @@ class Scorer:
         if batch_tokens < 1:
             raise UserError(f"batch_tokens: expected 1 or more, found {batch_tokens}")
         logits = torch.empty(len(texts), len(LABELS))
-        for batch in batches_by_length([len(text) for text in texts], batch_tokens):
-            inputs = pad([texts[index] for index in batch], self.model.config.get_text_config().pad_token_id)
-            outputs = self.model(**{name: tensor.to(self.model.device) for name, tensor in inputs.items()})
-            logits[batch] = outputs.logits.float().cpu()
+        groups = list(group_by_prefix(texts)) if self._is_causal else [Group(0, [i]) for i in range(len(texts))]
+        alone = [group.members[0] for group in groups if not group.shared]
+        for places in batches_by_length([len(texts[index]) for index in alone], batch_tokens):
+            batch = [alone[place] for place in places]
+            logits[batch] = self._plain_pass([texts[index] for index in batch]).float().cpu()
+        for shared in shared_batches([group for group in groups if group.shared], texts, batch_tokens):
+            logits[shared.members] = self._shared_pass(shared, texts).float().cpu()
         if not logits.isfinite().all():
             raise UserError(
                 f"{self.model.config.name_or_path}: the model's scores are not finite in {self.model.dtype}; "
@@ -110,7 +115,41 @@ class Scorer:
             )
         return logits
 
+    def _plain_pass(self, texts: Sequence[list[int]]) -> torch.Tensor:
+        """The logits of whole texts."""
+        inputs = self._pad(texts)
+        if self._is_causal:  # nothing looks at the padding, which is on the right; attention is faster without a mask
+            del inputs["attention_mask"]
+        logits: torch.Tensor = self.model(**inputs).logits
+        return logits
+
+    def _shared_pass(self, batch: SharedBatch, texts: Sequence[list[int]]) -> torch.Tensor:
+        """The logits of texts in groups that begin alike: the prefixes once, then the rest of every text."""
+        prefixes = self._pad([texts[group.members[0]][: group.shared] for group in batch.groups])
+        cache = self.model.base_model(**prefixes, use_cache=True).past_key_values
+        owners = torch.tensor(batch.owners, device=self.model.device)
+        cache.batch_select_indices(owners)
+        tails = self._pad([texts[index][group.shared :] for group in batch.groups for index in group.members])
+        seen = torch.cat([prefixes["attention_mask"][owners], tails["attention_mask"]], dim=1)
+        start = prefixes["attention_mask"].sum(dim=1)[owners]
+        positions = start[:, None] + torch.arange(tails["input_ids"].shape[1], device=self.model.device)
+        logits: torch.Tensor = self.model(
+            input_ids=tails["input_ids"], attention_mask=seen, position_ids=positions, past_key_values=cache
+        ).logits
+        return logits
+
+    def _pad(self, texts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        inputs = pad(texts, self.model.config.get_text_config().pad_token_id)
+        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+
 
 def default_device() -> torch.device:
     """The machine's accelerator, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether a token looks at those before it alone, at all of them, so that what comes later never changes it."""
+    config = model.config.get_text_config()
+    windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return hasattr(model, "score") and hasattr(model.base_model, "layers") and windows is None

@@ -31,13 +31,14 @@ QUESTIONS = ("what color is it", "what color is it now", "tell me the color plea
 
 def make_tokenizer():
     """Words as single tokens, all else as bytes, with the meta-prompt's template."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = [(text, 0.0) for text in (*SPECIAL_TOKENS, *BYTES)]
     vocabulary += [(f"▁{word}", -1.0) for word in WORDS]
     core = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", model_max_length=128
     )

@@ -85,6 +85,7 @@ MISTAKES = {
     "no rows": ("data show empty.jsonl", "empty.jsonl: the file holds no rows"),
     "no data file": ("data show none.jsonl", "none.jsonl: no such file"),
     "no model": ("run config.yaml model.path=/no/model", "needs a checkpoint folder, found '/no/model'"),
+    "no scorer's server": ("run config.yaml reward.url=http://127.0.0.1:9", "reward.url: needs a server that is ready"),
     "no reward model": ("run config.yaml reward.path=nowhere", "reward.path: needs a checkpoint folder"),
     "no data": ("run config.yaml data.source=jsonl", "data.path: needs a readable folder, found ''"),
     "too few CPUs": ("run config.yaml cluster.cpus=4096", "cluster.cpus: needs 4096 CPUs, found "),

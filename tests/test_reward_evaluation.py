@@ -69,6 +69,7 @@ def test_a_tie_is_not_right_and_a_figure_over_nothing_is_null():
     assert report["flip"] == {"accuracy": None, "groups": 0}
     assert report["conflict"] == {"accuracy": None, "pairs": 0}
     assert report["by_kind"] == {"color": {"accuracy": 0.0, "pairs": 1}}
+    assert sum(found["pairs"] for found in report["by_length"].values()) == report["pairs"]
     assert report["by_split"] == {"paraphrase": {"accuracy": 0.0, "pairs": 1}}
     assert report["calibration"] == {}
 

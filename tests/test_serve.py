@@ -14,9 +14,10 @@ from conftest import ROOT, free_port, metaalign_rl
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_json, read_jsonl, write_jsonl
+from metaalign_rl.net import is_loopback
 from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.schema import read_rows
-from metaalign_rl.serve import check_options, command, is_loopback, require_key
+from metaalign_rl.serve import check_options, command, require_key
 
 QUESTION = "what is the capital of france?"
 

@@ -6,8 +6,8 @@ from typing import Any
 from metaalign_rl.chat.session import Session
 from metaalign_rl.errors import UserError
 from metaalign_rl.meta_prompt import MetaPrompt
+from metaalign_rl.net import listen, url_of
 from metaalign_rl.pages.render import render
-from metaalign_rl.serve import listen, url_of
 
 TOKEN_BYTES = 16
 LONGEST = 20_000  # characters of one text

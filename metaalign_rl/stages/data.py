@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from metaalign_rl.config import Config, DataConfig
+from metaalign_rl.data import public
 from metaalign_rl.data.checks import run_check
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_jsonl, write_jsonl
@@ -54,6 +55,11 @@ def _require_rows(stage: str, config: Config, uses: Uses) -> None:
         if config.data.source == "jsonl"
         else config.data.path or config.data.source
     )
+    if use == "held_out_prompts" and config.data.source in public.ADAPTERS:
+        raise UserError(
+            f"{where}: no held out prompts there, which the stage {stage} needs: no program can check answers to them; "
+            "leave evaluate and report out of run.stages, the stage reward measures on the held-out pairs"
+        )
     remedies = {"sft": ", and a checkpoint as model.path", "reward": ", or give a reward model as reward.path"}
     raise UserError(
         f"{where}: no {use.replace('_', ' ')} there, which the stage {stage} needs; give some, "
@@ -113,4 +119,23 @@ def _verih(data: DataConfig, seed: int) -> Uses:
     return {"prompts": by_split["train"], "held_out_prompts": by_split["held_out"]}
 
 
-SOURCES: dict[str, Callable[[DataConfig, int], Uses]] = {"world": _world, "jsonl": _jsonl, "verih": _verih}
+def _public(data: DataConfig, seed: int) -> Uses:
+    """Pairs to train on and held out, and the training pairs' prompts; the data have nothing that could be checked."""
+    found = public.read_public(data.source, data.path)
+    for what, count in sorted(found.left_out.items()):
+        print(f"data: {count:,} {what}, left out")
+    pairs = public.take(found.train, data.pairs, seed)
+    held_out = public.take(found.held_out, data.held_out_pairs, seed)
+    for setting, taken, all_rows in (("pairs", pairs, found.train), ("held_out_pairs", held_out, found.held_out)):
+        if len(taken) < len(all_rows):
+            print(f"data: {len(taken):,} of {len(all_rows):,} {setting.replace('_', ' ')}, as data.{setting} says")
+    uses = {"pairs": pairs, "held_out_pairs": held_out, "prompts": public.prompts(pairs, data.prompts)}
+    return {use: rows for use, rows in uses.items() if rows}
+
+
+SOURCES: dict[str, Callable[[DataConfig, int], Uses]] = {
+    "world": _world,
+    "jsonl": _jsonl,
+    "verih": _verih,
+    **dict.fromkeys(public.ADAPTERS, _public),
+}

@@ -39,7 +39,7 @@ def run(context: RunContext) -> None:
     for name, checkpoint in (("sft", context.start_policy()), ("ppo", folder.policy)):
         judged = judge_all(rows, context.answer(checkpoint, rows, sampled))
         figures[f"{name}_sampled"] = _keep(judged, folder.evaluation / f"{name}_sampled.jsonl")
-        if name == "ppo" and context.reward_model() is not None:
+        if name == "ppo" and context.scorer() is not None:
             figures["reward"] = _compare_with_proxy(context, judged)
         greedily = judge_all(rows, context.answer(checkpoint, rows, greedy))
         figures[f"{name}_greedy"] = _keep(greedily, folder.evaluation / f"{name}_greedy.jsonl")
@@ -85,7 +85,7 @@ def _compare_with_proxy(context: RunContext, judged: Sequence[Judged]) -> dict[s
     Gold is what the mode's score was trained to say: `following` for the governing tier's, `strict` for the others.
     """
     worker = ray.remote(RewardWorker).options(**actor_options(context.config, "reward"))
-    scorer = worker.remote(context.reward_model(), context.config.reward.mode, 1.0, 0.0, context.config.reward.view)
+    scorer = worker.remote(context.scorer(), context.config.reward.mode, 1.0, 0.0, context.config.reward.view)
     rewards = ray.get(scorer.score.remote([found.row for found in judged], [found.answer for found in judged]))
     ray.kill(scorer)
     good = [reward.proxy >= GOOD for reward in rewards]

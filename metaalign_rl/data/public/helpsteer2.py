@@ -1,0 +1,59 @@
+"""HelpSteer2 (https://huggingface.co/datasets/nvidia/HelpSteer2): answers with five ratings from 0 to 4.
+
+The two answers to a prompt are consecutive published rows. Before the last message of a dialog of several, lines such
+as "<extra_id_1>Assistant" say who speaks.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from metaalign_rl.data.public.load import Record
+from metaalign_rl.data.public.rows import Messages, Wish, alone, flaw, opposed, split_turns
+from metaalign_rl.schema import Row
+
+# What a tier says to ask for more of an attribute, and where less of it can be wanted too, for less.
+WISHES: dict[str, tuple[str, str | None]] = {
+    "helpfulness": ("Be as helpful as you can: do what was asked for, all of it.", None),
+    "correctness": ("Get every fact right and leave no important one out.", None),
+    "coherence": ("Be clear, and consistent from beginning to end.", None),
+    "complexity": ("Answer for an expert, in depth.", "Answer in plain words that anyone understands."),
+    "verbosity": ("Answer at length and in detail.", "Answer briefly."),
+}
+COLUMNS = ("prompt", "response", *WISHES)
+BEST = 4
+
+_TURN = re.compile(r"^<extra_id_1>(User|Assistant)\n", re.MULTILINE)
+
+
+def read(records: Iterable[Record], left_out: Counter[str]) -> Iterator[Row]:
+    """For each attribute in which two answers differ, rows that ask for more of it in either tier.
+
+    Where less can be wanted too these are six, see `opposed`. Rows that make no pair are counted in `left_out`.
+    """
+    for prompt, same in groupby(records, key=lambda record: record.text("prompt")):
+        group, messages = list(same), split_turns(prompt, _TURN)
+        if len(group) % 2:
+            left_out["rows without a second answer to their prompt"] += 1
+        for pair in zip(group[::2], group[1::2], strict=False):
+            reason = flaw(messages, [record.text("response", may_be_empty=True) for record in pair])
+            rows = [] if reason else list(_rows(messages, *pair))
+            if not rows:
+                left_out[reason or "rows whose two answers are rated alike"] += 2
+            yield from rows
+
+
+def _rows(messages: Messages, one: Record, other: Record) -> Iterator[Row]:
+    for attribute, (more, less) in WISHES.items():
+        ratings = [record.number(attribute, BEST) for record in (one, other)]
+        if ratings[0] == ratings[1]:
+            continue
+        high, low = (record.text("response") for record in ((one, other) if ratings[0] > ratings[1] else (other, one)))
+        identity = f"helpsteer2-{one.id}-{attribute}"
+        wish = Wish(more, attribute, chosen=high, rejected=low)
+        if less is not None:
+            yield from opposed(identity, "helpful", messages, wish, Wish(less, attribute, chosen=low, rejected=high))
+        else:
+            yield alone(f"{identity}-system", "helpful", messages, wish, "system")
+            yield alone(f"{identity}-user", "helpful", messages, wish, "user")

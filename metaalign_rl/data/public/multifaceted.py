@@ -1,0 +1,32 @@
+"""Multifaceted Collection (https://huggingface.co/datasets/kaist-ai/Multifaceted-Collection-RM): a person's wishes.
+
+A published row's `input` is a system message, a line break and an instruction. `chosen` was written for this system
+message, `rejected` for another one.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from metaalign_rl.data.public.load import Record
+from metaalign_rl.data.public.rows import Wish, alone, ask, flaw
+from metaalign_rl.schema import Row
+
+COLUMNS = ("input", "chosen", "rejected")
+
+
+def read(records: Iterable[Record], left_out: Counter[str]) -> Iterator[Row]:
+    """One row of each published one; rows that make no pair are counted in `left_out`.
+
+    Nothing but a line break parts system message and instruction, and instructions often have several lines: what
+    stands before the first break is taken for the system message.
+    """
+    for record in records:
+        system, _, instruction = record.text("input").strip().partition("\n")
+        chosen, rejected = (record.text(field, may_be_empty=True) for field in ("chosen", "rejected"))
+        messages = ask(instruction)
+        reason = flaw(messages, (chosen, rejected)) if instruction else "rows whose input is one line"
+        if reason:
+            left_out[reason] += 1
+            continue
+        wish = Wish(system.strip(), "persona", chosen, rejected)
+        yield alone(f"multifaceted-{record.id}", "diverse_opinion", messages, wish, "system")

@@ -1,0 +1,186 @@
+"""The reward model in other trainers: their own code loads it, or asks it, and gets the scorer's numbers."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, free_port
+from reward_toys import language_model, make_row, reward_model
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.learner.openrlhf_modules import openrlhf_module
+from metaalign_rl.meta_prompt import MetaPrompt
+from metaalign_rl.schema import LABELS, Row
+from reward import Scorer, combine, export_scalar
+from reward.plugins import openrlhf as openrlhf_plugin
+from reward.plugins import rows as plugin_rows
+from reward.plugins import verl as verl_plugin
+from reward.plugins.trl import make_reward_func
+
+ROW = make_row(system_info="say red", user_info="say blue", tier="system", relation="conflict", response="red it is")
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer.from_pretrained(reward_model(), device="cpu")
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reward model is named where plugins look for it."""
+    monkeypatch.setenv("METAALIGN_REWARD_MODEL", str(reward_model()))
+    monkeypatch.delenv("METAALIGN_REWARD_URL", raising=False)
+    plugin_rows.scorer_of_environment.cache_clear()
+
+
+def label_of(row: Row) -> str:
+    """What a data set's label column holds: the row without an answer."""
+    return json.dumps({name: value for name, value in row.to_json().items() if name != "response"})
+
+
+def rendered(scorer: Scorer, row: Row, response: str | None = None) -> str:
+    return MetaPrompt(row.system_info, row.user_info).render(scorer.tokenizer, row.messages, response)
+
+
+def expected(scorer: Scorer, row: Row) -> float:
+    return combine(scorer.score([row])[0], row, "overall")
+
+
+# OpenRLHF.
+
+
+class OneAnswer:
+    """Stands for OpenRLHF's vLLM engine, which needs no part in how the reward is fetched."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._output = SimpleNamespace(token_ids=tokens, finish_reason="stop", logprobs=None)
+
+    async def generate(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(outputs=[self._output])
+
+
+def openrlhfs_reward(scorer: Scorer, endpoint: str) -> dict[str, Any]:
+    """What OpenRLHF's own executor gets for the row's answer, ended by the end token."""
+    executor = openrlhf_module("utils.agent").SingleTurnAgentExecutor(endpoint)
+    tokenizer = scorer.tokenizer
+    answer = tokenizer.encode(f"{ROW.response}<eos>", add_special_tokens=False)
+    sampling = SimpleNamespace(max_tokens=8, logprobs=None)
+    run = executor.execute(rendered(scorer, ROW), label_of(ROW), sampling, 128, tokenizer, OneAnswer(answer))
+    output: dict[str, Any] = asyncio.run(run)
+    return output
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A real server with a token, which OpenRLHF can only send as a part of the URL."""
+    port = free_port()
+    words = ["serve", "--model", str(reward_model()), "--port", str(port), "--device", "cpu"]
+    command = [sys.executable, "-c", "import sys; from reward.cli import main; sys.exit(main())", *words]
+    env = os.environ | {"METAALIGN_REWARD_TOKEN": "secret"}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert f":{port}" in process.stdout.readline()
+        yield f"http://any:secret@127.0.0.1:{port}"
+        process.kill()
+
+
+def test_openrlhf_fetches_rewards_from_the_server(scorer: Scorer, server: str) -> None:
+    output = openrlhfs_reward(scorer, f"{server}/get_reward")
+    assert output["reward"] == output["scores"] == [pytest.approx(expected(scorer, ROW), abs=1e-5)]
+    assert set(output["extra_logs"]) == set(LABELS)
+
+
+def test_openrlhf_calls_the_reward_function_in_our_file(scorer: Scorer, named: None) -> None:
+    assert openrlhf_plugin.__file__ is not None
+    output = openrlhfs_reward(scorer, openrlhf_plugin.__file__)
+    assert output["reward"].tolist() == [pytest.approx(expected(scorer, ROW), abs=1e-5)]
+    assert set(output["extra_logs"]) == set(LABELS)
+
+
+def test_openrlhfs_loader_reads_the_scalar_export(
+    scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It packs samples with flash-attn, which a CPU does not have; the loader imports it and does not use it here.
+    packing = ModuleType("ring_attn_utils")
+    packing.gather_and_pad_tensor = packing.unpad_and_slice_tensor = None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "_openrlhf_models.ring_attn_utils", packing)
+    export_scalar(reward_model(), tmp_path / "scalar")
+    load = openrlhf_module("models.model").get_llm_for_sequence_regression
+    model = load(str(tmp_path / "scalar"), "reward", param_dtype="bf16", attn_implementation="sdpa").float().eval()
+    ids = torch.tensor([scorer.encode(ROW, "row")])
+    with torch.no_grad():
+        (reward,) = model(ids, torch.ones_like(ids)).tolist()
+    rounded = Scorer.from_pretrained(reward_model(), device="cpu", dtype="bfloat16")  # as it rounds the weights
+    rounded.model.float()
+    assert reward == pytest.approx(rounded.score([ROW])[0].overall, abs=1e-4)
+
+
+# TRL.
+
+
+def test_trls_grpo_trains_against_the_reward_function(scorer: Scorer, tmp_path: Path) -> None:
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    seen: list[float] = []
+    reward_func = make_reward_func(scorer)
+
+    def watched(**columns: Any) -> list[float]:
+        seen.extend(rewards := reward_func(**columns))
+        return rewards
+
+    data = datasets.Dataset.from_list([{"prompt": rendered(scorer, ROW), "row": label_of(ROW)}] * 4)
+    config = trl.GRPOConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, num_generations=4,
+        max_completion_length=4, use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    policy, tokenizer = (auto.from_pretrained(language_model()) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    trl.GRPOTrainer(policy, watched, args=config, train_dataset=data, processing_class=tokenizer).train()
+    assert len(seen) == 4
+    assert all(0 <= reward <= 1 for reward in seen)
+
+
+def test_trl_may_give_messages_and_rows_as_objects(scorer: Scorer) -> None:
+    reward_func = make_reward_func(scorer)
+    completion = [{"role": "assistant", "content": "red it is"}]
+    found = reward_func(completions=[completion, "red it is"], row=[ROW.to_json(), label_of(ROW)], prompts=["", ""])
+    assert found == [pytest.approx(expected(scorer, ROW), abs=1e-5)] * 2
+
+
+# verl: its contract alone; verl itself does not install beside these packages and was not run.
+
+
+def test_verls_contract_gets_a_score_and_those_of_the_labels(scorer: Scorer, named: None) -> None:
+    found = verl_plugin.compute_score("metaalign", " red it is", label_of(ROW), {})
+    assert found["score"] == pytest.approx(expected(scorer, ROW), abs=1e-5)
+    assert set(found) == {"score", *LABELS}
+
+
+# What goes wrong.
+
+
+def test_a_label_that_is_no_row_is_named(named: None) -> None:
+    with pytest.raises(UserError, match=r"labels\[0\]: expected the row as a JSON object, found 'gold'"):
+        openrlhf_plugin.reward_func(["pa"], ["p"], ["gold"])
+    with pytest.raises(UserError, match="ground_truth of math: expected the row"):
+        verl_plugin.compute_score("math", "4", "4")
+
+
+def test_without_a_reward_model_the_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("METAALIGN_REWARD_MODEL", "METAALIGN_REWARD_URL"):
+        monkeypatch.delenv(name, raising=False)
+    plugin_rows.scorer_of_environment.cache_clear()
+    with pytest.raises(UserError, match="set METAALIGN_REWARD_MODEL"):
+        verl_plugin.compute_score("x", "y", label_of(ROW))
+    monkeypatch.setenv("METAALIGN_REWARD_MODE", "tiers")
+    with pytest.raises(UserError, match="did you mean 'tier'"):
+        plugin_rows.mode_of_environment()

@@ -1,0 +1,372 @@
+"""The scorer over HTTP: what it answers, refuses and survives."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from conftest import ROOT, free_port
+from fastapi.testclient import TestClient
+from reward_toys import make_row, reward_model
+
+from metaalign_rl.errors import UserError
+from metaalign_rl.meta_prompt import MetaPrompt
+from metaalign_rl.reward_worker import RewardWorker
+from metaalign_rl.schema import LABELS
+from reward import Scorer, combine
+from reward.serving.app import Serving, create_app
+from reward.serving.batcher import Batcher, Busy
+from reward.serving.client import RemoteScorer, ScorerUnavailable
+from reward.serving.metrics import PrometheusMetrics
+from reward.serving.server import require_token
+
+ROW = {
+    "system_info": "say red",
+    "user_info": "say blue",
+    "messages": [{"role": "user", "content": "what color is it"}],
+    "response": "red",
+}
+TOKEN = {"Authorization": "Bearer secret"}
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer.from_pretrained(reward_model(), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def client(scorer: Scorer) -> Iterator[TestClient]:
+    with TestClient(create_app(scorer, Serving("toy", max_rows=8, max_bytes=10_000))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def guarded(scorer: Scorer) -> Iterator[TestClient]:
+    with TestClient(create_app(scorer, Serving("toy", token="secret"))) as client:
+        yield client
+
+
+# What it answers.
+
+
+def test_rows_get_the_scores_that_the_scorer_gives_them(client: TestClient, scorer: Scorer) -> None:
+    rows = [ROW, {**ROW, "response": "blue", "id": "second"}]
+    reply = client.post("/score", json={"rows": rows}).json()
+    for found, score in zip(reply["scores"], scorer.score(rows), strict=True):
+        assert found["overall"] == pytest.approx(score.overall, abs=1e-5)
+        assert found["tiers"] == pytest.approx(score.tiers, abs=1e-5)
+        assert found["probabilities"] == pytest.approx(score.probabilities, abs=1e-5)
+    assert [found["id"] for found in reply["scores"]] == [None, "second"]
+    assert reply["model"] == "toy"
+
+
+def test_one_row_needs_no_list(client: TestClient) -> None:
+    assert len(client.post("/score", json={"rows": ROW}).json()["scores"]) == 1
+    assert client.post("/score", json={"rows": []}).json()["scores"] == []
+
+
+def test_openrlhfs_contract_takes_the_row_from_its_label(client: TestClient, scorer: Scorer) -> None:
+    row = make_row(system_info="say red", tier="system", relation="system_only", response="red")
+    prompt = MetaPrompt("say red").render(scorer.tokenizer, row.messages)
+    label = json.dumps({name: value for name, value in row.to_json().items() if name != "response"})
+    body = {"query": [prompt + "red<eos>"], "prompts": [prompt], "labels": [label]}
+    reply = client.post("/get_reward", json=body).json()
+    (score,) = scorer.score([row])
+    assert reply["rewards"] == reply["scores"] == [pytest.approx(combine(score, row, "overall"), abs=1e-5)]
+    assert set(reply["extra_logs"]) == set(LABELS)
+
+
+def test_rendered_texts_are_classified_as_vllm_does(client: TestClient, scorer: Scorer) -> None:
+    ids = scorer.encode(ROW, "row")
+    text = MetaPrompt("say red", "say blue").render(scorer.tokenizer, ROW["messages"], "red")  # type: ignore[arg-type]
+    (score,) = scorer.score([ROW])
+    for given in (text, [text], ids, [ids]):
+        reply = client.post("/classify", json={"input": given}).json()
+        assert reply["data"][0]["probs"] == pytest.approx(list(score.probabilities.values()), abs=1e-5)
+        assert reply["usage"]["prompt_tokens"] == len(ids)
+
+
+def test_it_counts_what_it_does(client: TestClient) -> None:
+    def value(line: str) -> float:
+        page = client.get("/metrics").text
+        return sum(float(found.split()[-1]) for found in page.splitlines() if found.startswith(line))
+
+    before = value("metaalign_reward_rows_total")
+    client.post("/score", json={"rows": [ROW, ROW]})
+    client.get("/unknown/path")
+    assert value("metaalign_reward_rows_total") == before + 2
+    assert value("metaalign_reward_queue_tokens") == 0
+    assert value('metaalign_reward_requests_total{path="/score",status="200"}') > 0
+    assert value('metaalign_reward_requests_total{path="none",status="404"}') == 1
+
+
+def test_it_says_that_it_lives_and_is_ready(client: TestClient) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json()["status"] == "ready"
+
+
+# What it refuses.
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"response": None}, ["rows", 1, "response"]),
+        ({"messages": [{"role": "system", "content": "x"}]}, ["messages", 0, "role"]),
+        ({"messages": []}, ["messages"]),
+        ({"system_info": 3}, ["system_info"]),
+    ],
+)
+def test_a_malformed_row_is_named_with_its_field(client: TestClient, change: dict[str, Any], says: list[Any]) -> None:
+    response = client.post("/score", json={"rows": [ROW, {**ROW, **change}]})
+    assert response.status_code == 422
+    assert any(all(part in problem["loc"] for part in says) for problem in response.json()["detail"])
+
+
+def test_an_unknown_field_and_a_row_that_does_not_fit_are_named(client: TestClient) -> None:
+    unknown = client.post("/score", json={"rows": [ROW, {**ROW, "sistem_info": "x"}]})
+    assert (unknown.status_code, "rows[1]: unknown field 'sistem_info'" in unknown.text) == (422, True)
+    long = client.post("/score", json={"rows": [ROW, {**ROW, "system_info": "red " * 500}]})
+    assert (long.status_code, "rows[1]: max_tokens=128" in long.text) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"query": ["x"], "prompts": [], "labels": ["{}"]}, "as many of each"),
+        ({"query": ["pq"], "prompts": ["p"], "labels": ["no JSON"]}, "labels[0]: expected the row as a JSON object"),
+        ({"query": ["pq"], "prompts": ["z"], "labels": ["{}"]}, "query[0]: expected prompts[0]"),
+        ({"query": ["pq"], "prompts": ["p"], "labels": ["{}"]}, "labels[0]: field 'messages'"),
+    ],
+)
+def test_a_reward_request_that_lacks_its_row_is_refused(client: TestClient, body: dict[str, Any], says: str) -> None:
+    response = client.post("/get_reward", json=body)
+    assert response.status_code == 422
+    assert says in response.json()["detail"]
+
+
+@pytest.mark.parametrize("given", ["", [], [[]], [9**9], [-1], "red " * 500])
+def test_texts_that_the_model_cannot_read_are_refused(client: TestClient, given: Any) -> None:
+    response = client.post("/classify", json={"input": given})
+    assert response.status_code == 422 or response.json()["data"] == []
+
+
+def test_too_many_rows_and_too_many_bytes_are_refused(client: TestClient) -> None:
+    rows = client.post("/score", json={"rows": [ROW] * 9})
+    assert (rows.status_code, "at most 8, found 9" in rows.text) == (413, True)
+    assert client.post("/score", json={"rows": {**ROW, "response": "x" * 20_000}}).status_code == 413
+    assert client.post("/score", content=(b"x" * 3000 for _ in range(9))).status_code == 413  # no length given
+
+
+def test_without_the_token_only_health_is_answered(guarded: TestClient) -> None:
+    for path in ("/score", "/get_reward", "/classify"):
+        assert guarded.post(path, json={}).status_code == 401
+        assert guarded.post(path, json={}, headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert guarded.post(path, json={}, headers=TOKEN).status_code == 422
+        assert guarded.post(path, json={}, auth=("any", "secret")).status_code == 422
+        assert guarded.post(path, json={}, auth=("secret", "wrong")).status_code == 401
+    assert guarded.get("/metrics").status_code == 401
+    assert guarded.get("/health").status_code == guarded.get("/ready").status_code == 200
+
+
+def test_an_address_that_others_reach_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("METAALIGN_REWARD_TOKEN", raising=False)
+    assert require_token("127.0.0.1") == ""
+    with pytest.raises(UserError, match="set METAALIGN_REWARD_TOKEN"):
+        require_token("0.0.0.0")
+
+
+def test_a_fault_of_its_own_is_a_5xx_and_never_a_score(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise UserError("the model's scores are not finite")  # what Scorer says of a broken checkpoint
+
+    monkeypatch.setattr(scorer, "logits", fail)
+    with TestClient(create_app(scorer, Serving("toy")), raise_server_exceptions=False) as client:
+        response = client.post("/score", json={"rows": ROW})
+    assert response.status_code == 500
+    assert "scores" not in response.text
+
+
+# What happens to many requests at once.
+
+
+class Slow:
+    """Scores a text by its length, and remembers the batches."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.batches: list[list[list[int]]] = []
+        self._seconds = seconds
+
+    def __call__(self, texts: Any) -> list[list[float]]:
+        self.batches.append(list(texts))
+        time.sleep(self._seconds)
+        return [[float(len(text))] for text in texts]
+
+
+async def ask(score: Any, requests: list[list[list[int]]], **settings: Any) -> list[Any]:
+    """What a batcher answers to concurrent requests, errors included."""
+    limits = {"batch_tokens": 100, "queue_tokens": 10_000, "max_wait": 0.05, **settings}
+    batcher = Batcher(score, metrics=PrometheusMetrics(), **limits)
+    batcher.start()
+    found = await asyncio.gather(*map(batcher.logits, requests), return_exceptions=True)
+    await batcher.stop()
+    return found
+
+
+def test_concurrent_requests_share_a_batch_and_each_gets_its_own_scores() -> None:
+    score = Slow()
+    found = asyncio.run(ask(score, [[[0] * length] for length in (3, 1, 2)]))
+    assert found == [[[3.0]], [[1.0]], [[2.0]]]
+    assert len(score.batches) == 1
+
+
+def test_a_batch_holds_no_more_tokens_than_it_may() -> None:
+    score = Slow()
+    asyncio.run(ask(score, [[[0] * 40] * 5, [[0] * 400]]))
+    assert [sum(map(len, batch)) for batch in score.batches] == [80, 80, 40, 400]
+
+
+def test_a_lone_request_waits_no_longer_than_the_bound() -> None:
+    began = time.monotonic()
+    asyncio.run(ask(Slow(), [[[0]]], max_wait=0.2))
+    assert 0.15 < time.monotonic() - began < 2
+
+
+def test_what_does_not_fit_the_queue_is_told_when_to_come_again() -> None:
+    *served, refused = asyncio.run(ask(Slow(0.05), [[[0] * 60]] * 3, queue_tokens=150))
+    assert served == [[[60.0]]] * 2
+    assert isinstance(refused, Busy)
+    assert refused.seconds >= 1
+
+
+def test_a_request_larger_than_the_queue_is_served_when_nothing_waits() -> None:
+    (found,) = asyncio.run(ask(Slow(), [[[0] * 60] * 3], queue_tokens=150))
+    assert found == [[60.0]] * 3
+
+
+def test_a_failing_batch_fails_its_own_requests_alone() -> None:
+    def score(texts: Any) -> list[list[float]]:
+        if any(len(text) == 1 for text in texts):
+            raise RuntimeError("broken")
+        return [[0.0]] * len(texts)
+
+    bad, good = asyncio.run(ask(score, [[[0]], [[0] * 100]], batch_tokens=100))
+    assert isinstance(bad, RuntimeError)
+    assert good == [[0.0]]
+
+
+def test_a_full_server_answers_429_and_says_when_to_come_again(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    real = scorer.logits
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        began.set()
+        go_on.wait()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(scorer, "logits", held)
+    with TestClient(create_app(scorer, Serving("toy", queue_tokens=10))) as client, ThreadPoolExecutor() as pool:
+        first = pool.submit(client.post, "/score", json={"rows": ROW})
+        began.wait()
+        refused = client.post("/score", json={"rows": ROW})
+        go_on.set()
+        assert first.result().status_code == 200
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) >= 1
+
+
+# A real server, and the client.
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """A real `metaalign-reward serve` with a token."""
+    port = free_port()
+    words = ["serve", "--model", str(reward_model()), "--port", str(port), "--device", "cpu"]
+    command = [sys.executable, "-c", "import sys; from reward.cli import main; sys.exit(main())", *words]
+    env = os.environ | {"METAALIGN_REWARD_TOKEN": "secret"}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert f":{port}" in process.stdout.readline()
+        yield f"http://127.0.0.1:{port}", process
+        process.kill()
+
+
+def test_the_client_scores_as_the_scorer_does(server: Any, scorer: Scorer) -> None:
+    rows = [{**ROW, "response": "red " * length} for length in range(1, 8)]
+    remote = RemoteScorer(server[0], "secret", rows_a_request=3)
+    for found, score in zip(remote.score(rows), scorer.score(rows), strict=True):
+        assert found.logits == pytest.approx(score.logits, abs=1e-4)
+    with pytest.raises(UserError, match="401 send the server's token"):
+        RemoteScorer(server[0], "wrong").score(rows)
+    with pytest.raises(UserError, match=r"rows\[1\]: field 'response'"):
+        remote.score([ROW, {"messages": ROW["messages"]}])
+
+
+def test_ppos_reward_worker_scores_through_a_server(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAALIGN_REWARD_TOKEN", "secret")
+    rows = [make_row(system_info="say red"), make_row(user_info="say blue")]
+    near, far = (RewardWorker(model, "overall", 1.0, 0.0) for model in (reward_model(), server[0]))
+    for one, other in zip(near.score(rows, ["red", "red"]), far.score(rows, ["red", "red"]), strict=True):
+        assert one.proxy == pytest.approx(other.proxy, abs=1e-5)
+
+
+def test_sigterm_lets_requests_under_way_be_answered(server: Any) -> None:
+    url, process = server
+    rows = [{**ROW, "response": "red " * 100}] * 500
+    with ThreadPoolExecutor() as pool:
+        under_way = pool.submit(httpx.post, f"{url}/score", json={"rows": rows}, headers=TOKEN, timeout=60)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert len(under_way.result().json()["scores"]) == 500
+    assert process.wait(30) in (0, -signal.SIGTERM)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{url}/health")
+
+
+def answering(*replies: httpx.Response | Exception) -> tuple[RemoteScorer, list[httpx.Request]]:
+    """A client whose server gives these replies, one after the other, and what it was asked."""
+    asked: list[httpx.Request] = []
+    waiting = iter(replies)
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        reply = next(waiting)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    remote = RemoteScorer("http://server", retries=3)
+    remote._client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(handle))
+    return remote, asked
+
+
+SCORED = {"scores": [{"overall": 1.0, "tiers": {"system": 0.0, "user": 0.0, "dialog": 0.0}}]}
+
+
+def test_the_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    failures = (httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(429, headers={"Retry-After": "7"}))
+    remote, asked = answering(*failures, httpx.Response(200, json=SCORED))
+    assert remote.score([ROW])[0].overall == 1.0
+    assert len(asked) == 4
+    assert len(pauses) == 3
+    assert pauses[2] >= 7
+
+
+def test_a_server_that_stays_away_is_an_error_and_never_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    remote, asked = answering(*[httpx.Response(500, text="broken")] * 4)
+    with pytest.raises(ScorerUnavailable, match="after 4 tries: 500 broken"):
+        remote.score([ROW])
+    assert len(asked) == 4

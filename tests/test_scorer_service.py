@@ -1,0 +1,91 @@
+"""The scorer on Ray Serve: the same answers, a token, and replicas that may die under load."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from conftest import free_port
+from reward_toys import reward_model
+
+from metaalign_rl import runtime
+from metaalign_rl.config import Config
+from metaalign_rl.errors import UserError
+from reward import Scorer
+from reward.serving.client import RemoteScorer
+
+pytestmark = pytest.mark.slow
+ROWS = [
+    {
+        "system_info": "say red",
+        "messages": [{"role": "user", "content": "what color is it"}],
+        "response": "red " * length,
+    }
+    for length in range(1, 9)
+]
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    """Two replicas on a Ray of their own; the URL."""
+    from ray import serve
+
+    from metaalign_rl.scorer_service import Arguments, application
+
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAALIGN_REWARD_TOKEN", "secret")
+        with runtime.connect(Config()):
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            serve.run(application(Arguments(model=str(reward_model()), cpus=0.5, replicas=2)))
+            yield f"http://127.0.0.1:{port}"
+            serve.shutdown()
+
+
+def replicas() -> list[str]:
+    import ray
+
+    names = ray.util.list_named_actors(all_namespaces=True)
+    return [found["name"] for found in names if found["name"].startswith("SERVE_REPLICA")]
+
+
+def test_replicas_score_as_the_scorer_does(service: str) -> None:
+    expected = Scorer.from_pretrained(reward_model(), device="cpu").score(ROWS)
+    for found, score in zip(RemoteScorer(service).score(ROWS), expected, strict=True):
+        assert found.logits == pytest.approx(score.logits, abs=1e-4)
+
+
+def test_without_the_token_nothing_is_scored(service: str) -> None:
+    assert httpx.post(f"{service}/score", json={"rows": ROWS}).status_code == 401
+    with pytest.raises(UserError, match="401"):
+        RemoteScorer(service, "wrong").score(ROWS)
+
+
+def test_killing_a_replica_under_load_loses_no_request_of_the_client(service: str) -> None:
+    import ray
+
+    expected = Scorer.from_pretrained(reward_model(), device="cpu").score(ROWS)
+    ended = threading.Event()
+
+    def ask() -> int:
+        remote, count = RemoteScorer(service, timeout=30), 0
+        while not ended.is_set():
+            for found, score in zip(remote.score(ROWS), expected, strict=True):
+                assert found.logits == pytest.approx(score.logits, abs=1e-4)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(ask) for _ in range(8)]
+        time.sleep(2)
+        victim = replicas()[0]
+        ray.kill(ray.get_actor(victim, namespace="serve"))
+        time.sleep(5)
+        ended.set()
+        assert all(client.result(60) > 0 for client in clients)
+    until = time.monotonic() + 60
+    while victim in replicas() or len(replicas()) < 2:
+        assert time.monotonic() < until, "the replica was not replaced"
+        time.sleep(0.5)
