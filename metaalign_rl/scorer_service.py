@@ -27,7 +27,8 @@ class Arguments(BaseModel):
 
     Attributes:
         model: the reward model's folder, which every node sees, or its hub id.
-        dtype: the weights' type, such as "bfloat16"; empty takes the checkpoint's own.
+        dtype: the weights' type, such as "bfloat16"; empty takes bfloat16 where the hardware is fast at it, else the
+            checkpoint's own.
         mode: which score `/get_reward` answers with.
         gpus, cpus: of one replica.
         replicas: how many there are; 0 lets the load decide.

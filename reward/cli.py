@@ -195,7 +195,8 @@ def _command(commands: Any, name: str, run: Any, help: str) -> argparse.Argument
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="reward model's folder or hub id")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: the machine's accelerator, else the CPU)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 where the "
+        "hardware is fast at it, else the checkpoint's own")  # fmt: skip
     parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens a forward pass (default: 16384)")
 
 

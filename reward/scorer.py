@@ -1,6 +1,7 @@
 """Scoring answers with a trained reward model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from metaalign_rl.schema import LABELS, Row
 from reward import model as checkpoints
 from reward.batches import batches_by_length, pad
 from reward.data import answer_row
-from reward.prefixes import Group, SharedBatch, group_by_prefix, shared_batches
+from reward.decoder import pack_logits, reads_packs
+from reward.packing import pack_texts
+from reward.prefixes import group_by_prefix
 from reward.score import Score, make_score
 
 BATCH_TOKENS = 16_384
+CACHED_TOKENS = 1024  # of a pass on a CPU: more would not stay in a core's cache from one operation to the next
 
 
 class Scorer:
@@ -33,7 +37,6 @@ class Scorer:
         if max_tokens is not None and not 0 < max_tokens <= longest:
             raise UserError(f"max_tokens: expected 1 to {longest}, the model's context, found {max_tokens}")
         self.model = model
-        self._is_causal = _is_causal(model)
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens or longest
 
@@ -50,13 +53,14 @@ class Scorer:
         Args:
             path: a folder that `train` wrote, or such a model's id on the Hugging Face hub.
             device: where it runs; without it the machine's accelerator, else the CPU.
-            dtype: the weights' type, such as `"bfloat16"`; without it the checkpoint's own.
+            dtype: the weights' type, such as `"float32"`; without it `default_dtype`'s.
             max_tokens: the longest text; without it the model's context.
 
         Raises:
             UserError: nothing there, or not a reward model that this release can read safely.
         """
-        model, tokenizer = checkpoints.load(path, device or default_device(), dtype)
+        device = torch.device(device) if device else default_device()
+        model, tokenizer = checkpoints.load(path, device, dtype or default_dtype(device))
         return cls(model, tokenizer, max_tokens)
 
     def score(
@@ -101,13 +105,8 @@ class Scorer:
         if batch_tokens < 1:
             raise UserError(f"batch_tokens: expected 1 or more, found {batch_tokens}")
         logits = torch.empty(len(texts), len(LABELS))
-        groups = list(group_by_prefix(texts)) if self._is_causal else [Group(0, [i]) for i in range(len(texts))]
-        alone = [group.members[0] for group in groups if not group.shared]
-        for places in batches_by_length([len(texts[index]) for index in alone], batch_tokens):
-            batch = [alone[place] for place in places]
-            logits[batch] = self._plain_pass([texts[index] for index in batch]).float().cpu()
-        for shared in shared_batches([group for group in groups if group.shared], texts, batch_tokens):
-            logits[shared.members] = self._shared_pass(shared, texts).float().cpu()
+        for members, found in self._passes(texts, batch_tokens):
+            logits[members] = found.float().cpu()
         if not logits.isfinite().all():
             raise UserError(
                 f"{self.model.config.name_or_path}: the model's scores are not finite in {self.model.dtype}; "
@@ -115,32 +114,21 @@ class Scorer:
             )
         return logits
 
-    def _plain_pass(self, texts: Sequence[list[int]]) -> torch.Tensor:
-        """The logits of whole texts."""
-        inputs = self._pad(texts)
-        if self._is_causal:  # nothing looks at the padding, which is on the right; attention is faster without a mask
-            del inputs["attention_mask"]
-        logits: torch.Tensor = self.model(**inputs).logits
-        return logits
+    def _passes(self, texts: Sequence[list[int]], batch_tokens: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Some texts' indices and their logits, until all are done."""
+        if self._reads_packs:
+            most = min(batch_tokens, CACHED_TOKENS) if self.model.device.type == "cpu" else batch_tokens
+            for pack in pack_texts(group_by_prefix(texts), texts, most):
+                yield pack.texts, pack_logits(self.model, pack)
+        else:
+            for batch in batches_by_length([len(text) for text in texts], batch_tokens):
+                inputs = pad([texts[index] for index in batch], self.model.config.get_text_config().pad_token_id)
+                inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+                yield batch, self.model(**inputs).logits
 
-    def _shared_pass(self, batch: SharedBatch, texts: Sequence[list[int]]) -> torch.Tensor:
-        """The logits of texts in groups that begin alike: the prefixes once, then the rest of every text."""
-        prefixes = self._pad([texts[group.members[0]][: group.shared] for group in batch.groups])
-        cache = self.model.base_model(**prefixes, use_cache=True).past_key_values
-        owners = torch.tensor(batch.owners, device=self.model.device)
-        cache.batch_select_indices(owners)
-        tails = self._pad([texts[index][group.shared :] for group in batch.groups for index in group.members])
-        seen = torch.cat([prefixes["attention_mask"][owners], tails["attention_mask"]], dim=1)
-        start = prefixes["attention_mask"].sum(dim=1)[owners]
-        positions = start[:, None] + torch.arange(tails["input_ids"].shape[1], device=self.model.device)
-        logits: torch.Tensor = self.model(
-            input_ids=tails["input_ids"], attention_mask=seen, position_ids=positions, past_key_values=cache
-        ).logits
-        return logits
-
-    def _pad(self, texts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
-        inputs = pad(texts, self.model.config.get_text_config().pad_token_id)
-        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+    @cached_property
+    def _reads_packs(self) -> bool:
+        return reads_packs(self.model)
 
 
 def default_device() -> torch.device:
@@ -148,8 +136,13 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def _is_causal(model: PreTrainedModel) -> bool:
-    """Whether a token looks at those before it alone, at all of them, so that what comes later never changes it."""
-    config = model.config.get_text_config()
-    windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return hasattr(model, "score") and hasattr(model.base_model, "layers") and windows is None
+def default_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the hardware multiplies matrices in it several times faster, else None: the checkpoint's own type.
+
+    A logit then has about three significant digits, and may differ with the texts that are scored beside it.
+    """
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return torch.bfloat16 if fast else None

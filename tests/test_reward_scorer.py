@@ -35,7 +35,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def scorer():
-    return Scorer.from_pretrained(reward_model(), device="cpu")
+    return Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32")
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_bad_row_is_an_error_with_its_index_and_field(scorer, change, message)
 def test_a_saved_scorer_scores_the_same_when_it_is_loaded_again(scorer, tmp_path):
     scorer.model.save_pretrained(tmp_path)
     scorer.tokenizer.save_pretrained(tmp_path)
-    again = Scorer.from_pretrained(tmp_path, device="cpu")
+    again = Scorer.from_pretrained(tmp_path, device="cpu", dtype="float32")
     assert logits(again.score(ROWS)) == logits(scorer.score(ROWS))
 
 
@@ -137,7 +137,7 @@ def test_the_config_tells_servers_the_labels_and_not_to_softmax_across_them():
 def test_folded_temperatures_divide_the_logits_of_the_plain_checkpoint(scorer, copied_model):
     from reward.model import fold_temperatures
 
-    warm = Scorer.from_pretrained(copied_model, device="cpu")
+    warm = Scorer.from_pretrained(copied_model, device="cpu", dtype="float32")
     fold_temperatures(warm.model, {"system": 2.0, "user": 0.5, "dialog": 1.0, "overall": 4.0})
     plain, folded = scorer.score(ROWS[:1])[0].logits, warm.score(ROWS[:1])[0].logits
     expected = {"system": 0.5, "user": 2.0, "dialog": 1.0, "overall": 0.25}
@@ -267,7 +267,7 @@ def test_scores_that_are_not_finite_are_an_error_and_no_score(copied_model):
 
     from reward.model import head
 
-    broken = Scorer.from_pretrained(copied_model, device="cpu")
+    broken = Scorer.from_pretrained(copied_model, device="cpu", dtype="float32")
     torch.nn.init.constant_(head(broken.model).weight, torch.nan)
     with pytest.raises(UserError, match="not finite"):
         broken.score(ROWS)
