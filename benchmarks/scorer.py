@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.run import machine
 from metaalign_rl.files import write_json
@@ -27,6 +26,7 @@ from metaalign_rl.schema import Row
 SIZES = {"1m": (128, 4, 384), "13m": (384, 7, 1024), "100m": (768, 12, 2688)}  # hidden size, layers, feed-forward
 TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 CONTEXT = 640
+Found = dict[str, dict[str, dict[str, dict[str, float]]]]  # figures by set, type, system
 Logits = list[list[float]]
 System = Callable[[Sequence[Row], Sequence[str]], Logits]  # rows, and the same rendered
 
@@ -42,14 +42,41 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model, words = make_model(Path(folder), SIZES[args.size])
-        found: dict[str, Any] = {"mixed": {}, "shared_prefix": {}}
+        found: Found = {"mixed": {}, "shared_prefix": {}}
         for name, dtype in TYPES.items():
             systems = make_systems(model, dtype, with_vllm=not args.without_vllm)
             for kind, part in found.items():
                 part[name] = measure(kind, systems, model, words, dtype, args.rounds, args.rows)
                 show(kind, name, part[name])
-            write_json(args.json, {"size": args.size, "machine": machine(), **found})
+            write_json(args.json, {"size": args.size, "machine": machine(), "bars": bars(found), **found})
             del systems
+    for bar, (ratio, least) in bars(found).items():
+        print(f"{'ok    ' if ratio >= least else 'MISSED'} {bar}: {ratio:.2f}, at least {least}")
+
+
+def bars(found: Found) -> dict[str, tuple[float, float]]:
+    """What the scorer must reach: its rate over another's, and the least that this must be.
+
+    As it comes, it scores in bfloat16 where the hardware is fast at it, and transformers' pipeline in float32.
+    """
+    from reward.scorer import default_device, default_dtype
+
+    as_it_comes = "bf16" if default_dtype(default_device()) else "fp32"
+    wanted = [("mixed", as_it_comes, "fp32", "pipeline_b1", 3.0), ("mixed", as_it_comes, "fp32", "pipeline_b32", 3.0)]
+    for dtype in TYPES:
+        wanted += [
+            ("mixed", dtype, dtype, "vllm_classify", 1.0),
+            ("shared_prefix", dtype, dtype, "vllm_classify", 3.0),
+            ("shared_prefix", dtype, dtype, "vllm_prefix_cached", 1.2),
+        ]
+    return {
+        f"{kind}, {mine} over {system} in {other}": (
+            found[kind][mine]["ours"]["tokens_per_second"] / found[kind][other][system]["tokens_per_second"],
+            least,
+        )
+        for kind, mine, other, system, least in wanted
+        if mine in found[kind] and system in found[kind].get(other, {})
+    }
 
 
 def make_model(folder: Path, size: tuple[int, int, int]) -> tuple[Path, list[str]]:

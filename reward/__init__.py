@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from reward.evaluation import evaluate
     from reward.explanation import Explanation, explain
     from reward.model import export_scalar
+    from reward.pool import ScorerPool
     from reward.score import MODES, Score, combine
     from reward.scorer import Scorer
     from reward.training import train
@@ -28,6 +29,7 @@ __all__ = [
     "RewardTraining",
     "Score",
     "Scorer",
+    "ScorerPool",
     "calibration_error",
     "combine",
     "evaluate",
@@ -45,6 +47,7 @@ _MODULES = {
     "RewardTraining": "config",
     "Score": "score",
     "Scorer": "scorer",
+    "ScorerPool": "pool",
     "calibration_error": "calibration",
     "combine": "score",
     "evaluate": "evaluation",

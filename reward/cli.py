@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,7 @@ from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_jsonl, write_json, write_jsonl
 from metaalign_rl.schema import Row, read_rows
 from reward.config import RewardTraining
-from reward.score import MODES
+from reward.score import MODES, Score
 
 EXAMPLES = """examples:
   metaalign-reward train --base sft-model --data pairs.jsonl --output reward-model --learning-rate 1e-3
@@ -43,18 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
     from reward.data import answer_row
 
     places = [(f"{arguments.input}:{number}", record) for number, record in read_jsonl(arguments.input)]
     rows = [answer_row(record, place) for place, record in places]
-    scorer = _load_scorer(arguments)
-    texts = [scorer.encode(row, place) for row, (place, _) in zip(rows, places, strict=True)]
-    scores = scorer.score_tokens(texts, batch_tokens=arguments.batch_tokens)
-    results = []
-    for (_, record), score in zip(places, scores, strict=True):
-        name = {"id": record["id"]} if "id" in record else {}
-        results.append({**name, "overall": score.overall, "tiers": score.tiers, "probabilities": score.probabilities})
-    write_jsonl(arguments.output, results)
+    with _load_scorers(arguments) as scorer:
+        scores = scorer.stream(rows, (place for place, _ in places), batch_tokens=arguments.batch_tokens)
+        bar = tqdm(scores, "scoring", len(rows), unit=" rows", disable=None)  # None: only on a terminal
+        records = (_scored(record, score) for (_, record), score in zip(places, bar, strict=True))
+        write_jsonl(arguments.output, records)
+
+
+def _scored(record: dict[str, Any], score: Score) -> dict[str, Any]:
+    name = {"id": record["id"]} if "id" in record else {}
+    return {**name, "overall": score.overall, "tiers": score.tiers, "probabilities": score.probabilities}
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -126,6 +131,18 @@ def _serve(arguments: argparse.Namespace) -> None:
     serve(scorer, serving, arguments.host, arguments.port)
 
 
+def _load_scorers(arguments: argparse.Namespace) -> Any:
+    """A context that gives a scorer, or one a device where there are several."""
+    devices = arguments.device or [None]
+    if len(devices) == 1:
+        arguments.device = devices[0]
+        return nullcontext(_load_scorer(arguments))
+    from reward.pool import ScorerPool
+
+    _plain_output()
+    return ScorerPool(arguments.model, devices, arguments.dtype)
+
+
 def _load_scorer(arguments: argparse.Namespace) -> Any:
     from reward.scorer import Scorer
 
@@ -148,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     score = _command(commands, "score", _score, "score answers")
     score.add_argument("--input", type=Path, required=True, help="JSONL: messages, response, system_info, user_info")
     score.add_argument("--output", type=Path, required=True, help="JSONL: overall, tiers (logits) and probabilities")
-    _add_model(score)
+    _add_model(score, several=True)
 
     explain = _command(commands, "explain", _explain, "say which tier moved each score: what it is without that tier")
     explain.add_argument("--input", type=Path, required=True, help="JSONL, as for score")
@@ -192,9 +209,13 @@ def _command(commands: Any, name: str, run: Any, help: str) -> argparse.Argument
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     parser.add_argument("--model", required=True, help="reward model's folder or hub id")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: the machine's accelerator, else the CPU)")
+    device = "such as cpu or cuda:1 (default: the machine's accelerator, else the CPU)"
+    if several:
+        parser.add_argument("--device", nargs="+", help=f"{device}; one process for each, if several: cuda:0 cuda:1")
+    else:
+        parser.add_argument("--device", help=device)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 where the "
         "hardware is fast at it, else the checkpoint's own")  # fmt: skip
     parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens a forward pass (default: 16384)")

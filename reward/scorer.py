@@ -1,7 +1,8 @@
 """Scoring answers with a trained reward model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from reward.decoder import pack_logits, reads_packs
 from reward.packing import pack_texts
 from reward.prefixes import group_by_prefix
 from reward.score import Score, make_score
+from reward.streams import ahead, windows
 
 BATCH_TOKENS = 16_384
+WINDOW = 512  # rows that are sorted into batches together
 CACHED_TOKENS = 1024  # of a pass on a CPU: more would not stay in a core's cache from one operation to the next
+
+AnyRow = Row | Mapping[str, Any]
 
 
 class Scorer:
@@ -64,30 +69,37 @@ class Scorer:
         return cls(model, tokenizer, max_tokens)
 
     def score(
-        self,
-        rows: Sequence[Row | Mapping[str, Any]],
-        *,
-        batch_tokens: int = BATCH_TOKENS,
-        place: str = "rows",
+        self, rows: Iterable[AnyRow], places: Iterable[str] | None = None, *, batch_tokens: int = BATCH_TOKENS
     ) -> list[Score]:
         """Score each row's `response`; the scores come in the rows' order.
 
         Args:
             rows: `Row` objects, or mappings with `messages`, `response` and, if they say something,
                 `system_info` and `user_info` (a row's other fields are allowed).
+            places: what errors call each row; without them `rows[0]` and so on.
             batch_tokens: tokens a forward pass, padding included; it changes speed and memory, not scores.
-            place: what errors call the list.
 
         Raises:
-            UserError: a bad row, or one whose tiers and response do not fit the context; names its index and
+            UserError: a bad row, or one whose tiers and response do not fit the context; names its place and
                 field.
         """
-        return self.score_tokens(
-            [self.encode(row, f"{place}[{index}]") for index, row in enumerate(rows)],
-            batch_tokens=batch_tokens,
-        )
+        return list(self.stream(rows, places, batch_tokens=batch_tokens))
 
-    def encode(self, row: Row | Mapping[str, Any], place: str) -> list[int]:
+    def stream(
+        self, rows: Iterable[AnyRow], places: Iterable[str] | None = None, *, batch_tokens: int = BATCH_TOKENS
+    ) -> Iterator[Score]:
+        """As `score`, one after the other: of any number of rows a few windows are in memory at a time.
+
+        While a window is scored, the next one is tokenised.
+        """
+
+        def encode(window: Sequence[tuple[AnyRow, str]]) -> list[list[int]]:
+            return [self.encode(row, place) for row, place in window]
+
+        for texts in ahead(encode, windows(named(rows, places), WINDOW)):
+            yield from self.score_tokens(texts, batch_tokens=batch_tokens)
+
+    def encode(self, row: AnyRow, place: str) -> list[int]:
         """The token ids that the model reads for one row; errors name `place`."""
         row = answer_row(row, place)
         meta = MetaPrompt(row.system_info, row.user_info)
@@ -129,6 +141,11 @@ class Scorer:
     @cached_property
     def _reads_packs(self) -> bool:
         return reads_packs(self.model)
+
+
+def named(rows: Iterable[AnyRow], places: Iterable[str] | None) -> Iterator[tuple[AnyRow, str]]:
+    """Each row with what errors call it."""
+    return zip(rows, places or (f"rows[{index}]" for index in count()), strict=False)
 
 
 def default_device() -> torch.device:

@@ -1,0 +1,65 @@
+"""Long inputs: a window at a time, tokenised ahead, on several processes."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from reward_toys import make_row, reward_model
+
+from metaalign_rl.errors import UserError
+from reward import Scorer, ScorerPool
+from reward.pool import WINDOW
+from reward.streams import ahead, windows
+
+ROWS = [make_row(id=str(index), response="red " * (1 + index % 7)) for index in range(WINDOW + 5)]
+
+
+def test_windows_hold_all_items_in_order() -> None:
+    assert list(windows(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(windows([], 2)) == []
+
+
+def test_the_next_item_is_under_way_while_one_is_in_use() -> None:
+    started = [threading.Event() for _ in range(3)]
+
+    def begin(index: int) -> int:
+        started[index].set()
+        return index
+
+    found = []
+    for index in ahead(begin, range(3)):
+        assert started[min(index + 1, 2)].wait(timeout=10)
+        found.append(index)
+    assert found == [0, 1, 2]
+
+
+def test_a_stream_holds_few_rows_at_a_time() -> None:
+    taken = 0
+
+    def rows() -> Iterator[object]:
+        nonlocal taken
+        for row in ROWS * 3:
+            taken += 1
+            yield row
+
+    scorer = Scorer.from_pretrained(reward_model(), device="cpu")
+    next(scorer.stream(rows()))
+    assert taken <= 2 * WINDOW
+
+
+def test_an_error_names_the_row_s_place() -> None:
+    scorer = Scorer.from_pretrained(reward_model(), device="cpu")
+    rows = [ROWS[0], {"messages": [{"role": "user", "content": "hi"}]}]
+    with pytest.raises(UserError, match=r"^rows\[1\]: field 'response'"):
+        scorer.score(rows)
+    with pytest.raises(UserError, match="^mine.jsonl:9: field 'response'"):
+        scorer.score(rows, ["mine.jsonl:8", "mine.jsonl:9"])
+
+
+def test_processes_score_as_one_does_and_say_which_row_is_bad() -> None:
+    expected = Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32").score(ROWS)
+    with ScorerPool(reward_model(), ["cpu", "cpu"], dtype="float32") as pool:
+        found = pool.score(ROWS)
+        with pytest.raises(UserError, match=rf"^rows\[{WINDOW}\]: field 'response'"):
+            pool.score([*ROWS[:WINDOW], {"messages": [{"role": "user", "content": "hi"}]}])
+    assert [score.overall for score in found] == pytest.approx([score.overall for score in expected], abs=1e-5)
