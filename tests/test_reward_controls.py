@@ -17,7 +17,7 @@ from reward.data import collate, collate_shared, make_example
 from reward.training import preference_loss
 
 OVERALL = LABELS.index("overall")
-QUICK = RewardTraining(learning_rate=3e-3, batch_size=32, epochs=4, max_tokens=128, calibration_share=0.1)
+QUICK = RewardTraining(learning_rate=3e-3, batch_size=16, epochs=4, max_tokens=128, calibration_share=0.1)
 
 
 # Views
@@ -101,8 +101,8 @@ def scalar(tmp_path_factory):
 
 def test_it_learns_the_rule_from_overall_alone(scalar):
     report = evaluate(Scorer.from_pretrained(scalar[0], device="cpu"), color_pairs(200, seed=2), "overall")
-    assert report["accuracy"] > 0.75
-    assert report["conflict"]["accuracy"] > 0.75
+    assert report["accuracy"] > 0.9
+    assert report["conflict"]["accuracy"] > 0.9
 
 
 def test_its_other_labels_stay_as_they_were_drawn_and_get_no_temperature(scalar):
