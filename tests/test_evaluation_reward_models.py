@@ -48,8 +48,8 @@ def test_others_are_given_by_name_and_folder(model: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "folder", "says"),
     [
-        ("tier-blind", reward_model(), "'tier_blind' is .*run/controls/tier_blind already; give another name"),
-        ("reward", reward_model(), "'reward' is .*run/reward already"),
+        ("tier-blind", reward_model(), "'tier_blind' is .*run/controls/tier_blind already; leave it out"),
+        ("reward", reward_model(), "'reward' is .*run/reward already; give another name"),
         ("old", language_model(), "--control old=.*: not a reward model"),
         ("old", Path("nowhere"), "nowhere: expected a run's folder"),
     ],

@@ -47,7 +47,8 @@ def add_controls(model: Path, found: Mapping[str, Path], given: Sequence[tuple[s
         place, control = f"--control {given_name}={path}", given_name.replace("-", "_")
         name = control if control in CONTROLS else given_name
         if name in models and models[name] != path.absolute():
-            raise UserError(f"{place}: {name!r} is {models[name]} already; give another name")
+            remedy = "leave it out" if name in CONTROLS else "give another name"
+            raise UserError(f"{place}: {name!r} is {models[name]} already; {remedy}")
         models[name] = find_checkpoint(path)
         if not is_reward_model(models[name]):
             raise UserError(f"{place}: not a reward model; give one that `metaalign-reward train` made")

@@ -90,7 +90,7 @@ def paraphrases(seed: int, wishes: int) -> list[Row]:
 
 
 def paraphrased_pairs(seed: int, wishes: int) -> list[Row]:
-    """Held-out pairs as those of `pairs`, in groups that differ only in what words the governing preference is said.
+    """Held-out pairs as those of `pairs`, in groups that differ only in the words of the governing preference.
 
     `tags["paraphrases"]` names a row's group. Every two groups are each other's flips, so that neither of the answers
     is the better one more often; an odd number of wishes gets one more.
