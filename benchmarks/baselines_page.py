@@ -69,12 +69,12 @@ def table(found: dict[str, Any]) -> str:
     """One line a baseline."""
     lines = [f"| | what | seeds | {' | '.join(name.replace('_', ' ') for name in COLUMNS)} |", "|---" * 8 + "|"]
     for name, entry in found.items():
-        cells = [_spread(values(entry, figure)) for figure in COLUMNS]
+        cells = [spread(values(entry, figure)) for figure in COLUMNS]
         lines.append(f"| `{name}` | {entry['meaning']} | {len(entry['seeds'])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _spread(found: list[float]) -> str:
+def spread(found: list[float]) -> str:
     return f"{fmean(found):.3f} ({min(found):.3f}–{max(found):.3f})" if found else "–"
 
 
@@ -92,13 +92,13 @@ def verdicts(found: dict[str, Any]) -> Iterator[str]:
 def _compared(found: dict[str, Any], names: list[str]) -> str:
     lines = []
     for name in names:
-        said = [_verdict(found["ppo"], found[name], figure) for figure in COMPARED]
-        why = "" if all(verdict.startswith("ahead") for verdict in said) else WHY.get(name, "")
+        said = [verdict(found["ppo"], found[name], figure) for figure in COMPARED]
+        why = "" if all(one.startswith("ahead") for one in said) else WHY.get(name, "")
         lines.append(f"- `{name}`: {'; '.join(said)}. {why}".rstrip())
     return "\n".join(lines) + "\n"
 
 
-def _verdict(ours: dict[str, Any], theirs: dict[str, Any], figure: str) -> str:
+def verdict(ours: dict[str, Any], theirs: dict[str, Any], figure: str) -> str:
     seeds = sorted(ours["seeds"].keys() & theirs["seeds"].keys())
     apart = [ours["seeds"][seed][figure] - theirs["seeds"][seed][figure] for seed in seeds]
     said = f"on {figure} ({fmean(apart):+.3f}"

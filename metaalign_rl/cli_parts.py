@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -41,3 +42,11 @@ def temperature(text: str) -> float:
     if not 0 <= value <= 10:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 10, found {text!r}")
     return value
+
+
+def name_and_folder(text: str) -> tuple[str, Path]:
+    """`NAME=DIR`."""
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"expected NAME=DIR, found {text!r}")
+    return name, Path(folder)

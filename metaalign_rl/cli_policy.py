@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from metaalign_rl.cli_parts import Commands, add_command, at_least_one, port, temperature
+from metaalign_rl.cli_parts import Commands, add_command, at_least_one, name_and_folder, port, temperature
 
 
 def add_policy_commands(commands: Commands) -> None:
@@ -26,6 +26,9 @@ def _add_evaluate(commands: Commands) -> None:
     add("--served-model", default="", metavar="NAME", help="which of an endpoint's models")
     add("--tiers", choices=("template", "message"), default="template", help="how an endpoint gets the tiers: "
         "by the meta-prompt's chat template (default), or as the text of a system message")  # fmt: skip
+    add("--control", action="append", default=[], type=name_and_folder, metavar="NAME=DIR",
+        help="a model to set beside a reward model and its run's controls, any number of times; a NAME tier_blind, "
+        "preference_blind or scalar says what it was trained on")  # fmt: skip
     add("words", nargs="*", metavar="key=value", help="settings for vLLM, such as cluster.gpus=1 model.dtype=bfloat16")
 
 
@@ -35,12 +38,21 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     config = load_settings(args.model, args.words)
     sampling = Sampling(args.temperature, args.max_new_tokens)
-    figures = evaluate(args.model, args.data, args.output, config, sampling, served=args.served_model, tiers=args.tiers)
+    figures = evaluate(
+        args.model,
+        args.data,
+        args.output,
+        config,
+        sampling,
+        served=args.served_model,
+        tiers=args.tiers,
+        controls=args.control,
+    )
     for name, figure in figures.items():
         if isinstance(figure, float):
             print(f"{name:<13} {figure:.3f}")
-        elif "accuracy" in figure:  # a reward model's figures, of one mode
-            print(f"accuracy, {name:<10} {figure['accuracy']:.3f}")
+    for name, modes in figures.get("models", {}).items():  # a reward model's, and its controls'
+        print(f"accuracy, {name:<18}", *(f"{mode} {report['accuracy']:.3f}" for mode, report in modes.items()))
     print(f"all figures and evaluation.html are in {args.output}")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.learner.config import LearnerConfig
-from metaalign_rl.views import View
+from reward.controls import Control, View
 
 _NAME = re.compile(r"\w[\w.-]*")
 
@@ -74,8 +74,8 @@ class DataConfig:
     pairs: int = 16_000  # to make, or at most to take of public data
     prompts: int = 8_000  # to make, or at most to take of public data
     held_out_prompts: int = 1_200
-    held_out_pairs: int = 1_600  # to make, or at most to take of public data
-    paraphrased_wishes: int = 60  # held-out wishes that are each said in four ways
+    held_out_pairs: int = 1_600  # to make (paraphrased ones come on top), or at most to take of public data
+    paraphrased_wishes: int = 60  # held-out wishes that are each said in four ways, for answers and as many for pairs
 
     def __post_init__(self) -> None:
         _require_least(
@@ -135,7 +135,9 @@ class RewardConfig:
     right_first: float = 0.08  # share of the rows that come first: pairs of a right and a wrong answer
     on_policy_prompts: int = 2_000  # prompts answered by the SFT policy, labelled by the rows' checks
     on_policy_samples: int = 4  # answers a prompt
-    controls: bool = True  # also train the preference-blind and tier-blind controls
+    controls: list[Control] = field(
+        default_factory=lambda: ["preference_blind", "tier_blind"]
+    )  # also train these, each without one thing the model has; scalar: without labels by tier; []: none
 
     def __post_init__(self) -> None:
         _require_least(self, "reward", 1, "batch_size on_policy_samples")

@@ -11,6 +11,7 @@ from metaalign_rl.errors import UserError
 from metaalign_rl.evaluation.endpoint import Endpoint, Tiers
 from metaalign_rl.evaluation.failures import FAILING, failing_kinds
 from metaalign_rl.evaluation.figures import Judged, judge_all, summary
+from metaalign_rl.evaluation.reward_models import COMPARED, CUTS, add_controls, compare, counts, find_controls, measure
 from metaalign_rl.files import read_json, write_json, write_jsonl, write_text
 from metaalign_rl.folder import find_checkpoint, is_reward_model
 from metaalign_rl.pages.curves import reliability
@@ -37,6 +38,7 @@ def evaluate(
     *,
     served: str = "",
     tiers: Tiers = "template",
+    controls: Sequence[tuple[str, Path]] = (),
 ) -> dict[str, Any]:
     """Evaluate `model` on the rows of `data` and write `figures.json`, `evaluation.html` and the answers to `output`.
 
@@ -44,19 +46,22 @@ def evaluate(
         model: a checkpoint's folder, a run's folder (its policy), a reward model's folder, or an endpoint's URL.
         config: what vLLM needs to know to run a checkpoint: devices, context, dtype.
         served, tiers: see `Endpoint`.
+        controls: names and folders of models to set beside a reward model and its run's controls.
 
     Returns: what it wrote to `figures.json`.
 
     Raises:
-        UserError: no such model, or rows that cannot be judged.
+        UserError: no such model, rows that cannot be judged, or controls for a policy.
     """
     rows = list(read_rows(data))
-    if "://" in model:
+    path = None if "://" in model else find_checkpoint(Path(model))
+    if path is not None and is_reward_model(path):
+        return _evaluate_reward(path, rows, data, output, config.reward.mode, controls)
+    if controls:
+        raise UserError(f"--control {controls[0][0]}: only a reward model has controls, and {model} is a policy")
+    if path is None:
         endpoint = Endpoint(model, served, tiers)
         return write_report(endpoint.model, data, output, _ask(endpoint, _judgeable(rows, data), sampling), sampling)
-    path = find_checkpoint(Path(model))
-    if is_reward_model(path):
-        return _evaluate_reward(path, rows, data, output, config)
     return write_report(str(model), data, output, _roll_out(path, _judgeable(rows, data), config, sampling), sampling)
 
 
@@ -126,15 +131,27 @@ def write_report(name: str, data: Path, output: Path, judged: list[Judged], samp
     return figures
 
 
-def _evaluate_reward(path: Path, rows: list[Row], data: Path, output: Path, config: Config) -> dict[str, Any]:
-    import reward
-    from reward.score import MODES
-
-    scorer = reward.Scorer.from_pretrained(path)
-    modes: dict[str, Any] = {mode: reward.evaluate(scorer, rows, mode) for mode in MODES}
-    mode = config.reward.mode
-    script_data = {"reliability": reliability(modes[mode])}
-    page = render("reward", script_data, name=path.name, data_file=data.name, modes=modes, mode=mode)
-    write_json(output / "figures.json", modes)
+def _evaluate_reward(
+    path: Path, rows: list[Row], data: Path, output: Path, mode: str, controls: Sequence[tuple[str, Path]]
+) -> dict[str, Any]:
+    """A reward model's reports by mode, beside those of its run's controls and of the given ones."""
+    folders = add_controls(path, find_controls(path), controls)
+    models = {name: measure(name, folder, rows) for name, folder in folders.items()}
+    figures = {"models": models, "comparison": compare(models)}
+    modes = models[path.name]
+    shown = mode if mode in modes else "overall"
+    page = render(
+        "reward",
+        {"reliability": reliability(modes[shown])},
+        name=path.name,
+        data_file=data.name,
+        modes=modes,
+        mode=shown,
+        comparison=figures["comparison"],
+        counts=counts(modes[shown]),
+        compared=COMPARED,
+        cuts=CUTS,
+    )
+    write_json(output / "figures.json", figures)
     write_text(output / "evaluation.html", page)
-    return modes
+    return figures

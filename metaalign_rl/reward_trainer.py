@@ -7,15 +7,16 @@ from typing import Any
 
 from metaalign_rl.progress import Update, stream
 from metaalign_rl.schema import Row, read_rows
-from metaalign_rl.views import View, see
+from reward.controls import see, training_of, view_of
 from reward.score import Mode
 
 
 class RewardTrainer:
-    """A Ray actor round `reward.train` and `reward.evaluate`."""
+    """A Ray actor round `reward.train` and `reward.evaluate_modes`."""
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self, name: str) -> None:
+        """`name`: a control's, else any."""
+        self._name, self._view = name, view_of(name)
         # transformers would import DeepSpeed, many seconds, to ask whether the model to be saved is one of its own.
         sys.modules["deepspeed"] = None  # type: ignore[assignment]
 
@@ -23,19 +24,15 @@ class RewardTrainer:
         """Train on the rows of all `pairs` files, from the checkpoint `base`, and write `output`."""
         import reward
 
-        rows = [row for path in pairs for row in read_rows(path)]
-        return stream(
-            lambda report: reward.train(
-                training, see(rows, self._view), None, base, output, callbacks=[_reporter(report)]
-            )
-        )
+        rows = see([row for path in pairs for row in read_rows(path)], self._view)
+        training = training_of(self._name, training)
+        return stream(lambda report: reward.train(training, rows, None, base, output, callbacks=[_reporter(report)]))
 
     def evaluate(self, model: Path, pairs: Sequence[Row], modes: Sequence[Mode]) -> dict[str, dict[str, Any]]:
         """The report of `reward.evaluate` by mode."""
         import reward
 
-        scorer, rows = reward.Scorer.from_pretrained(model), see(pairs, self._view)
-        return {mode: reward.evaluate(scorer, rows, mode) for mode in modes}
+        return reward.evaluate_modes(reward.Scorer.from_pretrained(model), see(pairs, self._view), modes)
 
 
 def _reporter(report: Callable[[Update], None]) -> Any:

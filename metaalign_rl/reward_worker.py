@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from metaalign_rl.data.gold import judge
 from metaalign_rl.errors import UserError
 from metaalign_rl.schema import Row
-from metaalign_rl.views import View, see
+from reward.controls import View, see
 from reward.score import Mode, Score, combine
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from reward.calibration import calibration_error, fit_temperature
     from reward.config import RewardTraining
     from reward.controls import preference_blind, tier_blind
-    from reward.evaluation import evaluate
+    from reward.evaluation import evaluate, evaluate_modes
     from reward.explanation import Explanation, explain
     from reward.model import export_scalar
     from reward.pool import ScorerPool
@@ -33,6 +33,7 @@ __all__ = [
     "calibration_error",
     "combine",
     "evaluate",
+    "evaluate_modes",
     "explain",
     "export_scalar",
     "fit_temperature",
@@ -51,6 +52,7 @@ _MODULES = {
     "calibration_error": "calibration",
     "combine": "score",
     "evaluate": "evaluation",
+    "evaluate_modes": "evaluation",
     "explain": "explanation",
     "export_scalar": "model",
     "fit_temperature": "calibration",

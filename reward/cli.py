@@ -13,8 +13,9 @@ from typing import Any, get_args
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_jsonl, write_json, write_jsonl
 from metaalign_rl.schema import Row, read_rows
+from reward import controls
 from reward.config import RewardTraining
-from reward.score import MODES, Score
+from reward.score import MODES, Mode, Score
 
 EXAMPLES = """examples:
   metaalign-reward train --base sft-model --data pairs.jsonl --output reward-model --learning-rate 1e-3
@@ -63,11 +64,12 @@ def _scored(record: dict[str, Any], score: Score) -> dict[str, Any]:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    rows = list(read_rows(arguments.data))
+    rows = controls.see(list(read_rows(arguments.data)), controls.view_of(arguments.control))
+    mode: Mode = "overall" if arguments.control else arguments.mode
     scorer = _load_scorer(arguments)
     from reward.evaluation import evaluate
 
-    report = evaluate(scorer, rows, arguments.mode, batch_tokens=arguments.batch_tokens)
+    report = evaluate(scorer, rows, mode, batch_tokens=arguments.batch_tokens)
     if arguments.output:
         write_json(arguments.output, report)
     else:
@@ -93,13 +95,9 @@ def _answers(path: Path) -> list[Row]:
 
 def _train(arguments: argparse.Namespace) -> None:
     config = RewardTraining(**{field.name: getattr(arguments, field.name) for field in fields(RewardTraining)})
-    rows = list(read_rows(arguments.data))
-    eval_rows = list(read_rows(arguments.eval_data)) if arguments.eval_data else None
-    if arguments.control:
-        from reward import controls
-
-        view = getattr(controls, arguments.control.replace("-", "_"))
-        rows, eval_rows = view(rows), view(eval_rows) if eval_rows else None
+    config, view = controls.training_of(arguments.control, config), controls.view_of(arguments.control)
+    rows = controls.see(list(read_rows(arguments.data)), view)
+    eval_rows = controls.see(list(read_rows(arguments.eval_data)), view) if arguments.eval_data else None
     from reward.training import train
 
     _plain_output()
@@ -178,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected")
     evaluate.add_argument("--output", type=Path, help="JSON report (default: standard output)")
     evaluate.add_argument("--mode", choices=MODES, default="tier", help="which scores rank a pair (default: tier)")
+    _add_control(evaluate, "the model is this one: show it what it was trained on, and read it in mode overall")
     _add_model(evaluate)
 
     serve = _command(commands, "serve", _serve, "score over HTTP: POST /score, /get_reward, /classify")
@@ -189,11 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected, or labels")
     train.add_argument("--eval-data", type=Path, help="JSONL of rows whose loss is logged after each epoch")
     train.add_argument("--output", type=Path, required=True, help="folder for the model; must not exist")
-    train.add_argument(
-        "--control",
-        choices=("preference-blind", "tier-blind"),
-        help="hide the meta-prompt, or which tier said what",
-    )
+    _add_control(train, "make one: hide the meta-prompt, or which tier said what, or train the label overall alone")
     _add_training(train)
 
     export = _command(commands, "export", _export, "write a checkpoint for tools that load one label only")
@@ -219,6 +214,16 @@ def _add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> Non
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 where the "
         "hardware is fast at it, else the checkpoint's own")  # fmt: skip
     parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens a forward pass (default: 16384)")
+
+
+def _add_control(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument(
+        "--control",
+        type=lambda name: name.replace("-", "_"),
+        choices=controls.CONTROLS,
+        default="",
+        help=help,
+    )
 
 
 def _add_serving(parser: argparse.ArgumentParser) -> None:

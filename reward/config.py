@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from metaalign_rl.errors import UserError
+from metaalign_rl.schema import LABELS
 
 _NOT_NEGATIVE = (
     "warmup_ratio",
@@ -43,6 +44,9 @@ class RewardTraining:
         0.0,
         "share of the rows that come first: pairs of a right and a wrong answer, which is slow to learn among others",
     )
+    labels: Literal["all", "overall"] = _setting(
+        "all", "which labels to train; overall alone makes the control scalar, a reward model as other libraries train"
+    )
     max_tokens: int = _setting(1024, "tokens a text; a longer dialog loses its left end, a tier never")
     calibration_share: float = _setting(0.05, "share of the labelled rows kept from training to fit the temperatures")
     checkpoint_steps: int = _setting(500, "updates between two checkpoints to resume from")
@@ -64,6 +68,8 @@ class RewardTraining:
                 raise UserError(f"{name}: expected a share below 1, found {getattr(self, name)}")
         if self.schedule not in ("cosine", "linear"):
             raise UserError(f"schedule: expected cosine or linear, found {self.schedule!r}")
+        if self.labels not in ("all", "overall"):
+            raise UserError(f"labels: expected all or overall, found {self.labels!r}")
         if self.batch_size % self.gradient_accumulation:
             raise UserError(
                 f"batch_size: {self.batch_size} rows do not divide into {self.gradient_accumulation} passes; "
@@ -71,3 +77,12 @@ class RewardTraining:
             )
         if self.bt_weight == 0 and self.bce_weight == 0:
             raise UserError("bt_weight and bce_weight: both are 0, which leaves nothing to train; raise one")
+
+    @property
+    def trained_labels(self) -> tuple[str, ...]:
+        """The labels that get a loss, a gradient and a temperature.
+
+        With `overall` alone that is as good as a head with one output: the labels' outputs are rows of one linear
+        layer, and where nothing is asked of a row, no gradient of its own reaches it or the layers below.
+        """
+        return LABELS if self.labels == "all" else ("overall",)

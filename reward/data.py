@@ -1,6 +1,6 @@
 """What the reward model is trained on: pairs of answers, and answers with absolute labels."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
@@ -121,20 +121,29 @@ def make_examples(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_t
     return [make_example(row, tokenizer, max_tokens) for row in rows]
 
 
-def collate(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tensor]:
+def collate(examples: Sequence[Example], pad_token: int, trained: Collection[str] = LABELS) -> dict[str, torch.Tensor]:
     """One batch, each answer with a prompt of its own.
+
+    Args:
+        trained: of the other labels nothing is known in the batch, whatever the examples say.
 
     Returns:
         `input_ids`, `attention_mask` [texts, tokens]; `labels` [texts, 4], NaN where not known; `chosen`, `rejected`
         [pairs], where the pairs' answers stand among the texts; `ranked` [pairs, 4], 1, -1 or 0.
     """
-    return {**pad([text for example in examples for text in example.texts], pad_token), **_targets(examples)}
+    texts = [text for example in examples for text in example.texts]
+    return {**pad(texts, pad_token), **_targets(examples, trained)}
 
 
-def collate_shared(examples: Sequence[Example], pad_token: int) -> dict[str, torch.Tensor]:
+def collate_shared(
+    examples: Sequence[Example], pad_token: int, trained: Collection[str] = LABELS
+) -> dict[str, torch.Tensor]:
     """One batch in which the two answers of a pair share one pass over what they have in common.
 
     A pair is one line: the tokens up to where its answers part, then the rest of each. See `reward.batches.Lines`.
+
+    Args:
+        trained: as `collate`.
 
     Returns:
         `input_ids`, `position_ids` [lines, tokens]; `attention_mask` [lines, 1, tokens, tokens], if it is
@@ -152,7 +161,7 @@ def collate_shared(examples: Sequence[Example], pad_token: int) -> dict[str, tor
         **({} if lines.attention_mask is None else {"attention_mask": lines.attention_mask}),
         "judged": judged,
         "last": torch.tensor([row * width + end - 1 for row, _, end in lines.spans]),
-        **_targets(examples),
+        **_targets(examples, trained),
     }
 
 
@@ -172,16 +181,19 @@ def _parting(one: list[int], other: list[int]) -> int:
     return next((at for at in range(least) if one[at] != other[at]), least)
 
 
-def _targets(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+def _targets(examples: Sequence[Example], trained: Collection[str]) -> dict[str, torch.Tensor]:
     starts, start = [], 0
     for example in examples:
         if example.is_pair:
             starts.append(start)
         start += len(example.texts)
     chosen = torch.tensor(starts, dtype=torch.long)
+    labels = torch.tensor([labels for example in examples for labels in example.labels], dtype=torch.float32)
+    ranked = torch.tensor([e.ranked for e in examples if e.is_pair], dtype=torch.float32).reshape(-1, len(LABELS))
+    unasked = torch.tensor([label not in trained for label in LABELS])
     return {
-        "labels": torch.tensor([labels for example in examples for labels in example.labels], dtype=torch.float32),
+        "labels": labels.masked_fill(unasked, nan),
         "chosen": chosen,
         "rejected": chosen + 1,
-        "ranked": torch.tensor([e.ranked for e in examples if e.is_pair], dtype=torch.float32).reshape(-1, len(LABELS)),
+        "ranked": ranked.masked_fill(unasked, 0),
     }

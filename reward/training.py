@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -85,7 +85,7 @@ def train(
     order = FlipsTogether([e.length for e in examples], groups, config.batch_size, config.seed, first)
     trainer = RewardTrainer(config, model, examples, order, eval_examples, folder, callbacks)
     outcome = trainer.train(resume_from_checkpoint=resume)
-    temperature = calibrate(scorer, held_out)
+    temperature = calibrate(scorer, held_out, config.trained_labels)
     result = {
         "steps": outcome.global_step,
         "seconds": time.monotonic() - began,
@@ -139,16 +139,17 @@ def token_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     return _mean(losses, ~labels.isnan())
 
 
-def calibrate(scorer: Scorer, rows: Sequence[Row]) -> dict[str, float]:
-    """Fit a temperature for each label on the rows' labelled answers and fold them into the scorer's model.
+def calibrate(scorer: Scorer, rows: Sequence[Row], trained: Collection[str] = LABELS) -> dict[str, float]:
+    """Fit a temperature for each trained label on the rows' labelled answers and fold them into the scorer's model.
 
-    A label without answers of both kinds keeps the temperature 1.
+    Another label, and one without answers of both kinds, keeps the temperature 1.
     """
     answers = [pair for row in rows for pair in labelled_answers(row)]
     scorer.model.eval()
     logits = scorer.logits([scorer.encode(row, f"row {row.id!r}") for row, _ in answers])
-    temperatures = {}
-    for index, label in enumerate(LABELS):
+    temperatures = dict.fromkeys(LABELS, 1.0)
+    for label in trained:
+        index = LABELS.index(label)
         truths = torch.tensor([float(labels[label]) if label in labels else torch.nan for _, labels in answers])
         temperatures[label] = fit_temperature(logits[:, index], truths)
     checkpoints.fold_temperatures(scorer.model, temperatures)
@@ -172,7 +173,11 @@ class RewardTrainer(Trainer):
         super().__init__(
             model=model,
             args=_arguments(config, folder, evaluates=eval_examples is not None),
-            data_collator=partial(collate_shared if config.token_weight > 0 else collate, pad_token=pad_token),
+            data_collator=partial(
+                collate_shared if config.token_weight > 0 else collate,
+                pad_token=pad_token,
+                trained=config.trained_labels,
+            ),
             train_dataset=examples,
             eval_dataset=eval_examples,
             callbacks=list(callbacks),

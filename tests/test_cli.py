@@ -99,6 +99,7 @@ MISTAKES = {
         "config.yaml: ",
     ),
     "setting out of range": ("run config.yaml ppo.steps=0", "ppo.steps: expected 1 or more, found 0"),
+    "unknown control": ("run config.yaml reward.controls=[tier]", "'reward.controls[0]': expected one of preference_"),
     "no run": ("report nowhere", "nowhere: no such folder"),
 }
 

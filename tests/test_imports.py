@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = tuple(f"metaalign_rl.{name}" for name in ("meta_prompt", "schema", "files", "errors", "net"))
+CORE = tuple(f"metaalign_rl.{name}" for name in ("meta_prompt", "schema", "files", "errors", "net", "refusals"))
 ALGORITHM = {"ray", "vllm", "deepspeed", "openrlhf"}
 HEAVY = {"torch", "transformers", "datasets", "numpy", "rich", *ALGORITHM}
 THIN_JOBS = ("pipeline", "data", "sft", "reward", "ppo", "evaluate", "report")

@@ -71,9 +71,20 @@ def test_train_writes_a_model_that_scores_and_exports(rows, pairs, tmp_path, cap
     assert json.loads((tmp_path / "scalar" / "config.json").read_text())["id2label"] == {"0": "overall"}
 
 
-def test_train_can_make_the_controls(pairs, tmp_path):
-    flags = ("--epochs", 1, "--max-tokens", 128, "--eval-data", pairs, "--control", "tier-blind")
-    assert run("train", "--base", language_model(), "--data", pairs, "--output", tmp_path / "blind", *flags) == 0
+@pytest.mark.parametrize("control", ["preference-blind", "tier-blind", "scalar"])
+def test_train_can_make_the_controls_and_evaluate_reads_them_as_they_were_trained(control, pairs, tmp_path):
+    flags = ("--epochs", 1, "--max-tokens", 128, "--eval-data", pairs, "--control", control)
+    model, output = tmp_path / control, tmp_path / "report.json"
+    assert run("train", "--base", language_model(), "--data", pairs, "--output", model, *flags) == 0
+    command = ("evaluate", "--model", model, "--data", pairs, "--output", output, "--control", control)
+    assert run(*command) == 0
+    report = json.loads(output.read_text())
+    assert report["mode"] == "overall"
+    if control != "scalar":  # both sides of a tier flip look alike
+        assert report["tier_flip"]["accuracy"] == 0
+    assert json.loads((model / "training.json").read_text())["config"]["labels"] == (
+        "overall" if control == "scalar" else "all"
+    )
 
 
 def write(path, text):

@@ -1,14 +1,15 @@
-"""Evaluation, calibration and the controls' views."""
+"""Evaluation and calibration."""
 
-from dataclasses import replace
 from math import exp
 
 import pytest
 import torch
 from reward_toys import color_pairs, make_row
 
+from metaalign_rl.data.world import build
 from metaalign_rl.errors import UserError
-from reward import Score, calibration_error, evaluate, fit_temperature, preference_blind, tier_blind
+from metaalign_rl.refusals import is_refusal, wants_refusal
+from reward import MODES, Score, calibration_error, evaluate, evaluate_modes, fit_temperature
 from reward.calibration import reliability
 
 
@@ -17,11 +18,13 @@ class RuleScorer:
 
     def __init__(self, rule):
         self.rule = rule
+        self.passes = 0
 
     def encode(self, row, place):
         return row
 
     def score_tokens(self, rows, batch_tokens):
+        self.passes += 1
         return [self.rule(row) for row in rows]
 
 
@@ -33,7 +36,12 @@ def obeys(row):
 
 
 def likes_red(row):
-    return Score(overall=1.0 if row.response == "red" else -1.0, tiers={"system": 0.0, "user": 0.0, "dialog": 0.0})
+    return worth(1.0 if row.response == "red" else -1.0)
+
+
+def worth(overall):
+    """A score whose tiers say nothing."""
+    return Score(overall=overall, tiers={"system": 0.0, "user": 0.0, "dialog": 0.0})
 
 
 def said(row):
@@ -67,7 +75,8 @@ def test_a_tie_is_not_right_and_a_figure_over_nothing_is_null():
     report = evaluate(RuleScorer(likes_red), [row], "overall")
     assert report["accuracy"] == 0
     assert report["flip"] == {"accuracy": None, "groups": 0}
-    assert report["conflict"] == {"accuracy": None, "pairs": 0}
+    assert report["conflict"] == report["distractor"] == {"accuracy": None, "pairs": 0}
+    assert report["consistency"] == {"accuracy": None, "alike": None, "groups": 0}
     assert report["by_kind"] == {"color": {"accuracy": 0.0, "pairs": 1}}
     assert sum(found["pairs"] for found in report["by_length"].values()) == report["pairs"]
     assert report["by_split"] == {"paraphrase": {"accuracy": 0.0, "pairs": 1}}
@@ -86,6 +95,109 @@ def test_labelled_answers_show_calibration_label_by_label():
     assert table["overall"]["ece"] == pytest.approx(((1 - p) + p) / 2)
     assert table["user"]["curve"] == [{"p": 0.5, "share": 0.0, "answers": 1}]
     assert (table["user"]["ece"], table["user"]["agreement"], table["user"]["answers"]) == (0.5, 0.0, 1)
+
+
+def test_all_modes_are_read_from_one_pass_over_the_rows():
+    scorer, rows = RuleScorer(obeys), color_pairs(40)
+    reports = evaluate_modes(scorer, rows, MODES)
+    assert scorer.passes == 1
+    assert reports == {mode: evaluate(RuleScorer(obeys), rows, mode) for mode in MODES}
+
+
+def test_distractors_are_counted_by_themselves():
+    rows = [make_row(id="a", relation="distractor", chosen="red", rejected="blue"), *color_pairs(20)]
+    assert evaluate(RuleScorer(likes_red), rows, "overall")["distractor"] == {"accuracy": 1.0, "pairs": 1}
+
+
+# Paraphrases
+
+
+def wordings(name, **values):
+    """One preference for red in three wordings, two of which hold the word."""
+    texts = ("say red", "red please", "not blue")
+    pair = {"chosen": "red", "rejected": "blue"} | values
+    return [
+        make_row(id=f"{name}-{number}", system_info=text, tags={"paraphrases": name}, **pair)
+        for number, text in enumerate(texts)
+    ]
+
+
+def reads_the_word(row):
+    return worth(1.0 if row.response in row.system_info else -1.0)
+
+
+def test_a_wish_is_consistent_when_it_is_judged_alike_and_rightly_in_all_its_wordings():
+    rows = [*wordings("one"), *wordings("other", chosen="blue", rejected="red")]
+    assert evaluate(RuleScorer(likes_red), rows, "overall")["consistency"] == {
+        "accuracy": 0.5,
+        "alike": 1.0,
+        "groups": 2,
+    }
+    assert evaluate(RuleScorer(reads_the_word), rows, "overall")["consistency"] == {
+        "accuracy": 0.0,
+        "alike": 0.0,
+        "groups": 2,
+    }
+
+
+# Refusals, in the built-in world
+
+
+@pytest.fixture(scope="module")
+def world_pairs():
+    return build.pairs(0, 300, held_out=True)
+
+
+def refuses(sign):
+    return lambda row: worth(sign if is_refusal(row.response) else -sign)
+
+
+def test_what_never_refuses_is_wrong_on_the_refusals_that_were_asked_for_alone(world_pairs):
+    found = evaluate(RuleScorer(refuses(-1.0)), world_pairs, "overall")["refusals"]
+    assert found["wanted"]["preferred"] == found["unwanted"]["preferred"] == 0
+    assert found["wanted"]["pairs"] > 5 < found["unwanted"]["pairs"]
+
+
+def test_what_always_refuses_prefers_every_refusal_that_nobody_asked_for(world_pairs):
+    found = evaluate(RuleScorer(refuses(1.0)), world_pairs, "overall")["refusals"]
+    assert found["wanted"]["preferred"] == found["unwanted"]["preferred"] == 1
+
+
+def test_the_better_answer_refuses_where_the_row_asks_for_it(world_pairs):
+    one_refuses = [row for row in world_pairs if is_refusal(row.chosen) != is_refusal(row.rejected)]
+    assert all(is_refusal(row.chosen) == wants_refusal(row) for row in one_refuses)
+
+
+def test_without_checks_nobody_knows_whether_a_refusal_was_asked_for():
+    row = make_row(chosen="red", rejected="sorry, i can not talk about red.")
+    nothing = {"preferred": None, "pairs": 0}
+    assert evaluate(RuleScorer(likes_red), [row], "overall")["refusals"] == {"wanted": nothing, "unwanted": nothing}
+
+
+# Length
+
+
+def long_or_short():
+    """Of three better answers two are the longer ones."""
+    pairs = [("red red red", "blue"), ("red red red", "blue"), ("red", "blue blue blue")]
+    return [make_row(id=str(n), chosen=chosen, rejected=rejected) for n, (chosen, rejected) in enumerate(pairs)]
+
+
+def test_a_model_that_is_right_has_the_length_bias_of_the_data():
+    bias = evaluate(RuleScorer(lambda row: worth(9.0 if "red" in row.response else -9.0)), long_or_short(), "overall")
+    assert bias["length_bias"]["model"] == pytest.approx(bias["length_bias"]["gold"])
+    assert 0 < bias["length_bias"]["gold"] < 1
+
+
+@pytest.mark.parametrize(("taste", "sign"), [(0.1, 1), (-0.1, -1)])
+def test_a_taste_for_length_shows_beside_the_data(taste, sign):
+    bias = evaluate(RuleScorer(lambda row: worth(taste * len(row.response))), long_or_short(), "overall")
+    assert bias["length_bias"]["model"] == pytest.approx(sign, abs=0.05)
+
+
+def test_answers_of_one_length_have_no_length_bias():
+    rows = [make_row(chosen="red", rejected="tan")]
+    assert evaluate(RuleScorer(likes_red), rows, "overall")["length_bias"] == {"model": None, "gold": None}
 
 
 @pytest.mark.parametrize(
@@ -154,24 +266,3 @@ def test_the_reliability_curve_has_a_point_for_each_bin_with_answers():
 def test_the_calibration_error_of_perfect_and_of_wrong_probabilities():
     assert calibration_error([0.0, 1.0, 0.5, 0.5], [False, True, True, False]) == 0
     assert calibration_error([1.0, 1.0], [False, True]) == 0.5
-
-
-# Controls
-
-
-def test_the_preference_blind_view_hides_the_meta_prompt():
-    for row in preference_blind(color_pairs(20)):
-        assert (row.system_info, row.user_info, row.tier) == ("", "", "dialog")
-        assert set(row.labels["chosen"]) <= {"dialog", "overall"}
-
-
-def test_the_tier_blind_view_is_the_same_for_both_sides_of_a_tier_flip():
-    row = make_row(tier="system", system_info="say red", user_info="say blue", chosen="red", rejected="blue")
-    flip = replace(row, tier="user", system_info="say blue", user_info="say red")
-    assert tier_blind([row]) == tier_blind([flip])
-    assert tier_blind([row])[0].system_info == "say blue\nsay red"
-
-
-def test_the_tier_blind_view_of_a_single_text_hides_whose_it_is():
-    row = make_row(tier="system", system_info="say red")
-    assert tier_blind([row]) == tier_blind([make_row(tier="user", user_info="say red")])

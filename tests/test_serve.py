@@ -183,7 +183,8 @@ def test_a_reward_model_is_evaluated_on_pairs(tiny_run: Path, tmp_path: Path) ->
     done = metaalign_rl("evaluate", str(tiny_run / "reward"), "--data", str(pairs), "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     written = read_json(tmp_path / "figures.json")
-    assert written == read_json(tiny_run / "reward_evaluation.json")["whole"]
+    assert written["models"]["reward"] == read_json(tiny_run / "reward_evaluation.json")["whole"]
+    assert list(written["models"]) == ["reward", "preference_blind", "tier_blind"]
     assert "Reliability" in (tmp_path / "evaluation.html").read_text()
 
 

@@ -147,6 +147,26 @@ def _words(row):
     return re.findall(r"[a-z']+", text)
 
 
+def test_paraphrased_pairs_have_the_same_answers_and_the_preference_in_different_words() -> None:
+    rows = build.paraphrased_pairs(0, 20)
+    groups = {name: [row for row in rows if row.tags["paraphrases"] == name] for name in _tags(rows, "paraphrases")}
+    assert [len(group) for group in groups.values()] == [4] * 20
+    for group in groups.values():
+        assert len({(row.system_info, row.user_info) for row in group}) == 4
+        assert len({str((row.messages, row.chosen, row.rejected, row.checks, row.tier)) for row in group}) == 1
+        assert sum(row.tags["split"] == "paraphrase" for row in group) == 2
+    for flip in _tags(rows, "flip"):
+        one, other = (row for row in rows if row.tags["flip"] == flip)
+        assert (one.chosen, one.rejected) == (other.rejected, other.chosen)
+    assert {row.relation for row in rows} == set(RELATIONS) - {"neutral"}
+    assert all(row.labels["chosen"]["overall"] and not row.labels["rejected"]["overall"] for row in rows)
+    assert len({row.id for row in rows}) == len(rows)
+
+
+def _tags(rows, name):
+    return list(dict.fromkeys(row.tags[name] for row in rows))
+
+
 def test_paraphrases_say_one_wish_in_different_words() -> None:
     rows = build.paraphrases(0, 60)
     groups = {wish: [row for row in rows if row.tags["paraphrases"] == wish] for wish in map(str, range(60))}

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from metaalign_rl.data.refusals import may_refuse
+from metaalign_rl.refusals import may_refuse
 from metaalign_rl.schema import Row, Tier
 
 SWAPPED: dict[Tier, Tier] = {"system": "user", "user": "system", "dialog": "dialog"}

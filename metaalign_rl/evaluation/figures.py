@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from metaalign_rl.data.gold import Verdict, judge
-from metaalign_rl.data.refusals import is_refusal, wants_refusal
+from metaalign_rl.refusals import is_refusal, wants_refusal
 from metaalign_rl.schema import Row
 
 

@@ -29,8 +29,8 @@ def _asset(name: str) -> Markup:
     return Markup((files("metaalign_rl.pages") / name).read_text("utf-8"))
 
 
-def _figure(value: float | Undefined | None) -> str:
-    return "–" if value is None or isinstance(value, Undefined) else f"{value:.2f}"
+def _figure(value: float | Undefined | None, digits: int = 2) -> str:
+    return "–" if value is None or isinstance(value, Undefined) else f"{value:.{digits}f}"
 
 
 def _script_json(value: Any) -> Markup:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from metaalign_rl.config import Config
 from metaalign_rl.data.flips import can_flip, swap
-from metaalign_rl.data.refusals import is_refusal
 from metaalign_rl.files import read_json, replace_folder, write_json
 from metaalign_rl.learner.advantages import token_kl
 from metaalign_rl.learner.batch import Batch
@@ -20,6 +19,7 @@ from metaalign_rl.meta_prompt import MetaPrompt, encode
 from metaalign_rl.ppo.experience import Rollout, add_advantages, roll_out, to_batch, worst_mismatch
 from metaalign_rl.ppo.records import RolloutLog
 from metaalign_rl.ppo.sampler import TierSampler
+from metaalign_rl.refusals import is_refusal
 from metaalign_rl.rollout.pool import EnginePool
 from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.schema import Row

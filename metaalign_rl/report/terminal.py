@@ -72,6 +72,7 @@ def _reward_table(report: dict[str, float]) -> Any:
         "reward.on_policy": "agreement with gold on the policy's own answers",
         "reward.preference_blind": "control without the meta-prompt",
         "reward.tier_blind": "control that cannot tell the tiers, on tier flips",
+        "reward.scalar": "control with the label overall alone, all pairs",
     }
     for key, meaning in meanings.items():
         if key in report:

@@ -75,7 +75,10 @@ def _world(data: DataConfig, seed: int) -> Uses:
         "pairs": world.pairs(seed, data.pairs, held_out=False),
         "prompts": world.prompts(seed, data.prompts),
         "held_out_prompts": world.held_out_prompts(seed, data.held_out_prompts),
-        "held_out_pairs": world.pairs(seed, data.held_out_pairs, held_out=True),
+        "held_out_pairs": [
+            *world.pairs(seed, data.held_out_pairs, held_out=True),
+            *world.paraphrased_pairs(seed, data.paraphrased_wishes),
+        ],
         "paraphrases": world.paraphrases(seed, data.paraphrased_wishes),
     }
 

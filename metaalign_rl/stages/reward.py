@@ -18,27 +18,24 @@ from metaalign_rl.reward_trainer import RewardTrainer
 from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.runtime import actor_options
 from metaalign_rl.schema import Row
-from metaalign_rl.views import View
 from reward.config import RewardTraining
-from reward.score import MODES
+from reward.controls import modes_of
 
-Trainers = dict[View, ray.actor.ActorHandle]
-
-CONTROLS: tuple[View, ...] = ("preference_blind", "tier_blind")
+MODEL = "whole"  # what the reward model itself is called beside its controls
+Trainers = dict[str, ray.actor.ActorHandle]
 
 
 def run(context: RunContext) -> None:
     """Train `reward/` and the controls, and write `reward_evaluation.json`; with `reward.path` only evaluate that."""
     folder, given = context.folder, context.config.reward.path
-    outputs: dict[View, Path] = {"whole": Path(given).absolute() if given else folder.reward}
+    outputs = {MODEL: Path(given).absolute() if given else folder.reward}
     if not given:
-        if context.config.reward.controls:
-            outputs |= {view: folder.controls / view for view in CONTROLS}
+        outputs |= {name: folder.controls / name for name in context.config.reward.controls}
         if context.config.reward.on_policy_prompts and not folder.rows("on_policy_pairs").is_file():
             _write_on_policy_rows(context)
     trainers = _start_trainers(context, outputs)
     if not given:
-        _train(context, trainers, {view: path for view, path in outputs.items() if not path.is_dir()})
+        _train(context, trainers, {name: path for name, path in outputs.items() if not path.is_dir()})
     if folder.rows("held_out_pairs").is_file():
         write_json(folder.reward_evaluation, _evaluate(context, trainers, outputs))
     else:
@@ -90,14 +87,14 @@ def label_answers(row: Row, answers: Sequence[str]) -> Iterator[Row]:
         yield replace(row, id=f"{row.id}-{index}", chosen=chosen, rejected=rejected, labels=pair)
 
 
-def _start_trainers(context: RunContext, views: Collection[View]) -> Trainers:
+def _start_trainers(context: RunContext, names: Collection[str]) -> Trainers:
     """One actor a model, each with its share of the CPUs: small models gain little from a second thread."""
     threads = 1 if context.config.cluster.gpus == 0 else None
-    options = actor_options(context.config, "training", len(views), threads=threads)
-    return {view: ray.remote(RewardTrainer).options(**options).remote(view) for view in views}
+    options = actor_options(context.config, "training", len(names), threads=threads)
+    return {name: ray.remote(RewardTrainer).options(**options).remote(name) for name in names}
 
 
-def _train(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -> None:
+def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) -> None:
     """Train all of `outputs` at once."""
     config, folder = context.config, context.folder
     settings = config.reward
@@ -115,8 +112,8 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -
     if outputs and not files:
         raise UserError(f"{folder.data}: no pairs to train a reward model on; give reward.path, or data with pairs")
     streams = [
-        trainers[view].train.options(num_returns="streaming").remote(training, files, context.start_policy(), output)
-        for view, output in outputs.items()
+        trainers[name].train.options(num_returns="streaming").remote(training, files, context.start_policy(), output)
+        for name, output in outputs.items()
     ]
     with Bar("reward") as bar:
         for stream in streams:
@@ -126,21 +123,22 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -
                     bar(latest)
 
 
-def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -> dict[str, Any]:
-    """The reward model on all held-out pairs; each control on the pairs, if any, that show what it cannot know."""
+def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) -> dict[str, Any]:
+    """Reports by mode of the reward model on all held-out pairs, and of each blind control on the pairs, if any, that
+    show what it cannot know."""
     pairs = context.rows("held_out_pairs")
-    views: dict[View, list[Row]] = {
-        "whole": pairs,
+    telling = {
         "preference_blind": one_way(pairs, context.config.run.seed),
         "tier_blind": [row for row in pairs if row.tags.get("flip_kind") == "tier"],
     }
-    for view in outputs:
-        if not views[view]:
-            print(f"reward: no held-out pair shows what the {view.replace('_', '-')} control cannot know")
+    rows = {name: telling.get(name, pairs) for name in outputs}
+    for name in rows:
+        if not rows[name]:
+            print(f"reward: no held-out pair shows what the {name.replace('_', '-')} control cannot know")
     reports = {
-        view: trainers[view].evaluate.remote(path, views[view], MODES if view == "whole" else ("overall",))
-        for view, path in outputs.items()
-        if views[view]
+        name: trainers[name].evaluate.remote(path, rows[name], modes_of(name))
+        for name, path in outputs.items()
+        if rows[name]
     }
     return dict(zip(reports, ray.get(list(reports.values())), strict=True))
 

@@ -44,6 +44,8 @@ HELD_OUT_PAIR_WEIGHTS = {
     "mistake": 0.03,
     "stutter": 0.01,
 }
+PARAPHRASED = tuple(relation for relation in RELATIONS if relation != "neutral")
+WAYS_TO_SAY = 4  # one wish, in a group of paraphrases
 
 
 def demonstrations(seed: int, count: int, follow_rate: float) -> list[Row]:
@@ -75,26 +77,53 @@ def held_out_prompts(seed: int, count: int) -> list[Row]:
     return rows
 
 
-def paraphrases(seed: int, wishes: int, wordings: int = 4) -> list[Row]:
+def paraphrases(seed: int, wishes: int) -> list[Row]:
     """Held-out rows in groups that want the same of the same question, each in other words; `tags["paraphrases"]`."""
     rng = random.Random(f"paraphrases {seed}")
-    relations = [relation for relation in RELATIONS if relation != "neutral"]
     rows: list[Row] = []
     for wish in range(wishes):
-        scenario = draw(rng, relations[wish % len(relations)], "topic" if wish % 2 else "persona")
-        said: dict[str, Row] = {}
-        while len(said) < wordings:
-            row = _say_again(rng, scenario, held_out=len(said) % 2 == 1).row(f"paraphrase-{wish}-{len(said)}")
-            said.setdefault(row.system_info + row.user_info, replace(row, tags=row.tags | {"paraphrases": str(wish)}))
-        rows += said.values()
+        scenario = draw(rng, PARAPHRASED[wish % len(PARAPHRASED)], "topic" if wish % 2 else "persona")
+        for index, said in enumerate(_in_other_words(rng, scenario)):
+            row = said.row(f"paraphrase-{wish}-{index}")
+            rows.append(replace(row, tags=row.tags | {"paraphrases": str(wish)}))
     return rows
 
 
-def _say_again(rng: random.Random, scenario: Scenario, *, held_out: bool) -> Scenario:
-    """The scenario with what governs in other words; what the other tier says stays."""
-    scenario = replace(scenario, split="paraphrase" if held_out else scenario.split)
-    tier = scenario.tier
-    return replace(scenario, said=scenario.said | {tier: say_tiers(rng, scenario)[tier]})
+def paraphrased_pairs(seed: int, wishes: int) -> list[Row]:
+    """Held-out pairs as those of `pairs`, in groups that differ only in the words of the governing preference.
+
+    `tags["paraphrases"]` names a row's group. Every two groups are each other's flips, so that neither of the answers
+    is the better one more often; an odd number of wishes gets one more.
+    """
+    rng = random.Random(f"paraphrased pairs {seed}")
+    rows: list[Row] = []
+    for flip in range((wishes + 1) // 2):
+        scenario, partner = _draw_flip(rng, PARAPHRASED[flip % len(PARAPHRASED)], "topic" if flip % 2 else "persona")
+        answers = scenario.good(), partner.good()
+        for side, one, (good, bad) in (("a", scenario, answers), ("b", partner, answers[::-1])):
+            for index, said in enumerate(_in_other_words(rng, one)):
+                name = f"paraphrased-pair-{flip}-{index}"
+                tags = {"paraphrases": f"{flip}-{side}", "flip": name, "flip_kind": "value"}
+                row = said.row(f"{name}-{side}")
+                rows.append(_label(replace(row, chosen=good, rejected=bad, tags=row.tags | tags)))
+    return rows
+
+
+def _draw_flip(rng: random.Random, relation: str, split: str) -> tuple[Scenario, Scenario]:
+    """A scenario, and one with the same answers of which the other is the better one."""
+    drawn = (draw(rng, relation, split) for _ in range(100))
+    return next((s, partner) for s in drawn if (partner := _partner(rng, s, "value")) is not None)
+
+
+def _in_other_words(rng: random.Random, scenario: Scenario) -> list[Scenario]:
+    """The scenario in `WAYS_TO_SAY` wordings of what governs, every other one held out from training; what the other
+    tier says stays."""
+    said: dict[str, Scenario] = {}
+    while len(said) < WAYS_TO_SAY:
+        again = replace(scenario, split="paraphrase" if len(said) % 2 == 1 else scenario.split)
+        again = replace(again, said=scenario.said | {scenario.tier: say_tiers(rng, again)[scenario.tier]})
+        said.setdefault(again.text("system") + again.text("user"), again)
+    return list(said.values())
 
 
 def pairs(seed: int, count: int, *, held_out: bool) -> list[Row]:

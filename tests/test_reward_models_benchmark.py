@@ -1,0 +1,92 @@
+"""Does scoring by tier pay? How the benchmark measures it, and what its tables say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.reward_models import BEST_OF, JUDGES, best_of, pair_accuracy
+from benchmarks.reward_models_page import BEGIN, COMPARED, DRAWN, END, PAGE, block, verdicts, write
+from metaalign_rl.data.gold import Verdict
+from metaalign_rl.data.world import build
+from metaalign_rl.evaluation.figures import Judged
+from metaalign_rl.schema import RELATIONS
+
+
+def drawn(*goods: int) -> list[Judged]:
+    """Eight answers to each prompt, of which the first so many are good."""
+    rows = build.held_out_prompts(0, len(goods))
+    verdicts = {good: Verdict({}, following=good, strict=good) for good in (True, False)}
+    return [
+        Judged(row, "it is so", verdicts[i < good]) for row, good in zip(rows, goods, strict=True) for i in range(8)
+    ]
+
+
+def test_drawn_pairs_are_counted_where_a_prompt_has_good_and_bad_answers() -> None:
+    assert BEST_OF == 8
+    falling, even = [-float(i) for i in range(8)], [0.0] * 8
+    assert pair_accuracy(drawn(3), falling) == 1
+    assert pair_accuracy(drawn(3), even) == 0  # a tie is wrong
+    assert pair_accuracy(drawn(3, 4, 8, 0), [*falling, *even, *even, *even]) == 0.5
+
+
+def test_the_best_of_what_was_drawn_is_the_one_with_the_highest_value() -> None:
+    answers = drawn(*[1] * len(RELATIONS))
+    first = [1.0] + [0.0] * 7
+    assert set(best_of(answers, first * len(RELATIONS)).values()) == {1.0}
+    assert set(best_of(answers, first[::-1] * len(RELATIONS)).values()) == {0.0}
+
+
+def results(**means: float) -> dict[str, Any]:
+    """Two seeds of every judge; all of a judge's figures are its mean, 0.01 more or less."""
+    values = dict.fromkeys(JUDGES, 0.5) | means
+    judges = {
+        name: {
+            "meaning": JUDGES[name],
+            "seeds": {str(n): dict.fromkeys((*COMPARED, "ece"), value + 0.01 * (-1) ** n) for n in range(2)},
+        }
+        for name, value in values.items()
+    }
+    return {"command": "python -m benchmarks.reward_models", "machine": "2 CPUs", "judges": judges}
+
+
+def test_each_mode_is_set_beside_the_scalar_model() -> None:
+    said = list(verdicts(results(overall=0.9, tier=0.505, composed=0.1, scalar=0.5)["judges"]))
+    assert said[0].startswith(
+        f"- `overall`: ahead on {len(COMPARED)} of {len(COMPARED)} figures, behind on 0. ahead on acc"
+    )
+    assert said[1].startswith(f"- `tier`: ahead on {len(COMPARED)} of")  # in every seed, by a little
+    assert "ahead in every seed on accuracy (+0.005; +0.005 to +0.005), though the ranges overlap" in said[1]
+    assert f"behind on {len(COMPARED)}. **behind** on accuracy (-0.400)" in said[2]
+
+
+def test_the_tables_go_between_the_pages_marks_and_the_rest_stays(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n{BEGIN}\nNot measured yet.\n{END}\n\nMore.\n")
+    for _ in range(2):
+        write(results(), page)
+    text = page.read_text()
+    assert text.startswith("# Title\n")
+    assert text.endswith(f"{END}\n\nMore.\n")
+    assert "Not measured yet" not in text
+    assert text.count(BEGIN) == text.count("Does scoring by tier pay?") == 1
+    assert "| `scalar` | one score, trained on the label overall alone | 0.500 (0.490–0.510) |" in text
+    assert "seeds 0 1" in text
+
+
+def test_a_judge_without_figures_of_a_table_has_no_line_in_it() -> None:
+    found = results()
+    for seed in found["judges"]["gold"]["seeds"].values():
+        for figure in DRAWN:
+            del seed[figure]
+    text = block(found)
+    assert text.count("| `gold` |") == 1
+    assert text.count("| `tier` |") == 2
+
+
+def test_the_page_of_the_documentation_has_the_marks(tmp_path: Path) -> None:
+    text = PAGE.read_text("utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1
+    (tmp_path / "page.md").write_text("no marks")
+    with pytest.raises(SystemExit, match="expected the lines"):
+        write(results(), tmp_path / "page.md")
