@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from math import log
 
 import pytest
 import torch
@@ -15,17 +14,16 @@ from metaalign_rl.schema import LABELS
 from reward import MODES, RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
 from reward import model as checkpoints
 from reward.data import collate, collate_shared, make_example, ranked_labels
-from reward.losses import preference_loss
-from reward.order import FlipsTogether
 
-QUICK = RewardTraining(learning_rate=3e-3, batch_size=32, epochs=8, max_tokens=128, calibration_share=0.1)
+QUICK = RewardTraining(learning_rate=3e-3, batch_size=32, epochs=6, max_tokens=128, calibration_share=0.1)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A model trained on the rule, and what its training returned."""
     folder = tmp_path_factory.mktemp("trained") / "reward"
-    result = train(QUICK, color_pairs(600), color_pairs(40, seed=1), language_model(), folder)
+    config = replace(QUICK, learning_rate=2e-3, batch_size=16, epochs=8)
+    result = train(config, color_pairs(1000), color_pairs(40, seed=1), language_model(), folder)
     return folder, result
 
 
@@ -47,7 +45,7 @@ def test_absolute_labels_give_the_scores_a_zero(trained):
 def test_the_folder_tells_how_it_was_made(trained):
     folder, result = trained
     written = json.loads((folder / "training.json").read_text())
-    assert written["config"]["learning_rate"] == 3e-3
+    assert written["config"]["learning_rate"] == 2e-3
     assert written["steps"] == result["steps"] > 0
     assert written["temperature"] == result["temperature"]
     assert json.loads((folder / "config.json").read_text())["metaalign"]["temperature"] == result["temperature"]
@@ -134,6 +132,8 @@ def test_spreading_an_update_over_passes_changes_nothing_but_rounding(tmp_path, 
     [
         ({"learning_rate": 0.0}, "learning_rate: expected more than 0, found 0.0"),
         ({"warmup_ratio": -1.0}, "warmup_ratio: expected 0 or more"),
+        ({"label_smoothing": 0.5}, "label_smoothing: expected a share below 0.5"),
+        ({"lora_rank": -1}, "lora_rank: expected 0 or more"),
         ({"calibration_share": 1.0}, "calibration_share: expected a share below 1"),
         ({"schedule": "steps"}, "schedule: expected cosine or linear"),
         ({"gradient_accumulation": 5}, "choose a multiple of gradient_accumulation"),
@@ -161,58 +161,6 @@ def test_a_pair_does_not_train_a_label_in_which_its_answers_are_equal():
     labels = {"chosen": {"user": True, "overall": True}, "rejected": {"user": True, "overall": False}}
     row = make_row(tier="user", chosen="a", rejected="b", labels=labels)
     assert names(ranked_labels(row)) == {"overall"}
-
-
-def test_the_loss_is_bradley_terry_plus_cross_entropy_over_the_labels_that_are_known():
-    tokenizer = make_tokenizer()
-    rows = [
-        make_row(tier="user", chosen="red", rejected="blue", labels={"chosen": {"system": True}}),
-        make_row(response="stone", labels={"response": {"overall": False}}),
-    ]
-    batch = collate([make_example(row, tokenizer, 128) for row in rows], pad_token=0)
-    assert batch["input_ids"].shape[0] == 3
-    logits = torch.tensor([[2.0, 1.0, 9.0, 0.5], [9.0, 0.0, 9.0, -0.5], [9.0, 9.0, 9.0, 1.0]])
-    loss, figures = preference_loss(logits, batch, RewardTraining(bt_weight=2.0, bce_weight=3.0))
-    sigmoid = torch.nn.functional.sigmoid
-    bt = -torch.log(sigmoid(torch.tensor(1.0)))  # the margin of both user and overall
-    bce = -(torch.log(sigmoid(torch.tensor(2.0))) + torch.log(sigmoid(torch.tensor(-1.0)))) / 2
-    assert figures["bt"].item() == pytest.approx(bt.item())
-    assert figures["bce"].item() == pytest.approx(bce.item())
-    assert figures["accuracy"].item() == 1.0
-    assert loss.item() == pytest.approx(2 * bt.item() + 3 * bce.item())
-
-
-def test_labels_that_are_missing_move_nothing():
-    batch = collate([make_example(make_row(chosen="red", rejected="blue"), make_tokenizer(), 128)], pad_token=0)
-    logits = torch.zeros(2, 4, requires_grad=True)
-    loss, _ = preference_loss(logits, batch, RewardTraining())
-    loss.backward()
-    assert loss.item() == pytest.approx(log(2))
-    moved = logits.grad.abs().sum(0) > 0
-    assert names(moved.tolist()) == {"dialog", "overall"}
-
-
-def test_a_batch_without_pairs_trains_its_labels_alone():
-    row = make_row(response="red", labels={"response": {"overall": True}})
-    batch = collate([make_example(row, make_tokenizer(), 128)] * 2, pad_token=0)
-    _, figures = preference_loss(torch.zeros(2, 4), batch, RewardTraining())
-    assert figures["bt"].item() == 0
-    assert figures["bce"].item() == pytest.approx(log(2))
-
-
-def test_an_epoch_holds_every_row_once_in_an_order_of_its_own():
-    sampler = FlipsTogether(list(range(100)), [str(index) for index in range(100)], batch_size=8, seed=0)
-    first, again = list(sampler), list(sampler)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert first == again != second
-    assert sorted(first) == sorted(second) == list(range(100))
-
-
-def test_the_rows_of_a_flip_stand_side_by_side():
-    flips = [str(index // 2) for index in range(100)]
-    order = list(FlipsTogether([5] * 100, flips, batch_size=8, seed=0))
-    assert all(flips[one] == flips[other] for one, other in zip(order[::2], order[1::2], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -260,10 +208,3 @@ def test_answers_in_one_line_are_scored_as_if_each_had_its_own():
         inputs = {name: shared[name] for name in ("input_ids", "attention_mask", "position_ids")}
         hidden = model.base_model(**inputs).last_hidden_state.flatten(0, 1)
     torch.testing.assert_close(checkpoints.head(model)(hidden[shared["last"]]), expected, atol=1e-5, rtol=0)
-
-
-def test_pairs_of_a_right_and_a_wrong_answer_come_first():
-    first = list(range(0, 200, 2))
-    order = list(FlipsTogether([5] * 200, [str(index) for index in range(200)], batch_size=8, seed=0, first=first))
-    assert sorted(order[:96]) == sorted(set(order[:96]) & set(first))  # a window of 12 batches
-    assert sorted(order) == list(range(200))
