@@ -5,10 +5,10 @@ import pytest
 from reward.order import FILLER, FlipsTogether
 
 
-def order_of(count, flips=None, **arguments):
-    return FlipsTogether(
-        [5] * count, flips or [str(index) for index in range(count)], batch_size=8, seed=0, **arguments
-    )
+def order_of(count, lengths=None, groups=None, **arguments):
+    """Of rows of one length, each by itself."""
+    groups = groups or [str(index) for index in range(count)]
+    return FlipsTogether(lengths or [5] * count, groups, batch_size=8, seed=0, **arguments)
 
 
 def test_an_epoch_holds_every_row_once_in_an_order_of_its_own():
