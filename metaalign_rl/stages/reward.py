@@ -3,7 +3,7 @@
 import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from itertools import cycle, groupby
+from itertools import chain, cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from metaalign_rl.data.gold import labels
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import write_json, write_jsonl
 from metaalign_rl.progress import Bar
+from metaalign_rl.ranks import rendezvous
 from metaalign_rl.reward_trainer import RewardTrainer
 from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.runtime import actor_options
@@ -22,7 +23,7 @@ from metaalign_rl.views import View
 from reward.config import RewardTraining
 from reward.score import MODES
 
-Trainers = dict[View, ray.actor.ActorHandle]
+Trainers = dict[View, list[ray.actor.ActorHandle]]  # of each model its ranks
 
 CONTROLS: tuple[View, ...] = ("preference_blind", "tier_blind")
 
@@ -36,15 +37,25 @@ def run(context: RunContext) -> None:
             outputs |= {view: folder.controls / view for view in CONTROLS}
         if context.config.reward.on_policy_prompts and not folder.rows("on_policy_pairs").is_file():
             _write_on_policy_rows(context)
-    trainers = _start_trainers(context, outputs)
-    if not given:
-        _train(context, trainers, {view: path for view, path in outputs.items() if not path.is_dir()})
-    if folder.rows("held_out_pairs").is_file():
-        write_json(folder.reward_evaluation, _evaluate(context, trainers, outputs))
+    is_evaluated = folder.rows("held_out_pairs").is_file()
+    reports: dict[View, Any] = {}
+    for turn in _turns(context, outputs):
+        untrained = {} if given else {view: path for view, path in turn.items() if not path.is_dir()}
+        trainers = _start_trainers(context, turn, context.config.reward.devices if untrained else 1)
+        if untrained:
+            _train(context, trainers, untrained)
+        reports |= _evaluate(context, trainers, turn) if is_evaluated else {}
+        for rank in chain(*trainers.values()):
+            ray.kill(rank)
+    if is_evaluated:
+        write_json(folder.reward_evaluation, reports)
     else:
         print("reward: the data has no held-out pairs, so the reward model is not evaluated")
-    for trainer in trainers.values():
-        ray.kill(trainer)
+
+
+def _turns(context: RunContext, outputs: dict[View, Path]) -> list[dict[View, Path]]:
+    """What trains side by side: all models, on a device each; on several devices each, one after the other."""
+    return [outputs] if context.config.reward.devices == 1 else [{view: path} for view, path in outputs.items()]
 
 
 def _write_on_policy_rows(context: RunContext) -> None:
@@ -90,11 +101,13 @@ def label_answers(row: Row, answers: Sequence[str]) -> Iterator[Row]:
         yield replace(row, id=f"{row.id}-{index}", chosen=chosen, rejected=rejected, labels=pair)
 
 
-def _start_trainers(context: RunContext, views: Collection[View]) -> Trainers:
-    """One actor a model, each with its share of the CPUs: small models gain little from a second thread."""
+def _start_trainers(context: RunContext, views: Collection[View], ranks: int) -> Trainers:
+    """An actor a model and rank, each with its share of the CPUs: small models gain little from a second thread."""
     threads = 1 if context.config.cluster.gpus == 0 else None
-    options = actor_options(context.config, "training", len(views), threads=threads)
-    return {view: ray.remote(RewardTrainer).options(**options).remote(view) for view in views}
+    options = actor_options(context.config, "training", len(views) * ranks, threads=threads)
+    actor = ray.remote(RewardTrainer).options(**options)
+    meeting = rendezvous(context.config) if ranks > 1 else ""
+    return {view: [actor.remote(view, rank, ranks, meeting) for rank in range(ranks)] for view in views}
 
 
 def _train(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -> None:
@@ -107,6 +120,10 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -
         epochs=settings.epochs,
         token_weight=settings.token_weight,
         right_first=settings.right_first,
+        margin=settings.margin,
+        label_smoothing=settings.label_smoothing,
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
         max_tokens=config.model.max_tokens,
         bf16=config.model.dtype == "bfloat16",
         seed=config.run.seed,
@@ -115,8 +132,11 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -
     if outputs and not files:
         raise UserError(f"{folder.data}: no pairs to train a reward model on; give reward.path, or data with pairs")
     streams = [
-        trainers[view].train.options(num_returns="streaming").remote(training, files, context.start_policy(), output)
+        rank.train.options(num_returns="streaming").remote(
+            training, files, context.start_policy(), output, settings.zero_stage
+        )
         for view, output in outputs.items()
+        for rank in trainers[view]
     ]
     with Bar("reward") as bar:
         for stream in streams:
@@ -126,7 +146,7 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -
                     bar(latest)
 
 
-def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -> dict[str, Any]:
+def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[View, Path]) -> dict[View, Any]:
     """The reward model on all held-out pairs; each control on the pairs, if any, that show what it cannot know."""
     pairs = context.rows("held_out_pairs")
     views: dict[View, list[Row]] = {
@@ -138,7 +158,7 @@ def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[View, Path]
         if not views[view]:
             print(f"reward: no held-out pair shows what the {view.replace('_', '-')} control cannot know")
     reports = {
-        view: trainers[view].evaluate.remote(path, views[view], MODES if view == "whole" else ("overall",))
+        view: trainers[view][0].evaluate.remote(path, views[view], MODES if view == "whole" else ("overall",))
         for view, path in outputs.items()
         if views[view]
     }
