@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from reward_toys import color_pairs, language_model
 from safetensors.torch import load_file
 
@@ -31,6 +35,7 @@ TRAININGS = {
     "passes": (replace(CONFIG, gradient_accumulation=2, token_weight=1.0), 2),
     "lora": (replace(CONFIG, lora_rank=4, token_weight=1.0), 1),
 }
+BFLOAT16 = {"bfloat16": (replace(CONFIG, bf16=True, token_weight=1.0), 1)}
 
 
 def run_rank(rank: int, folder: Path, base: Path, names: list[str]) -> None:
@@ -38,7 +43,7 @@ def run_rank(rank: int, folder: Path, base: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     trainer = RewardTrainer("whole", rank, 2, f"file://{folder}/ranks")
     for name in names:
-        config, stage = TRAININGS[name]
+        config, stage = (TRAININGS | BFLOAT16)[name]
         for _ in trainer.train(config, [folder / "pairs.jsonl"], base, folder / name, stage):
             pass
 
@@ -64,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks have done all trainings."""
     folder = tmp_path_factory.mktemp("ranks")
     write_jsonl(folder / "pairs.jsonl", [row.to_json() for row in ROWS])
-    assert join(start_ranks(folder, list(TRAININGS))) == [0, 0]
+    assert join(start_ranks(folder, [*TRAININGS, *BFLOAT16])) == [0, 0]
     return folder
 
 
@@ -79,6 +84,31 @@ def test_two_ranks_make_the_updates_of_one(folder: Path, tmp_path: Path, name: s
     weights = [load_file(path / "model.safetensors") for path in (folder / name, tmp_path / "one")]
     torch.testing.assert_close(*weights, atol=2e-5, rtol=0)
     assert not (folder / f"{name}.checkpoints").exists()
+
+
+def test_bfloat16_is_for_computing_and_leaves_the_weights_in_float32(folder: Path, tmp_path: Path) -> None:
+    one = train(BFLOAT16["bfloat16"][0], ROWS, None, language_model(), tmp_path / "one")["log"][0]["bce"]
+    two, exact = (
+        json.loads((folder / name / "training.json").read_text())["log"][0]["bce"] for name in ("bfloat16", "passes")
+    )
+    assert two == pytest.approx(one, rel=1e-5)
+    assert two != pytest.approx(exact, rel=1e-5)
+    assert {tensor.dtype for tensor in load_file(folder / "bfloat16" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_torchrun_trains_on_several_devices_without_deepspeed(folder: Path, tmp_path: Path) -> None:
+    program = tmp_path / "metaalign_reward.py"  # what pip installs as metaalign-reward
+    program.write_text("import sys; from reward.cli import main; sys.exit(main())")
+    flags = ["--learning-rate", "1e-3", "--batch-size", "16", "--max-tokens", "128", "--calibration-share", "0"]
+    words = ["train", "--base", language_model(), "--data", folder / "pairs.jsonl", *flags]
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, start in (("one", [sys.executable]), ("two", ranks)):
+        command = [*start, program, *words, "--output", tmp_path / name]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("5 updates") == 1
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    torch.testing.assert_close(*weights, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["passes", "lora"])
