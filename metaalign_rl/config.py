@@ -128,7 +128,7 @@ class RewardConfig:
     url: str = ""  # a server that scores for PPO instead, as metaalign-reward serve; its token: METAALIGN_REWARD_TOKEN
     mode: Literal["tier", "overall", "composed"] = "overall"
     view: View = "whole"  # what of a row PPO's reward model sees; less than the whole is for ablations
-    devices: int = 1  # that train it, and each control, together; its learning rate and batch size stay what they are
+    devices: int = 1  # that train a model together; with more than one the controls follow it, one after the other
     zero_stage: Literal[0, 1, 2] = 0  # DeepSpeed ZeRO stage on several devices; 3 would leave no rank a whole model
     learning_rate: float = 1e-3
     batch_size: int = 16  # pairs a step, over all devices

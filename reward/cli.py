@@ -18,7 +18,7 @@ from reward.score import MODES
 
 EXAMPLES = """examples:
   metaalign-reward train --base sft-model --data pairs.jsonl --output reward-model --learning-rate 1e-3
-  torchrun --standalone --nproc-per-node 4 --no-python metaalign-reward train --base sft-model --data pairs.jsonl …
+  torchrun --standalone --nproc-per-node 4 --no-python metaalign-reward train ...
   metaalign-reward evaluate --model reward-model --data held_out_pairs.jsonl --output report.json
   metaalign-reward score --model reward-model --input rows.jsonl --output scores.jsonl
   metaalign-reward explain --model reward-model --input rows.jsonl

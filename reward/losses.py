@@ -14,9 +14,8 @@ def count(batch: Batch) -> Tensor:
     """Over how many a batch's means are taken, [4]: ranks, labels, labels at judged tokens, pairs."""
     known = ~batch["labels"].isnan()
     tokens = known[_owners(batch)] if "judged" in batch else known[:0]
-    return torch.stack(
-        [(batch["ranked"] != 0).sum(), known.sum(), tokens.sum(), batch["ranked"].new_tensor(len(batch["ranked"]))]
-    ).float()
+    labels = [(batch["ranked"] != 0).sum(), known.sum(), tokens.sum()]
+    return torch.stack([*labels, labels[0].new_tensor(len(batch["ranked"]))]).float()
 
 
 def preference_loss(

@@ -6,7 +6,8 @@ from random import Random
 
 from torch.utils.data import Sampler
 
-from metaalign_rl.schema import LABELS
+from metaalign_rl.schema import LABELS, Row
+from reward.config import RewardTraining
 from reward.data import Example
 
 SORTED_BATCHES = 12  # how many batches are sorted by length together
@@ -62,7 +63,19 @@ class FlipsTogether(Sampler[int]):
         yield from [FILLER] * self._fillers
 
 
-def right_or_wrong(examples: Sequence[Example], count: int) -> list[int]:
+def make_order(rows: Sequence[Row], examples: Sequence[Example], config: RewardTraining, devices: int) -> FlipsTogether:
+    """The rows' order for a training; `examples` are the rows tokenised."""
+    return FlipsTogether(
+        [example.length for example in examples],
+        [row.tags.get("flip", row.id) for row in rows],
+        config.batch_size,
+        config.seed,
+        first=_right_or_wrong(examples, int(config.right_first * len(rows))),
+        multiple=config.batch_size // config.gradient_accumulation if devices > 1 else 1,
+    )
+
+
+def _right_or_wrong(examples: Sequence[Example], count: int) -> list[int]:
     """The first `count` pairs of a right and a wrong answer: `dialog` tells them apart."""
     ranks = (example.ranked[LABELS.index("dialog")] for example in examples)
     return list(islice((index for index, rank in enumerate(ranks) if rank == 1), count))

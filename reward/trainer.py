@@ -42,10 +42,11 @@ class RewardTrainer(Trainer):
         eval_examples: list[Example] | None,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
-        """Args:
-        model: the plain model.
-        trained: what is trained of it: itself, or what wraps it with adapters.
-        examples: what `order` takes from; its index -1 takes an example without labels.
+        """Prepare a training of `examples` in `order`, whose index -1 takes an example without labels.
+
+        Args:
+            model: the plain model.
+            trained: what is trained of it: itself, or what wraps it with adapters.
         """
         pad_token = model.config.get_text_config().pad_token_id
         super().__init__(
@@ -114,7 +115,7 @@ def training_arguments(
     Raises:
         UserError: an update's rows do not divide among their passes.
     """
-    devices = int(os.environ.get("WORLD_SIZE", 1))  # where the Trainer reads it
+    devices = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1  # as the Trainer reads it
     parts = config.gradient_accumulation * devices
     if config.batch_size % parts:
         raise UserError(

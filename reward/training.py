@@ -21,7 +21,7 @@ from reward.adapters import add_lora, merge_lora
 from reward.calibration import fit_temperature
 from reward.config import RewardTraining
 from reward.data import labelled_answers, make_examples
-from reward.order import FlipsTogether, right_or_wrong
+from reward.order import make_order
 from reward.resume import claim
 from reward.scorer import Scorer
 from reward.trainer import RewardTrainer, training_arguments
@@ -78,14 +78,7 @@ def train(
     kept, held_out = _hold_out(rows, config)
     examples = make_examples(kept, tokenizer, config.max_tokens)
     eval_examples = make_examples(eval_rows, tokenizer, config.max_tokens) if eval_rows else None
-    order = FlipsTogether(
-        [example.length for example in examples],
-        [row.tags.get("flip", row.id) for row in kept],
-        config.batch_size,
-        config.seed,
-        first=right_or_wrong(examples, int(config.right_first * len(kept))),
-        multiple=arguments.per_device_train_batch_size * arguments.world_size if arguments.world_size > 1 else 1,
-    )
+    order = make_order(kept, examples, config, arguments.world_size)
     trained = add_lora(model, config.lora_rank, config.lora_alpha) if config.lora_rank else model
     trainer = RewardTrainer(config, arguments, model, trained, examples, order, eval_examples, callbacks)
     outcome = trainer.train(resume_from_checkpoint=resume)

@@ -85,7 +85,7 @@ def test_train_can_make_the_controls(pairs, tmp_path):
 
 def test_a_killed_training_goes_on_with_the_same_command_and_gives_the_same_weights(pairs, tmp_path):
     """Killed as by the system's out-of-memory killer, with no chance to clean up."""
-    flags = ("--epochs", 60, "--learning-rate", 1e-3, "--max-tokens", 128, "--batch-size", 16, "--checkpoint-steps", 10)
+    flags = ("--epochs", 30, "--learning-rate", 1e-3, "--max-tokens", 128, "--batch-size", 16, "--checkpoint-steps", 10)
     command = ("train", "--base", language_model(), "--data", pairs, *flags)
     assert run(*command, "--output", tmp_path / "whole") == 0
     words = [str(word) for word in (*command, "--output", tmp_path / "cut")]

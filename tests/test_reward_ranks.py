@@ -100,7 +100,8 @@ def test_torchrun_trains_on_several_devices_without_deepspeed(folder: Path, tmp_
     program = tmp_path / "metaalign_reward.py"  # what pip installs as metaalign-reward
     program.write_text("import sys; from reward.cli import main; sys.exit(main())")
     flags = ["--learning-rate", "1e-3", "--batch-size", "16", "--max-tokens", "128", "--calibration-share", "0"]
-    words = ["train", "--base", language_model(), "--data", folder / "pairs.jsonl", *flags]
+    pairs = folder / "pairs.jsonl"
+    words = ["train", "--base", language_model(), "--data", pairs, "--eval-data", pairs, *flags]
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, start in (("one", [sys.executable]), ("two", ranks)):
         command = [*start, program, *words, "--output", tmp_path / name]
@@ -129,5 +130,6 @@ def test_ranks_that_are_killed_go_on_together(folder: Path, tmp_path: Path, name
 
 def test_rows_that_do_not_divide_among_the_devices_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(UserError, match="batch_size: 16 rows do not divide .* on 3 devices; choose a multiple of 3"):
         train(CONFIG, ROWS, None, language_model(), tmp_path / "reward")

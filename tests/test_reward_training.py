@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from metaalign_rl.errors import UserError
-from metaalign_rl.schema import LABELS
+from metaalign_rl.schema import LABELS, parse_row
 from reward import MODES, RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
 from reward import model as checkpoints
 from reward.data import collate, collate_shared, make_example, ranked_labels
@@ -161,6 +161,14 @@ def test_a_pair_does_not_train_a_label_in_which_its_answers_are_equal():
     labels = {"chosen": {"user": True, "overall": True}, "rejected": {"user": True, "overall": False}}
     row = make_row(tier="user", chosen="a", rejected="b", labels=labels)
     assert names(ranked_labels(row)) == {"overall"}
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), True, "strong"])
+def test_a_pairs_strength_is_a_share(strength):
+    row = make_row(chosen="red", rejected="blue").to_json()
+    assert parse_row({**row, "strength": 0.25}, "row").strength == 0.25
+    with pytest.raises(UserError, match="row: field 'strength': expected a number from 0 to 1"):
+        parse_row({**row, "strength": strength}, "row")
 
 
 @pytest.mark.parametrize(
