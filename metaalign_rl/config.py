@@ -128,9 +128,15 @@ class RewardConfig:
     url: str = ""  # a server that scores for PPO instead, as metaalign-reward serve; its token: METAALIGN_REWARD_TOKEN
     mode: Literal["tier", "overall", "composed"] = "overall"
     view: View = "whole"  # what of a row PPO's reward model sees; less than the whole is for ablations
+    devices: int = 1  # that train a model together; with more than one the controls follow it, one after the other
+    zero_stage: Literal[0, 1, 2] = 0  # DeepSpeed ZeRO stage on several devices; 3 would leave no rank a whole model
     learning_rate: float = 1e-3
-    batch_size: int = 16  # pairs a step
+    batch_size: int = 16  # pairs a step, over all devices
     epochs: float = 1.0
+    margin: float = 0.0  # gap, in logits, below which a pair's loss stays large; times its strength where a row has one
+    label_smoothing: float = 0.0  # share of the pairs and labels that are taken to be wrong
+    lora_rank: int = 0  # train adapters of this rank in the backbone, and the head; 0 trains all weights
+    lora_alpha: float = 32.0  # an adapter's product counts lora_alpha / lora_rank times
     token_weight: float = 1.0  # weight of the loss at each token of an answer beside the loss at its end
     right_first: float = 0.08  # share of the rows that come first: pairs of a right and a wrong answer
     on_policy_prompts: int = 2_000  # prompts answered by the SFT policy, labelled by the rows' checks
@@ -140,10 +146,13 @@ class RewardConfig:
     )  # also train these, each without one thing the model has; scalar: without labels by tier; []: none
 
     def __post_init__(self) -> None:
-        _require_least(self, "reward", 1, "batch_size on_policy_samples")
-        _require_least(self, "reward", 0, "token_weight right_first on_policy_prompts")
+        _require_least(self, "reward", 1, "devices batch_size on_policy_samples")
+        _require_least(self, "reward", 0, "token_weight right_first on_policy_prompts margin label_smoothing lora_rank")
+        good = self.batch_size % self.devices == 0
+        _require("reward.batch_size", good, f"a multiple of reward.devices={self.devices}", self.batch_size)
+        _require("reward.label_smoothing", self.label_smoothing < 0.5, "a share below 0.5", self.label_smoothing)
         _require("reward.right_first", self.right_first < 1, "a share below 1", self.right_first)
-        _require_positive(self, "reward", "learning_rate epochs")
+        _require_positive(self, "reward", "learning_rate epochs lora_alpha")
         _require("reward.url", not self.url or "://" in self.url, "such as http://127.0.0.1:8300", self.url)
         _require("reward.url", not (self.url and self.path), "nothing beside reward.path", self.url)
         if self.view != "whole":

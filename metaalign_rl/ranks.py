@@ -7,7 +7,7 @@ from metaalign_rl.folder import RunFolder
 
 
 def rendezvous(config: Config) -> str:
-    """torch's `init_method` for a new group of `config.learners` ranks: a new file in the run's folder.
+    """torch's `init_method` for a new group of ranks: a new file in the run's folder.
 
     In a file, because torch's TCP store listens on all interfaces; in the run's folder, because every node sees it.
     The storage must support file locks (`flock`), which NFS does from version 4 on. The files of the run's earlier

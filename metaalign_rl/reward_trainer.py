@@ -1,38 +1,70 @@
-"""The reward trainer: trains and evaluates one reward model or control, in a process of its own."""
+"""The reward trainer: trains and evaluates one reward model or control, in a process of its own for each device."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metaalign_rl.progress import Update, stream
 from metaalign_rl.schema import Row, read_rows
 from reward.controls import see, training_of, view_of
 from reward.score import Mode
 
+ZeroStage = Literal[0, 1, 2]
+
 
 class RewardTrainer:
-    """A Ray actor round `reward.train` and `reward.evaluate_modes`."""
+    """A Ray actor round `reward.train` and `reward.evaluate_modes`: one rank of those that train a model together.
 
-    def __init__(self, name: str) -> None:
-        """`name`: a control's, else any."""
-        self._name, self._view = name, view_of(name)
-        # transformers would import DeepSpeed, many seconds, to ask whether the model to be saved is one of its own.
-        sys.modules["deepspeed"] = None  # type: ignore[assignment]
+    `train` is to be called on all ranks with the same arguments.
+    """
 
-    def train(self, training: Any, pairs: Sequence[Path], base: Path, output: Path) -> Iterator[Update]:
+    def __init__(self, name: str, rank: int = 0, world_size: int = 1, rendezvous: str = "") -> None:
+        """Join the other ranks, where there are any; see `learner.platform.prepare`. `name`: a control's, else any."""
+        self._name, self._view, self._world_size = name, view_of(name), world_size
+        if world_size > 1:
+            from metaalign_rl.learner import platform
+
+            platform.prepare(rank, world_size, rendezvous)
+        else:
+            # transformers would import it, many seconds, to ask whether the model to be saved is one of its own.
+            sys.modules["deepspeed"] = None  # type: ignore[assignment]
+
+    def train(
+        self, training: Any, pairs: Sequence[Path], base: Path, output: Path, zero_stage: ZeroStage = 0
+    ) -> Iterator[Update]:
         """Train on the rows of all `pairs` files, from the checkpoint `base`, and write `output`."""
         import reward
 
         rows = see([row for path in pairs for row in read_rows(path)], self._view)
         training = training_of(self._name, training)
-        return stream(lambda report: reward.train(training, rows, None, base, output, callbacks=[_reporter(report)]))
+        settings = deepspeed_settings(zero_stage, bf16=training.bf16) if self._world_size > 1 else None
+        return stream(
+            lambda report: reward.train(
+                training, rows, None, base, output, callbacks=[_reporter(report)], deepspeed=settings
+            )
+        )
 
-    def evaluate(self, model: Path, pairs: Sequence[Row], modes: Sequence[Mode]) -> dict[str, dict[str, Any]]:
+    def evaluate(
+        self, model: Path, pairs: Sequence[Row], modes: Sequence[Mode], dtype: str
+    ) -> dict[str, dict[str, Any]]:
         """The report of `reward.evaluate` by mode."""
         import reward
 
-        return reward.evaluate_modes(reward.Scorer.from_pretrained(model), see(pairs, self._view), modes)
+        scorer = reward.Scorer.from_pretrained(model, dtype=dtype)
+        return reward.evaluate_modes(scorer, see(pairs, self._view), modes)
+
+
+def deepspeed_settings(zero_stage: ZeroStage, *, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's settings: weights in float32, computed with in bfloat16 where asked for, as on one device."""
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+    }
 
 
 def _reporter(report: Callable[[Update], None]) -> Any:

@@ -112,8 +112,8 @@ def _start(config: Config) -> None:
 
 # The share of the run's CPUs, and of its GPU where it has one, that all actors of a role take together. The roles work
 # in turns on the same devices, so a share is a place in Ray's books and no limit; each actor may use all of the run's
-# threads. Where there are several GPUs, each learner and each engine has a whole one, since Ray would pack shares of
-# two learners onto one device, and the reward workers share one.
+# threads. Where there are several GPUs, each learner, each engine and each rank that trains has a whole one, since Ray
+# would pack shares of two learners onto one device, and the reward workers share one.
 SHARES = {"training": 0.3, "rollout": 0.3, "learner": 0.3, "reward": 0.1}
 
 
@@ -131,7 +131,8 @@ def actor_options(config: Config, role: str, count: int = 1, threads: int | None
 
 
 def _whole_gpu(config: Config, role: str, count: int) -> float:
-    devices = {"rollout": config.rollout.engines, "reward": 1}.get(role, config.learners)
+    training = max(config.learners, config.reward.devices)
+    devices = {"rollout": config.rollout.engines, "reward": 1, "training": training, "learner": config.learners}[role]
     return 1.0 if count <= devices else 1.0 / count
 
 
@@ -145,7 +146,17 @@ def _check_devices(config: Config) -> Iterator[Check]:
     remedy = "give each learner and engine a GPU and the reward workers one, or set cluster.gpus=1 with one of each"
     if not good:
         yield Check("cluster.gpus", needed, f"{gpus} for learners={learners}, engines={engines}", good, remedy)
+    ranks, room = config.reward.devices, _training_room(config)
+    if ranks > room:
+        kind = "GPUs beside the engines'" if gpus else "CPUs"
+        yield Check("reward.devices", f"{ranks} {kind}", str(room), False, f"set reward.devices={room} or less")
     if gpus and config.rollout.tensor_parallel > 1:
         found = str(config.rollout.tensor_parallel)
         remedy = "set rollout.tensor_parallel=1: an engine has one device"
         yield Check("rollout.tensor_parallel", "1", found, False, remedy)
+
+
+def _training_room(config: Config) -> int:
+    """How many ranks can train at once; the engines keep their GPUs meanwhile, or share the only one."""
+    gpus = config.cluster.gpus
+    return max(1, gpus - config.rollout.engines if gpus else config.cluster.cpus)

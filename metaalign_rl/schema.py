@@ -25,6 +25,7 @@ class Row:
         messages: the dialog, `{"role": "user" | "assistant", "content": text}` each, ending with the user.
         response: a demonstration (SFT) or the one answer to be scored.
         chosen, rejected: a pair for the reward model.
+        strength: how much better the chosen answer is, from 0 (hardly) to 1, where the data say it.
         checks: gold checker by tier, `{"name": registered check, ...its arguments}`.
         labels: absolute labels by answer field and label name, `{"chosen": {"system": True, "overall": True}}`.
         tags: free facts for reports, such as `{"kind": "case", "split": "paraphrase"}`.
@@ -40,6 +41,7 @@ class Row:
     response: str | None = None
     chosen: str | None = None
     rejected: str | None = None
+    strength: float | None = None
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     labels: dict[str, dict[str, bool]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -67,6 +69,9 @@ def parse_row(record: dict[str, Any], place: str) -> Row:
     for name in ANSWERS:
         _require(record.get(name) is None or isinstance(record[name], str), place, name, "a string", record)
     _check_pairing(record, place)
+    strength = record.get("strength")
+    is_share = isinstance(strength, float | int) and not isinstance(strength, bool) and 0 <= strength <= 1
+    _require(strength is None or is_share, place, "strength", "a number from 0 to 1", record)
     _check_messages(record, place)
     _check_tables(record, place)
     return Row(**record)

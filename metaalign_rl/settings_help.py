@@ -28,7 +28,7 @@ def nearest_keys(name: str, known: Iterable[str]) -> str:
     scores = {key: _likeness(name, key) for key in names}
     best = max(scores.values())
     if best > 0:
-        near = [repr(key) for key in names if scores[key] == best][:3]
+        near = [repr(key) for key in names if scores[key] == best][:4]
         return f"did you mean {' or '.join(near)}?"
     section = name.rpartition(".")[0]
     here = [key for key in names if key.rpartition(".")[0] == section] or [key for key in names if "." not in key]

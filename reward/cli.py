@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from reward.score import MODES, Mode, Score
 
 EXAMPLES = """examples:
   metaalign-reward train --base sft-model --data pairs.jsonl --output reward-model --learning-rate 1e-3
+  torchrun --standalone --nproc-per-node 4 --no-python metaalign-reward train ...
   metaalign-reward evaluate --model reward-model --data held_out_pairs.jsonl --output report.json
   metaalign-reward score --model reward-model --input rows.jsonl --output scores.jsonl
   metaalign-reward explain --model reward-model --input rows.jsonl
@@ -102,7 +104,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
     _plain_output()
     result = train(config, rows, eval_rows, arguments.base, arguments.output)
-    print(f"{arguments.output}: {result['steps']} updates, {result['seconds']:.0f} s, loss {result['loss']:.4f}")
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts a process a device
+        print(f"{arguments.output}: {result['steps']} updates, {result['seconds']:.0f} s, loss {result['loss']:.4f}")
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -11,8 +11,11 @@ _NOT_NEGATIVE = (
     "weight_decay",
     "bt_weight",
     "bce_weight",
+    "margin",
+    "label_smoothing",
     "token_weight",
     "right_first",
+    "lora_rank",
     "calibration_share",
     "seed",
 )
@@ -36,6 +39,10 @@ class RewardTraining:
     weight_decay: float = _setting(0.0, "AdamW's")
     bt_weight: float = _setting(1.0, "weight of the Bradley-Terry loss on pairs")
     bce_weight: float = _setting(1.0, "weight of the binary cross-entropy on absolute labels")
+    margin: float = _setting(
+        0.0, "gap, in logits, below which a pair's loss stays large; times the pair's strength where a row states one"
+    )
+    label_smoothing: float = _setting(0.0, "share of the pairs and labels that are taken to be wrong, below a half")
     token_weight: float = _setting(
         0.0,
         "weight of the cross-entropy at each token from where a pair's answers part, not only the last; decoders only",
@@ -47,6 +54,10 @@ class RewardTraining:
     labels: Literal["all", "overall"] = _setting(
         "all", "which labels to train; overall alone makes the control scalar, a reward model as other libraries train"
     )
+    lora_rank: int = _setting(
+        0, "train adapters of this rank in the backbone's linear layers, and the head; 0: all weights"
+    )
+    lora_alpha: float = _setting(32.0, "an adapter's product counts lora_alpha / lora_rank times")
     max_tokens: int = _setting(1024, "tokens a text; a longer dialog loses its left end, a tier never")
     calibration_share: float = _setting(0.05, "share of the labelled rows kept from training to fit the temperatures")
     checkpoint_steps: int = _setting(500, "updates between two checkpoints to resume from")
@@ -66,6 +77,8 @@ class RewardTraining:
         for name in ("warmup_ratio", "right_first", "calibration_share"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{name}: expected a share below 1, found {getattr(self, name)}")
+        if self.label_smoothing >= 0.5:
+            raise UserError(f"label_smoothing: expected a share below 0.5, found {self.label_smoothing}")
         if self.schedule not in ("cosine", "linear"):
             raise UserError(f"schedule: expected cosine or linear, found {self.schedule!r}")
         if self.labels not in ("all", "overall"):

@@ -33,12 +33,14 @@ class Example:
         is_pair: whether the first two texts are a pair.
         ranked: for each of `LABELS`, 1 where the chosen answer's score should be the higher one, -1 where the
             rejected answer's, 0 where the pair does not say.
+        strength: how much better, a share; 1 where the row does not say.
     """
 
     texts: tuple[list[int], ...]
     labels: tuple[tuple[float, ...], ...]
     is_pair: bool
     ranked: tuple[int, ...]
+    strength: float = 1.0
 
     @property
     def length(self) -> int:
@@ -113,7 +115,8 @@ def make_example(row: Row, tokenizer: PreTrainedTokenizerBase, max_tokens: int) 
     if is_pair and texts[0] == texts[1]:
         raise UserError(f"{place}: the tokenizer cannot tell 'chosen' from 'rejected', they are the same tokens")
     labels = tuple(tuple(row.labels.get(answer, {}).get(label, nan) for label in LABELS) for answer in answers)
-    return Example(texts, labels, is_pair, ranked_labels(row) if is_pair else (0,) * len(LABELS))
+    ranked = ranked_labels(row) if is_pair else (0,) * len(LABELS)
+    return Example(texts, labels, is_pair, ranked, 1.0 if row.strength is None else row.strength)
 
 
 def make_examples(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Example]:
@@ -129,7 +132,7 @@ def collate(examples: Sequence[Example], pad_token: int, trained: Collection[str
 
     Returns:
         `input_ids`, `attention_mask` [texts, tokens]; `labels` [texts, 4], NaN where not known; `chosen`, `rejected`
-        [pairs], where the pairs' answers stand among the texts; `ranked` [pairs, 4], 1, -1 or 0.
+        [pairs], where the pairs' answers stand among the texts; `ranked` [pairs, 4], 1, -1 or 0; `strength` [pairs].
     """
     texts = [text for example in examples for text in example.texts]
     return {**pad(texts, pad_token), **_targets(examples, trained)}
@@ -196,4 +199,5 @@ def _targets(examples: Sequence[Example], trained: Collection[str]) -> dict[str,
         "chosen": chosen,
         "rejected": chosen + 1,
         "ranked": ranked.masked_fill(unasked, 0),
+        "strength": torch.tensor([e.strength for e in examples if e.is_pair], dtype=torch.float32),
     }

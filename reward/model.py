@@ -132,6 +132,11 @@ def head(model: PreTrainedModel) -> nn.Linear:
     return layers[-1]
 
 
+def scores_every_token(model: PreTrainedModel) -> bool:
+    """Whether the head reads each token, as in transformers' decoders, and not one vector a text, as in encoders."""
+    return hasattr(model, "score")
+
+
 def fold_temperatures(model: PreTrainedModel, temperatures: dict[str, float]) -> None:
     """Divide each label's logit by its temperature, by scaling the head's rows, and write it into the config.
 

@@ -76,6 +76,31 @@ def language_model() -> Path:
 
 
 @cache
+def encoder(kind: str = "ModernBert") -> Path:
+    """A random encoder on disk, of one of transformers' kinds."""
+    import torch
+    import transformers
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    folder = Path(mkdtemp(prefix="reward-toys-")) / kind
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@cache
 def reward_model() -> Path:
     """A random reward model on disk, whose scores differ by more than rounding."""
     import torch

@@ -280,6 +280,7 @@ def test_an_attribute_that_differs_asks_for_more_of_it_in_either_tier(tmp_path: 
     ]
     assert rows[0].system_info == rows[1].user_info == "Get every fact right and leave no important one out."
     assert {answers(row) for row in rows} == {("A language.", "A tongue.")}
+    assert {row.strength for row in rows} == {0.5}  # rated 4 and 2, of 0 to 4
 
 
 def test_of_length_and_depth_less_can_be_wanted_too_which_turns_the_label(tmp_path: Path) -> None:

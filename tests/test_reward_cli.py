@@ -1,9 +1,16 @@
 """`metaalign-reward`: files in, files out, one line for an error that the user can mend."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+import torch
+from conftest import ROOT
 from reward_toys import color_pairs, language_model, reward_model
+from safetensors.torch import load_file
 
 from metaalign_rl.files import write_jsonl
 from reward.cli import main
@@ -85,6 +92,25 @@ def test_train_can_make_the_controls_and_evaluate_reads_them_as_they_were_traine
     assert json.loads((model / "training.json").read_text())["config"]["labels"] == (
         "overall" if control == "scalar" else "all"
     )
+
+
+def test_a_killed_training_goes_on_with_the_same_command_and_gives_the_same_weights(pairs, tmp_path):
+    """Killed as by the system's out-of-memory killer, with no chance to clean up."""
+    flags = ("--epochs", 30, "--learning-rate", 1e-3, "--max-tokens", 128, "--batch-size", 16, "--checkpoint-steps", 10)
+    command = ("train", "--base", language_model(), "--data", pairs, *flags)
+    assert run(*command, "--output", tmp_path / "whole") == 0
+    words = [str(word) for word in (*command, "--output", tmp_path / "cut")]
+    with subprocess.Popen([sys.executable, "-c", "from reward.cli import main; main()", *words], cwd=ROOT) as process:
+        second = tmp_path / "cut.checkpoints" / "checkpoint-20" / "trainer_state.json"
+        while process.poll() is None and not second.exists():
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "cut").exists()
+    assert run(*words) == 0
+    cut, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "whole"))
+    torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
+    assert not (tmp_path / "cut.checkpoints").exists()
 
 
 def write(path, text):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from reward_toys import color_pairs, language_model, make_row, make_tokenizer, reward_model
+from reward_toys import color_pairs, encoder, language_model, make_row, make_tokenizer, reward_model
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.meta_prompt import MetaPrompt
@@ -160,23 +160,10 @@ def test_a_base_without_a_padding_token_of_its_own_gets_one(tmp_path, pad):
     assert logits(together)[0] == pytest.approx(logits(alone)[0], abs=1e-5)
 
 
-def test_an_encoder_can_be_the_backbone_and_its_dropout_is_switched_off(tmp_path):
-    from transformers import BertConfig, BertModel
-
+def test_an_encoder_can_be_the_backbone_and_its_dropout_is_switched_off():
     from reward.model import build, fold_temperatures
 
-    tokenizer = make_tokenizer()
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        pad_token_id=0,
-    )
-    BertModel(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    model, tokenizer = build(tmp_path)
+    model, tokenizer = build(encoder("Bert"))
     scorer = Scorer(model.train(), tokenizer)
     before = scorer.score(ROWS)
     assert logits(scorer.score(ROWS)) == logits(before)

@@ -1,9 +1,19 @@
 """The reward stage: what it makes of the SFT policy's own answers."""
 
 import threading
+from pathlib import Path
 
+import pytest
+from reward_toys import color_pairs, language_model
+
+from metaalign_rl import runtime
+from metaalign_rl.config import ClusterConfig, Config, ModelConfig, RewardConfig, RunConfig
+from metaalign_rl.context import RunContext
+from metaalign_rl.errors import UserError
+from metaalign_rl.files import read_json, write_jsonl
 from metaalign_rl.progress import in_thread
 from metaalign_rl.schema import Row
+from metaalign_rl.stages import reward as stage
 from metaalign_rl.stages.reward import label_answers
 
 ROW = Row(
@@ -50,3 +60,28 @@ def test_work_in_a_thread_of_its_own_returns_its_result_and_leaves_no_thread() -
     before = threading.active_count()
     assert in_thread(lambda: threading.current_thread() is not threading.main_thread())
     assert threading.active_count() == before
+
+
+@pytest.mark.slow
+def test_several_devices_train_the_reward_model_and_then_its_controls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "CONTROLS", ("tier_blind",))
+    config = Config(
+        run=RunConfig(root=str(tmp_path), stages=["reward"]),
+        cluster=ClusterConfig(cpus=2, memory_gib=1.0),
+        model=ModelConfig(path=str(language_model()), max_tokens=128),
+        reward=RewardConfig(devices=2, zero_stage=1, on_policy_prompts=0, lora_rank=2),
+    )
+    with runtime.connect(config), RunContext(config) as context:
+        for use, seed in (("pairs", 0), ("held_out_pairs", 1)):
+            write_jsonl(context.folder.rows(use), [row.to_json() for row in color_pairs(60, seed)])
+        stage.run(context)
+        for path in (context.folder.reward, context.folder.controls / "tier_blind"):
+            assert read_json(path / "training.json")["steps"] == 4
+        assert set(read_json(context.folder.reward_evaluation)) == {"whole", "tier_blind"}
+
+
+def test_devices_that_do_not_share_a_batch_evenly_are_refused() -> None:
+    with pytest.raises(UserError, match=r"reward.batch_size: expected a multiple of reward.devices=3, found 16"):
+        RewardConfig(devices=3)

@@ -12,7 +12,15 @@ import pytest
 
 from metaalign_rl import needs, runtime
 from metaalign_rl.cli import guarded
-from metaalign_rl.config import ClusterConfig, Config, DataConfig, ModelConfig, RunConfig
+from metaalign_rl.config import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+)
 from metaalign_rl.errors import UserError
 from metaalign_rl.failures import root_cause
 from metaalign_rl.needs import Check
@@ -59,6 +67,29 @@ def test_run_root_must_be_a_folder_and_absolute_in_a_submitted_job(
     assert not failing(small(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert failing(small(Path("runs")))["run.root"].needed == "an absolute folder"
+
+
+@pytest.mark.parametrize(
+    ("devices", "gpus", "engines", "room"),
+    [(1, 0, 1, None), (2, 0, 1, None), (3, 0, 1, 2), (1, 1, 1, None), (2, 1, 1, 1), (6, 8, 2, None), (7, 8, 2, 6)],
+)
+def test_the_reward_models_devices_are_counted_beside_the_engines(
+    tmp_path: Path, devices: int, gpus: int, engines: int, room: int | None
+) -> None:
+    config = replace(
+        small(tmp_path),
+        cluster=ClusterConfig(cpus=2, gpus=gpus, memory_gib=1.0, disk_gib=0.0),
+        reward=RewardConfig(devices=devices, batch_size=devices),
+        rollout=RolloutConfig(engines=engines),
+    )
+    found = failing(config).get("reward.devices")
+    assert (found and found.remedy) == (room and f"set reward.devices={room} or less")
+
+
+def test_ranks_of_the_reward_model_have_a_gpu_each() -> None:
+    config = replace(Config(), cluster=ClusterConfig(gpus=8), reward=RewardConfig(devices=4))
+    assert runtime.actor_options(config, "training", 4)["num_gpus"] == 1
+    assert runtime.actor_options(config, "learner", 1)["num_gpus"] == 1
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ def prepare(rank: int, world_size: int, rendezvous: str) -> torch.device:
             node (torch's own TCP store listens on all interfaces), or "tcp://host:port".
     """
     cuda = torch.cuda.is_available()
-    # DeepSpeed looks for MPI where these are not set.
-    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size))
+    # DeepSpeed looks for MPI where these are not set. Accelerate wants an address, although the group that it would
+    # make there exists already.
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1")
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if not dist.is_initialized():

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from itertools import cycle, groupby
+from itertools import chain, cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from metaalign_rl.data.gold import labels
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import write_json, write_jsonl
 from metaalign_rl.progress import Bar
+from metaalign_rl.ranks import rendezvous
 from metaalign_rl.reward_trainer import RewardTrainer
 from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.runtime import actor_options
@@ -22,7 +23,7 @@ from reward.config import RewardTraining
 from reward.controls import modes_of
 
 MODEL = "whole"  # what the reward model itself is called beside its controls
-Trainers = dict[str, ray.actor.ActorHandle]
+Trainers = dict[str, list[ray.actor.ActorHandle]]  # of each model its ranks
 
 
 def run(context: RunContext) -> None:
@@ -33,15 +34,25 @@ def run(context: RunContext) -> None:
         outputs |= {name: folder.controls / name for name in context.config.reward.controls}
         if context.config.reward.on_policy_prompts and not folder.rows("on_policy_pairs").is_file():
             _write_on_policy_rows(context)
-    trainers = _start_trainers(context, outputs)
-    if not given:
-        _train(context, trainers, {name: path for name, path in outputs.items() if not path.is_dir()})
-    if folder.rows("held_out_pairs").is_file():
-        write_json(folder.reward_evaluation, _evaluate(context, trainers, outputs))
+    is_evaluated = folder.rows("held_out_pairs").is_file()
+    reports: dict[str, Any] = {}
+    for turn in _turns(context, outputs):
+        untrained = {} if given else {name: path for name, path in turn.items() if not path.is_dir()}
+        trainers = _start_trainers(context, turn, context.config.reward.devices if untrained else 1)
+        if untrained:
+            _train(context, trainers, untrained)
+        reports |= _evaluate(context, trainers, turn) if is_evaluated else {}
+        for rank in chain(*trainers.values()):
+            ray.kill(rank)
+    if is_evaluated:
+        write_json(folder.reward_evaluation, reports)
     else:
         print("reward: the data has no held-out pairs, so the reward model is not evaluated")
-    for trainer in trainers.values():
-        ray.kill(trainer)
+
+
+def _turns(context: RunContext, outputs: dict[str, Path]) -> list[dict[str, Path]]:
+    """What trains side by side: all models, on a device each; on several devices each, one after the other."""
+    return [outputs] if context.config.reward.devices == 1 else [{name: path} for name, path in outputs.items()]
 
 
 def _write_on_policy_rows(context: RunContext) -> None:
@@ -87,11 +98,13 @@ def label_answers(row: Row, answers: Sequence[str]) -> Iterator[Row]:
         yield replace(row, id=f"{row.id}-{index}", chosen=chosen, rejected=rejected, labels=pair)
 
 
-def _start_trainers(context: RunContext, names: Collection[str]) -> Trainers:
-    """One actor a model, each with its share of the CPUs: small models gain little from a second thread."""
+def _start_trainers(context: RunContext, names: Collection[str], ranks: int) -> Trainers:
+    """An actor a model and rank, each with its share of the CPUs: small models gain little from a second thread."""
     threads = 1 if context.config.cluster.gpus == 0 else None
-    options = actor_options(context.config, "training", len(names), threads=threads)
-    return {name: ray.remote(RewardTrainer).options(**options).remote(name) for name in names}
+    options = actor_options(context.config, "training", len(names) * ranks, threads=threads)
+    actor = ray.remote(RewardTrainer).options(**options)
+    meeting = rendezvous(context.config) if ranks > 1 else ""
+    return {name: [actor.remote(name, rank, ranks, meeting) for rank in range(ranks)] for name in names}
 
 
 def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) -> None:
@@ -104,6 +117,10 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) ->
         epochs=settings.epochs,
         token_weight=settings.token_weight,
         right_first=settings.right_first,
+        margin=settings.margin,
+        label_smoothing=settings.label_smoothing,
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
         max_tokens=config.model.max_tokens,
         bf16=config.model.dtype == "bfloat16",
         seed=config.run.seed,
@@ -112,8 +129,11 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) ->
     if outputs and not files:
         raise UserError(f"{folder.data}: no pairs to train a reward model on; give reward.path, or data with pairs")
     streams = [
-        trainers[name].train.options(num_returns="streaming").remote(training, files, context.start_policy(), output)
+        rank.train.options(num_returns="streaming").remote(
+            training, files, context.start_policy(), output, settings.zero_stage
+        )
         for name, output in outputs.items()
+        for rank in trainers[name]
     ]
     with Bar("reward") as bar:
         for stream in streams:
@@ -126,7 +146,7 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) ->
 def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) -> dict[str, Any]:
     """Reports by mode of the reward model on all held-out pairs, and of each blind control on the pairs, if any, that
     show what it cannot know."""
-    pairs = context.rows("held_out_pairs")
+    pairs, dtype = context.rows("held_out_pairs"), context.config.model.dtype
     telling = {
         "preference_blind": one_way(pairs, context.config.run.seed),
         "tier_blind": [row for row in pairs if row.tags.get("flip_kind") == "tier"],
@@ -136,7 +156,7 @@ def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[str, Path])
         if not rows[name]:
             print(f"reward: no held-out pair shows what the {name.replace('_', '-')} control cannot know")
     reports = {
-        name: trainers[name].evaluate.remote(path, rows[name], modes_of(name))
+        name: trainers[name][0].evaluate.remote(path, rows[name], modes_of(name), dtype)
         for name, path in outputs.items()
         if rows[name]
     }

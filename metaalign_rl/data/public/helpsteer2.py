@@ -51,9 +51,11 @@ def _rows(messages: Messages, one: Record, other: Record) -> Iterator[Row]:
             continue
         high, low = (record.text("response") for record in ((one, other) if ratings[0] > ratings[1] else (other, one)))
         identity = f"helpsteer2-{one.id}-{attribute}"
-        wish = Wish(more, attribute, chosen=high, rejected=low)
+        strength = abs(ratings[0] - ratings[1]) / BEST
+        wish = Wish(more, attribute, chosen=high, rejected=low, strength=strength)
         if less is not None:
-            yield from opposed(identity, "helpful", messages, wish, Wish(less, attribute, chosen=low, rejected=high))
+            other_wish = Wish(less, attribute, chosen=low, rejected=high, strength=strength)
+            yield from opposed(identity, "helpful", messages, wish, other_wish)
         else:
             yield alone(f"{identity}-system", "helpful", messages, wish, "system")
             yield alone(f"{identity}-user", "helpful", messages, wish, "user")

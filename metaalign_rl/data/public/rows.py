@@ -24,12 +24,14 @@ class Wish:
 
     Attributes:
         kind: what the wish is about, for reports.
+        strength: how much better, a share, where the data say it.
     """
 
     text: str
     kind: str
     chosen: str
     rejected: str
+    strength: float | None = None
 
 
 def ask(question: str) -> Messages:
@@ -76,6 +78,7 @@ def alone(identity: str, family: str, messages: Messages, wish: Wish, tier: Tier
         messages=messages,
         chosen=wish.chosen,
         rejected=wish.rejected,
+        strength=wish.strength,
         tags={"kind": wish.kind},
     )
 
