@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-
 ENOUGH = 1024  # tokens that keep a CPU's cores busy; a batch with as many need not take in much shorter texts
 SHORTER = 0.85  # of the longest text's tokens: what is shorter would be padding for the most part
 
