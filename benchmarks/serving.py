@@ -7,7 +7,8 @@ Starts `metaalign-reward serve` with a random model, sends texts of 10 to 500 to
 retrying client, and asks the server itself what it counted. Written are requests `sent`, `answered` and `lost` over the
 whole load; `tries`, by status, of which a client repeats 429; seconds until an answer, retries included, and tokens a
 second, both after the warm-up; the server's resident memory in MiB; and how far a sample of the scores is from those
-of a `Scorer` in this process. Clients and server share the machine.
+of a `Scorer` in this process. Clients and server share the machine, and where others use it too, OMP_NUM_THREADS=1 is
+the better choice: threads of a pass wait for each other.
 """
 
 import argparse
@@ -63,6 +64,7 @@ def main() -> int:
             found = measure(url, pid, words, args.clients, args.warm_up, args.seconds)
         found["max_score_difference"] = difference(model, found.pop("sample"))
     settings = {name: value for name, value in vars(args).items() if name != "json"}
+    settings["threads"] = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count()
     write_json(args.json, {"command": "python -m benchmarks.serving", **settings, "machine": machine(), **found})
     show(found)
     return int(found["lost"] > 0)
@@ -92,9 +94,9 @@ def measure(url: str, pid: int, words: list[str], clients: int, warm_up: float, 
     with ThreadPoolExecutor(clients) as pool:
         asking = [pool.submit(ask, url, words, number, share, began, ended) for number in range(clients)]
         memory = watch(url, pid, began, warm_up)
-        tokens = counted(url)["metaalign_reward_tokens_total"]
+        tokens, since = counted(url)["metaalign_reward_tokens_total"], time.monotonic()
         memory += watch(url, pid, began, warm_up + seconds)
-        tokens = counted(url)["metaalign_reward_tokens_total"] - tokens
+        rate = (counted(url)["metaalign_reward_tokens_total"] - tokens) / (time.monotonic() - since)
         ended.set()
         seen = [client.result() for client in asking]
     warm = next(mib for at, mib in memory if at >= warm_up)
@@ -107,7 +109,7 @@ def measure(url: str, pid: int, words: list[str], clients: int, warm_up: float, 
         "problems": Counter(lost),
         "tries": tries(counted(url)),
         "latency_seconds": latencies([took for at, took in answered if at >= warm_up]),
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": rate,
         "memory_mib": {
             "start": start, "after_warm_up": warm, "end": memory[-1][1], "growth": memory[-1][1] - warm,
             "over_time": memory,
