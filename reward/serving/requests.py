@@ -20,7 +20,6 @@ TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1
 TokenLists = Annotated[list[TokenIds], Field(fail_fast=True)]
 CLOSED: dict[str, Any] = {"additionalProperties": False}
 
-
 _QUESTION: dict[str, Any] = {"system_info": "Answer in capitals.", "messages": [{"role": "user", "content": "hi"}]}
 _EXAMPLE: dict[str, Any] = {**_QUESTION, "response": "HELLO"}
 _LABELLED: dict[str, Any] = {"query": ["User: hi HELLO"], "prompts": ["User: hi"], "labels": [json.dumps(_QUESTION)]}
@@ -152,12 +151,7 @@ class ClassifyRequest(Closed):
     """
 
     model_config = ConfigDict(json_schema_extra={**CLOSED, "examples": [{"input": ["hi"]}]})
-    input: (
-        Text
-        | Annotated[list[Text], Field(fail_fast=True)]
-        | TokenIds
-        | Annotated[list[TokenIds], Field(fail_fast=True)]
-    )
+    input: Text | Texts | TokenIds | TokenLists
     use_activation: StrictBool = True
     add_special_tokens: StrictBool = False
     model: str | None = None
