@@ -1,5 +1,6 @@
 """The one row schema that data sources, the reward model, PPO and the evaluation share."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -74,6 +75,7 @@ def parse_row(record: dict[str, Any], place: str) -> Row:
     _require(strength is None or is_share, place, "strength", "a number from 0 to 1", record)
     _check_messages(record, place)
     _check_tables(record, place)
+    _check_characters(record, place)
     return Row(**record)
 
 
@@ -120,6 +122,16 @@ def _check_messages(record: dict[str, Any], place: str) -> None:
             )
     if messages[-1]["role"] != "user":
         raise UserError(f"{place}: field 'messages': the last message must be the user's")
+
+
+def _check_characters(record: dict[str, Any], place: str) -> None:
+    """JSON can say half a character (a lone surrogate), which no tokenizer and no file takes."""
+    names = ("id", "system_info", "user_info", *ANSWERS)
+    texts = {name: record[name] for name in names if record.get(name)}
+    texts |= {f"messages[{index}]": message["content"] for index, message in enumerate(record["messages"])}
+    for name, text in texts.items():
+        if half := re.search("[\ud800-\udfff]", text):
+            raise UserError(f"{place}: field {name!r}: expected whole characters, found {half[0]!r} at {half.start()}")
 
 
 def _check_tables(record: dict[str, Any], place: str) -> None:

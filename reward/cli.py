@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -116,6 +117,9 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        if find_spec(package) is None:
+            raise UserError(f'serve: {package} is not installed; pip install "metaalign-rl[serve]"')
     from reward.serving.app import Serving
     from reward.serving.server import require_token, serve
 

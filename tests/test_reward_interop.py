@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -156,13 +158,36 @@ def test_trl_may_give_messages_and_rows_as_objects(scorer: Scorer) -> None:
     assert found == [pytest.approx(expected(scorer, ROW), abs=1e-5)] * 2
 
 
-# verl: its contract alone; verl itself does not install beside these packages and was not run.
+# verl: the calls of its reward loop (0.9.1), which wants another transformers than ours and so is not installed here.
+
+
+def verls_call(answer: str) -> dict[str, float]:
+    return verl_plugin.compute_score(
+        data_source="metaalign", solution_str=answer, ground_truth=label_of(ROW), extra_info={"num_turns": None},
+        reward_router_address="127.0.0.1:1", reward_model_tokenizer=None,
+    )  # fmt: skip
 
 
 def test_verls_contract_gets_a_score_and_those_of_the_labels(scorer: Scorer, named: None) -> None:
-    found = verl_plugin.compute_score("metaalign", " red it is", label_of(ROW), {})
+    found = verls_call(" red it is")
     assert found["score"] == pytest.approx(expected(scorer, ROW), abs=1e-5)
     assert set(found) == {"score", *LABELS}
+
+
+def test_verls_many_threads_load_the_model_once(named: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, loaded = Scorer.from_pretrained, []
+
+    def slowly(path: str) -> Scorer:
+        loaded.append(path)
+        time.sleep(0.1)
+        return load(path)
+
+    monkeypatch.setattr(Scorer, "from_pretrained", slowly)
+    answers = ["red", "blue it is"] * 8
+    with ThreadPoolExecutor(16) as pool:
+        found = [one["score"] for one in pool.map(verls_call, answers)]
+    assert len(loaded) == 1
+    assert found == pytest.approx(found[:2] * 8, abs=1e-6)
 
 
 # What goes wrong.

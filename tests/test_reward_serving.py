@@ -93,6 +93,10 @@ def test_rendered_texts_are_classified_as_vllm_does(client: TestClient, scorer: 
         reply = client.post("/classify", json={"input": given}).json()
         assert reply["data"][0]["probs"] == pytest.approx(list(score.probabilities.values()), abs=1e-5)
         assert reply["usage"]["prompt_tokens"] == len(ids)
+    logits = client.post("/classify", json={"input": text, "use_activation": False}).json()["data"][0]["probs"]
+    assert logits == pytest.approx(list(score.logits.values()), abs=1e-5)
+    refused = client.post("/classify", json={"input": text, "truncate_prompt_tokens": 8})
+    assert (refused.status_code, "unknown field 'truncate_prompt_tokens'" in refused.text) == (422, True)
 
 
 def test_it_counts_what_it_does(client: TestClient) -> None:

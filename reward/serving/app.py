@@ -4,21 +4,22 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.schema import LABELS, Row
 from reward.score import Mode, Score, combine, make_score
 from reward.scorer import Scorer
-from reward.serving.batcher import Batcher, Busy
+from reward.serving.batcher import Batcher
+from reward.serving.errors import ERRORS, add_errors, unprocessable
 from reward.serving.metrics import Metrics, PrometheusMetrics
 from reward.serving.middleware import BodyLimit, Counting
 from reward.serving.requests import (
@@ -34,13 +35,6 @@ from reward.serving.requests import (
 )
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "no JSON"},
-    401: {"description": "no token, or a wrong one"},
-    413: {"description": "too many bytes or rows"},
-    422: {"description": "a malformed request; names the row and the field", "model": Problem},
-    429: {"description": "too much waits already; Retry-After says how many seconds to wait"},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +90,17 @@ class Service:
             lambda: [self.scorer.encode(row, f"{name}[{index}]") for index, row in enumerate(rows)]
         )
 
-    async def tokens(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
-        """The token ids of rendered texts.
+    async def tokens(self, texts: Sequence[str | list[int]], add_special_tokens: bool) -> list[list[int]]:
+        """The token ids of rendered texts, with the tokenizer's own special tokens where they are asked for.
 
         Raises:
             UserError: an empty text, one that is too long, or ids that the model does not have.
             HTTPException: too many texts (413).
         """
         self._limit(len(texts), "input")
-        return await self._aside(lambda: [self._ids(text, f"input[{index}]") for index, text in enumerate(texts)])
+        return await self._aside(
+            lambda: [self._ids(text, add_special_tokens, f"input[{index}]") for index, text in enumerate(texts)]
+        )
 
     async def score(self, texts: Sequence[list[int]]) -> list[Score]:
         """The texts' scores.
@@ -114,9 +110,9 @@ class Service:
         """
         return [make_score(logits) for logits in await self.batcher.logits(texts)]
 
-    def _ids(self, text: str | list[int], place: str) -> list[int]:
+    def _ids(self, text: str | list[int], add_special_tokens: bool, place: str) -> list[int]:
         tokenizer, longest = self.scorer.tokenizer, self.scorer.max_tokens
-        ids = tokenizer.encode(text, add_special_tokens=False) if isinstance(text, str) else text
+        ids = tokenizer.encode(text, add_special_tokens=add_special_tokens) if isinstance(text, str) else text
         if not 0 < len(ids) <= longest:
             raise UserError(f"{place}: expected 1 to {longest} tokens, found {len(ids)}")
         if not all(0 <= token < len(tokenizer) for token in ids):
@@ -147,7 +143,7 @@ def create_app(scorer: Scorer, serving: Serving, metrics: Metrics | None = None)
     app = FastAPI(title="metaalign-reward", lifespan=life, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_bytes=serving.max_bytes)
     app.add_middleware(Counting, metrics=metrics)
-    _add_errors(app)
+    add_errors(app)
     guarded = APIRouter(dependencies=[Depends(_token_check(serving.token))] if serving.token else [])
     _add_scoring(guarded, service)
     _add_metrics(guarded, metrics)
@@ -172,19 +168,13 @@ def _token_check(token: str) -> Callable[..., None]:
     return check
 
 
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(Busy)
-    def busy(_: Request, error: Busy) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 429, {"Retry-After": str(error.seconds)})
-
-
 def _add_scoring(app: APIRouter, service: Service) -> None:
     name, mode = service.serving.name, service.serving.mode
 
     @app.post("/score", responses=ERRORS)
     async def score(request: ScoreRequest) -> ScoreReply:
         """Score answers: by tier whether they do what it asks, and `overall` what they are worth."""
-        with _unprocessable():
+        with unprocessable():
             rows = request.parsed()
             texts = await service.encode(rows, "rows")
         scores = await service.score(texts)
@@ -195,7 +185,7 @@ def _add_scoring(app: APIRouter, service: Service) -> None:
     @app.post("/get_reward", responses=ERRORS)
     async def get_reward(request: RewardRequest) -> RewardReply:
         """OpenRLHF's remote reward: the row comes as JSON in its label."""
-        with _unprocessable():
+        with unprocessable():
             rows = request.parsed(service.special_tokens)
             texts = await service.encode(rows, "labels")
         scores = await service.score(texts)
@@ -206,10 +196,10 @@ def _add_scoring(app: APIRouter, service: Service) -> None:
     @app.post("/classify", responses=ERRORS)
     async def classify(request: ClassifyRequest) -> ClassifyReply:
         """As vLLM's: the probabilities of the four labels for rendered texts. Whoever renders a text sets its tiers."""
-        with _unprocessable():
-            texts = await service.tokens(request.texts())
+        with unprocessable():
+            texts = await service.tokens(request.texts(), request.add_special_tokens)
         scores, tokens = await service.score(texts), sum(map(len, texts))
-        data = [Classified(index=index, **_classified(found)) for index, found in enumerate(scores)]
+        data = [_classified(index, found, request.use_activation) for index, found in enumerate(scores)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         identity = f"classify-{uuid.uuid4().hex}"
         return ClassifyReply(id=identity, created=int(time.time()), model=name, data=data, usage=usage)
@@ -221,7 +211,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
         """Whether the process answers."""
         return {"status": "ok"}
 
-    @app.get("/ready", responses={503: {"description": "rows cannot be scored"}})
+    @app.get("/ready", responses={503: {"description": "rows cannot be scored", "model": Problem}})
     def ready() -> dict[str, str]:
         """Whether rows can be scored now."""
         if not service.batcher.alive:
@@ -239,15 +229,7 @@ def _add_metrics(app: APIRouter, metrics: Metrics) -> None:
             return PlainTextResponse(page(), media_type=PROMETHEUS)
 
 
-@contextmanager
-def _unprocessable() -> Iterator[None]:
-    """What a client can mend is answered with 422 and says how."""
-    try:
-        yield
-    except UserError as error:
-        raise HTTPException(422, str(error)) from None
-
-
-def _classified(score: Score) -> dict[str, Any]:
-    probs = [score.probabilities[label] for label in LABELS]
-    return {"label": LABELS[probs.index(max(probs))], "probs": probs, "num_classes": len(LABELS)}
+def _classified(index: int, score: Score, as_probabilities: bool) -> Classified:
+    values = score.probabilities if as_probabilities else score.logits
+    best = max(LABELS, key=lambda label: score.logits[label])
+    return Classified(index=index, label=best, probs=[values[label] for label in LABELS], num_classes=len(LABELS))

@@ -34,8 +34,8 @@ class Batcher:
     """Collects texts until a batch is full or its first text has waited `max_wait`, then scores them in one thread.
 
     A text waits for others for `max_wait` seconds at most, and for the texts before it: at most `queue_tokens`, beyond
-    which `Busy` is raised instead. Texts of one request may go into several batches, so a long request does not hold up
-    a short one for longer than a batch.
+    which `Busy` is raised instead. Texts are scored in the order in which they came; those of one request may go into
+    several batches.
 
     Args:
         score: from token ids to logits.

@@ -1,0 +1,145 @@
+"""The scorer's server against requests that nobody thought of: made from its own description, and not even that."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from reward_toys import reward_model
+
+from metaalign_rl.net import listen
+from reward import Scorer
+from reward.serving.app import Serving, create_app
+
+TOKEN = {"Authorization": "Bearer secret"}
+
+
+@contextmanager
+def served(scorer: Scorer, **limits: int) -> Iterator[str]:
+    """A real server with a token, in a thread; its address."""
+    socket = listen("127.0.0.1", 0)
+    app = create_app(scorer, Serving("toy", token="secret", **limits))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer.from_pretrained(reward_model(), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def url(scorer: Scorer) -> Iterator[str]:
+    with served(scorer, max_rows=8, max_bytes=200_000) as url:
+        yield url
+
+
+def fuzz(url: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Send what schemathesis makes of the description, and check every answer against it."""
+    command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run", f"{url}/openapi.json"]
+    # A well-formed request may still be too long for the model, or end with the wrong speaker: no schema says that.
+    given = ["--generation-deterministic", "--continue-on-failure", "--exclude-checks", "positive_data_acceptance"]
+    token = ["--header", "Authorization: Bearer secret"]
+    return subprocess.run([*command, *given, *token, *words], cwd=folder, capture_output=True, text=True)
+
+
+def answered(url: str, path: str, status: int) -> int:
+    """How many requests the server has answered so."""
+    page = httpx.get(f"{url}/metrics", headers=TOKEN).text
+    line = f'metaalign_reward_requests_total{{path="{path}",status="{status}"}} '
+    return sum(int(float(found.removeprefix(line))) for found in page.splitlines() if found.startswith(line))
+
+
+def test_every_answer_to_a_made_request_is_as_described_and_none_is_a_fault(url: str, tmp_path: Path) -> None:
+    done = fuzz(url, tmp_path, "--max-examples", "60")
+    assert done.returncode == 0, done.stdout
+    for path in ("/score", "/get_reward", "/classify"):
+        assert answered(url, path, 200) > 5, f"{path}: no request got as far as the scorer"
+        assert answered(url, path, 422) > 20
+        assert answered(url, path, 401) > 0
+
+
+def test_a_fault_would_be_found(tmp_path: Path) -> None:
+    scorer = Scorer.from_pretrained(reward_model(), device="cpu")
+    scorer.logits = lambda *_, **__: 1 / 0  # type: ignore[assignment, method-assign]
+    with served(scorer) as url:
+        done = fuzz(url, tmp_path, "--max-examples", "2", "--include-path", "/score")
+    assert done.returncode == 1
+    assert "Server error" in done.stdout
+
+
+def test_the_examples_of_the_description_are_answered(url: str) -> None:
+    description = httpx.get(f"{url}/openapi.json").json()
+    for path in ("/score", "/get_reward", "/classify"):
+        body = description["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        name = body["$ref"].rpartition("/")[2]
+        for example in description["components"]["schemas"][name]["examples"]:
+            assert httpx.post(url + path, json=example, headers=TOKEN).status_code == 200
+
+
+# What schemathesis does not say: JSON that Python reads and that UTF-8, or JSON itself, cannot write.
+
+
+def with_field(field: str) -> str:
+    return '{"rows": {"messages": [{"role": "user", "content": "hi"}], "response": "x", ' + field + "}}"
+
+
+def labelled(label: str) -> str:
+    return json.dumps({"query": ["p a"], "prompts": ["p"], "labels": [label]})
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/score", '{"rows": NaN}'),
+        ("/score", '{"rows": 1e999}'),
+        ("/score", '{"\\ud800": 1}'),
+        ("/score", with_field('"\\ud800": 1')),
+        ("/score", with_field('"id": "\\ud800"')),
+        ("/score", with_field('"response": "\\ud800"')),
+        ("/score", with_field('"tags": {"a": NaN}')),
+        ("/score", with_field('"labels": {"response": {"\\ud800": true}}')),
+        ("/score", '{"rows": ' + "[" * 50_000 + "]" * 50_000 + "}"),
+        ("/score", '{"rows": ' + "1" * 10_000 + "}"),
+        ("/score", b"\xff"),
+        ("/get_reward", labelled('{"messages": [{"role": "user", "content": "\\ud800"}]}')),
+        ("/get_reward", labelled("[" * 50_000)),
+        ("/get_reward", '{"query": ["\\ud800"], "prompts": [""], "labels": ["{}"]}'),
+        ("/classify", '{"input": "\\ud800"}'),
+        ("/classify", '{"input": [true]}'),
+        ("/classify", f'{{"input": [{2**70}]}}'),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_json_that_is_no_text_is_refused(url: str, path: str, body: Any) -> None:
+    response = httpx.post(url + path, content=body, headers={**TOKEN, "Content-Type": "application/json"})
+    assert response.status_code in (400, 422), response.text
+    assert response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/score", '{"rows": [' + "1," * 90_000 + "1]}"),
+        ("/score", json.dumps({f"{number:x}": 1 for number in range(15_000)})),
+        ("/score", with_field(", ".join(f'"{number:x}": 1' for number in range(10_000)))),
+        ("/get_reward", '{"prompts": [], "labels": [], "query": [' + "1," * 90_000 + "1]}"),
+        ("/classify", '{"input": [' + "[]," * 60_000 + "1.5]}"),
+    ],
+    ids=["rows", "fields", "fields of a row", "queries", "inputs"],
+)
+def test_many_faults_do_not_make_a_long_answer(url: str, path: str, body: str) -> None:
+    response = httpx.post(url + path, content=body, headers={**TOKEN, "Content-Type": "application/json"})
+    assert response.status_code in (413, 422)
+    assert len(response.content) < 2000

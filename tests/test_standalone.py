@@ -1,0 +1,143 @@
+"""`pip install metaalign-rl` without an extra: a reward model that trains and scores, without the system's packages.
+
+The environment is real, and made without a download: it holds the project's own wheel, and links to what the wheel's
+requirements, and theirs, name among the packages that are installed here.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from reward_toys import color_pairs, language_model
+
+from metaalign_rl.files import write_jsonl
+
+ABSENT = ("ray", "vllm", "deepspeed", "openrlhf", "fastapi", "uvicorn", "peft", "datasets")
+ROW = {"system_info": "say red", "messages": [{"role": "user", "content": "what color is it"}], "response": "red"}
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of such an environment."""
+    folder = tmp_path_factory.mktemp("standalone")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
+    python: Path = folder / "env/bin/python"
+    (packages,) = (folder / "env/lib").glob("python*/site-packages")
+    with ZipFile(built_wheel(folder)) as wheel:
+        wheel.extractall(packages)
+    (project,) = packages.glob("metaalign_rl-*.dist-info")
+    for needed in closure(Distribution.at(project)):
+        link(needed, packages)
+    return python
+
+
+def built_wheel(folder: Path) -> Path:
+    """The wheel of this working tree, built from a copy, since setuptools writes beside what it builds."""
+    for name in ("reward", "metaalign_rl"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, folder / "source"]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def closure(root: Distribution) -> Iterator[Distribution]:
+    """The installed distributions that one needs, without its extras, and that those need."""
+    seen, waiting = set(), [(root, {""})]
+    while waiting:
+        needing, extras = waiting.pop()
+        for text in needing.requires or ():
+            requirement = Requirement(text)
+            name = canonicalize_name(requirement.name)
+            if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
+                continue
+            if name in seen:
+                continue
+            try:
+                found = distribution(name)
+            except PackageNotFoundError:  # requirements/overrides.txt leaves out what a CPU does not need
+                continue
+            seen.add(name)
+            waiting.append((found, requirement.extras or {""}))
+            yield found
+
+
+def link(needed: Distribution, packages: Path) -> None:
+    """Link the distribution's modules, packages and metadata."""
+    for name in {file.parts[0] for file in needed.files or ()} - {"..", "__pycache__"}:
+        target = packages / name
+        if not target.exists():
+            target.symlink_to(str(needed.locate_file(name)))
+
+
+def run(python: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run the environment's interpreter, away from the working tree."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [python, *map(str, words)]
+    return subprocess.run(command, cwd=python.parent, env=env, capture_output=True, text=True)
+
+
+def reward(python: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """`metaalign-reward`, as its console script does it."""
+    return run(python, "-c", "import sys; from reward.cli import main; sys.exit(main())", *words)
+
+
+def test_the_systems_packages_are_not_there(python: Path) -> None:
+    program = f"from importlib.util import find_spec; print([name for name in {ABSENT} if find_spec(name)])"
+    assert run(python, "-c", program).stdout == "[]\n"
+    assert "env/lib" in run(python, "-c", "import reward, metaalign_rl; print(reward.__file__)").stdout
+
+
+@pytest.mark.slow
+def test_the_reward_model_trains_scores_evaluates_explains_and_exports(python: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", [row.to_json() for row in color_pairs(60)])
+    write_jsonl(tmp_path / "rows.jsonl", [ROW])
+    steps = {
+        "train": f"--base {language_model()} --data pairs.jsonl --output model --max-tokens 128",
+        "score": "--model model --input rows.jsonl --output scores.jsonl",
+        "evaluate": "--model model --data pairs.jsonl --output report.json",
+        "explain": "--model model --input rows.jsonl --output moved.jsonl",
+        "export": "--scalar --model model --output scalar",
+    }
+    program = f"""
+import os
+os.chdir({str(tmp_path)!r})
+from reward.cli import main
+for name, words in {steps!r}.items():
+    assert main([name, *words.split()]) == 0, name
+from reward import Scorer
+print(Scorer.from_pretrained("model", device="cpu").score([{ROW!r}])[0].overall)
+"""
+    done = run(python, "-c", program)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "scores.jsonl").read_text())
+    assert float(done.stdout.splitlines()[-1]) == pytest.approx(scores["overall"], abs=1e-5)
+    assert json.loads((tmp_path / "report.json").read_text())["pairs"] == 60
+    assert set(json.loads((tmp_path / "moved.jsonl").read_text())["moved"]) == {"system"}
+    assert json.loads((tmp_path / "scalar/config.json").read_text())["id2label"] == {"0": "overall"}
+
+
+def test_serving_says_which_extra_it_needs(python: Path, tmp_path: Path) -> None:
+    done = reward(python, "serve", "--model", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == 'error: serve: fastapi is not installed; pip install "metaalign-rl[serve]"\n'
+
+
+def test_importing_the_package_loads_little(python: Path) -> None:
+    program = "import sys; before = set(sys.modules); import reward, reward.cli; print(*set(sys.modules) - before)"
+    loaded = set(run(python, "-c", program).stdout.split())
+    assert {"reward", "reward.cli"} <= loaded
+    assert not {name.split(".")[0] for name in loaded} & {"torch", "transformers", "numpy", "httpx", "pydantic"}
+    assert len(loaded) < 200
