@@ -142,7 +142,7 @@ def best_answers(base: Base, policy: str, rows: Sequence[Row]) -> list[str]:
     asked = [row for row in rows for _ in range(BEST_OF)]
     with runtime.connect(config), RunContext(config) as context:
         answers = context.answer(base.folder / policy, asked, Sampling(1.0, config.rollout.max_new_tokens))
-    scorer = Scorer.from_pretrained(base.folder / "reward")
+    scorer = Scorer.from_pretrained(base.folder / "reward", dtype="float32")
     scores = scorer.score([replace(row, response=answer) for row, answer in zip(asked, answers, strict=True)])
     values = [log_combine(score, row, config.reward.mode) for score, row in zip(scores, asked, strict=True)]
     starts = range(0, len(asked), BEST_OF)

@@ -126,7 +126,7 @@ def model_values(folder: Path, drawn: Sequence[Judged]) -> dict[str, list[float]
     values = {}
     for path in (folder / "reward", *(folder / "controls" / control for control in CONTROLS)):
         seen = see(rows, view_of(path.name))
-        scores = Scorer.from_pretrained(path).score(seen)
+        scores = Scorer.from_pretrained(path, dtype="float32").score(seen)
         for mode in modes_of(path.name):
             name = path.name if path.name in CONTROLS else mode
             values[name] = [log_combine(score, row, mode) for score, row in zip(scores, seen, strict=True)]

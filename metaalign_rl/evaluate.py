@@ -56,7 +56,7 @@ def evaluate(
     rows = list(read_rows(data))
     path = None if "://" in model else find_checkpoint(Path(model))
     if path is not None and is_reward_model(path):
-        return _evaluate_reward(path, rows, data, output, config.reward.mode, controls)
+        return _evaluate_reward(path, rows, data, output, config, controls)
     if controls:
         raise UserError(f"--control {controls[0][0]}: only a reward model has controls, and {model} is a policy")
     if path is None:
@@ -132,13 +132,13 @@ def write_report(name: str, data: Path, output: Path, judged: list[Judged], samp
 
 
 def _evaluate_reward(
-    path: Path, rows: list[Row], data: Path, output: Path, mode: str, controls: Sequence[tuple[str, Path]]
+    path: Path, rows: list[Row], data: Path, output: Path, config: Config, controls: Sequence[tuple[str, Path]]
 ) -> dict[str, Any]:
     """A reward model's reports by mode, beside those of its run's controls and of the given ones."""
     folders = add_controls(path, find_controls(path), controls)
-    models = {name: measure(name, folder, rows) for name, folder in folders.items()}
+    models = {name: measure(name, folder, rows, config.model.dtype) for name, folder in folders.items()}
     figures = {"models": models, "comparison": compare(models)}
-    modes = models[path.name]
+    modes, mode = models[path.name], config.reward.mode
     shown = mode if mode in modes else "overall"
     page = render(
         "reward",

@@ -39,12 +39,19 @@ class RewardWorker:
     """A Ray actor round `reward.Scorer` and the gold checks; it reads whole rows, not only text."""
 
     def __init__(
-        self, model: Path | str | None, mode: Mode, model_weight: float, checks_weight: float, view: View = "whole"
+        self,
+        model: Path | str | None,
+        mode: Mode,
+        model_weight: float,
+        checks_weight: float,
+        view: View = "whole",
+        dtype: str = "float32",
     ) -> None:
         """Load the reward model, if it has a weight.
 
         Args:
             model: the reward model's folder, or the URL of a server that scores.
+            dtype: of the reward model's weights.
 
         Raises:
             UserError: a weight without its source, or no weight at all.
@@ -57,7 +64,7 @@ class RewardWorker:
             raise UserError("ppo.model_weight and ppo.checks_weight are both 0, which leaves no reward")
         self._mode, self._view = mode, view
         self._weights = (model_weight, checks_weight)
-        self._scorer = _load(model) if model is not None and model_weight > 0 else None
+        self._scorer = _load(model, dtype) if model is not None and model_weight > 0 else None
 
     def score(self, rows: list[Row], answers: list[str]) -> list[Reward]:
         """The reward of each answer to its row.
@@ -89,11 +96,11 @@ class RewardWorker:
         return Reward(value, proxy, gold, score.probabilities if score else {}, verdict.passes)
 
 
-def _load(model: Path | str) -> "Scorer | RemoteScorer":
+def _load(model: Path | str, dtype: str) -> "Scorer | RemoteScorer":
     if isinstance(model, str):
         from reward.serving.client import RemoteScorer
 
         return RemoteScorer(model)
     from reward import Scorer
 
-    return Scorer.from_pretrained(model)
+    return Scorer.from_pretrained(model, dtype=dtype)

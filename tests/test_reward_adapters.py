@@ -39,7 +39,7 @@ def test_any_backbone_trains_to_a_plain_checkpoint(tmp_path, base, rank):
     assert steps[-1] < 0.8 * steps[0]
     plain, _ = checkpoints.build(base)
     assert learned(tmp_path / "reward").keys() == plain.state_dict().keys()
-    scorer = Scorer.from_pretrained(tmp_path / "reward", device="cpu")
+    scorer = Scorer.from_pretrained(tmp_path / "reward", device="cpu", dtype="float32")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
     with torch.no_grad():
         logits = loaded(**pad([scorer.encode(row, "row") for row in ANSWERS], pad_token=0)).logits

@@ -48,11 +48,11 @@ def test_score_writes_a_line_for_each_row_in_order(rows, tmp_path):
     from reward import Scorer
 
     output = tmp_path / "scores.jsonl"
-    assert run("score", "--model", reward_model(), "--input", rows, "--output", output) == 0
+    assert run("score", "--model", reward_model(), "--input", rows, "--output", output, "--dtype", "float32") == 0
     first, second = read_lines(output)
     assert first["id"] == "one"
     assert "id" not in second
-    expected = Scorer.from_pretrained(reward_model()).score([ROW])[0]
+    expected = Scorer.from_pretrained(reward_model(), dtype="float32").score([ROW])[0]
     assert first["overall"] == pytest.approx(expected.overall, abs=1e-5)
     assert first["tiers"] == pytest.approx(expected.tiers, abs=1e-5)
     assert first["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)

@@ -14,7 +14,7 @@ from reward import RewardTraining, Scorer, evaluate, preference_blind, tier_blin
 from reward import model as checkpoints
 from reward.controls import modes_of, see, training_of, view_of
 from reward.data import collate, collate_shared, make_example
-from reward.training import preference_loss
+from reward.losses import preference_loss
 
 OVERALL = LABELS.index("overall")
 QUICK = RewardTraining(learning_rate=3e-3, batch_size=16, epochs=4, max_tokens=128, calibration_share=0.1)
@@ -100,7 +100,9 @@ def scalar(tmp_path_factory):
 
 
 def test_it_learns_the_rule_from_overall_alone(scalar):
-    report = evaluate(Scorer.from_pretrained(scalar[0], device="cpu"), color_pairs(200, seed=2), "overall")
+    report = evaluate(
+        Scorer.from_pretrained(scalar[0], device="cpu", dtype="float32"), color_pairs(200, seed=2), "overall"
+    )
     assert report["accuracy"] > 0.9
     assert report["conflict"]["accuracy"] > 0.9
 

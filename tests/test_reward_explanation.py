@@ -13,7 +13,7 @@ ROW = make_row(system_info="say red", user_info="say blue", response="red")
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
-    return Scorer.from_pretrained(reward_model(), device="cpu")
+    return Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32")
 
 
 def test_a_tier_moved_a_score_by_what_it_is_without_that_tier(scorer: Scorer) -> None:

@@ -17,7 +17,7 @@ ANSWERS = ["red", "blue it is", "again the stone please", ""]
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
-    return Scorer.from_pretrained(reward_model(), device="cpu")
+    return Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")

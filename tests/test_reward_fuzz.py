@@ -36,7 +36,7 @@ def served(scorer: Scorer, **limits: int) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
-    return Scorer.from_pretrained(reward_model(), device="cpu")
+    return Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_every_answer_to_a_made_request_is_as_described_and_none_is_a_fault(url:
 
 
 def test_a_fault_would_be_found(tmp_path: Path) -> None:
-    scorer = Scorer.from_pretrained(reward_model(), device="cpu")
+    scorer = Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32")
     scorer.logits = lambda *_, **__: 1 / 0  # type: ignore[assignment, method-assign]
     with served(scorer) as url:
         done = fuzz(url, tmp_path, "--max-examples", "2", "--include-path", "/score")

@@ -32,13 +32,14 @@ ROW = make_row(system_info="say red", user_info="say blue", tier="system", relat
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
-    return Scorer.from_pretrained(reward_model(), device="cpu")
+    return Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32")
 
 
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reward model is named where plugins look for it."""
     monkeypatch.setenv("METAALIGN_REWARD_MODEL", str(reward_model()))
+    monkeypatch.setenv("METAALIGN_REWARD_DTYPE", "float32")
     monkeypatch.delenv("METAALIGN_REWARD_URL", raising=False)
     plugin_rows.scorer_of_environment.cache_clear()
 
@@ -84,7 +85,7 @@ def openrlhfs_reward(scorer: Scorer, endpoint: str) -> dict[str, Any]:
 def server() -> Iterator[str]:
     """A real server with a token, which OpenRLHF can only send as a part of the URL."""
     port = free_port()
-    words = ["serve", "--model", str(reward_model()), "--port", str(port), "--device", "cpu"]
+    words = ["serve", "--model", str(reward_model()), "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     command = [sys.executable, "-c", "import sys; from reward.cli import main; sys.exit(main())", *words]
     env = os.environ | {"METAALIGN_REWARD_TOKEN": "secret"}
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
@@ -177,10 +178,10 @@ def test_verls_contract_gets_a_score_and_those_of_the_labels(scorer: Scorer, nam
 def test_verls_many_threads_load_the_model_once(named: None, monkeypatch: pytest.MonkeyPatch) -> None:
     load, loaded = Scorer.from_pretrained, []
 
-    def slowly(path: str) -> Scorer:
+    def slowly(path: str, dtype: str | None) -> Scorer:
         loaded.append(path)
         time.sleep(0.1)
-        return load(path)
+        return load(path, dtype=dtype)
 
     monkeypatch.setattr(Scorer, "from_pretrained", slowly)
     answers = ["red", "blue it is"] * 8

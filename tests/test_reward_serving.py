@@ -40,7 +40,7 @@ TOKEN = {"Authorization": "Bearer secret"}
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
-    return Scorer.from_pretrained(reward_model(), device="cpu")
+    return Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +295,7 @@ def test_a_full_server_answers_429_and_says_when_to_come_again(scorer: Scorer, m
 def server() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """A real `metaalign-reward serve` with a token."""
     port = free_port()
-    words = ["serve", "--model", str(reward_model()), "--port", str(port), "--device", "cpu"]
+    words = ["serve", "--model", str(reward_model()), "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     command = [sys.executable, "-c", "import sys; from reward.cli import main; sys.exit(main())", *words]
     env = os.environ | {"METAALIGN_REWARD_TOKEN": "secret"}
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:

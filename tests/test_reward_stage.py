@@ -63,15 +63,12 @@ def test_work_in_a_thread_of_its_own_returns_its_result_and_leaves_no_thread() -
 
 
 @pytest.mark.slow
-def test_several_devices_train_the_reward_model_and_then_its_controls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage, "CONTROLS", ("tier_blind",))
+def test_several_devices_train_the_reward_model_and_then_its_controls(tmp_path: Path) -> None:
     config = Config(
         run=RunConfig(root=str(tmp_path), stages=["reward"]),
         cluster=ClusterConfig(cpus=2, memory_gib=1.0),
         model=ModelConfig(path=str(language_model()), max_tokens=128),
-        reward=RewardConfig(devices=2, zero_stage=1, on_policy_prompts=0, lora_rank=2),
+        reward=RewardConfig(controls=["tier_blind"], devices=2, zero_stage=1, on_policy_prompts=0, lora_rank=2),
     )
     with runtime.connect(config), RunContext(config) as context:
         for use, seed in (("pairs", 0), ("held_out_pairs", 1)):

@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
 
 
 def test_the_model_learns_which_tier_governs(trained):
-    scorer = Scorer.from_pretrained(trained[0], device="cpu")
+    scorer = Scorer.from_pretrained(trained[0], device="cpu", dtype="float32")
     for mode in MODES:
         report = evaluate(scorer, color_pairs(200, seed=2), mode)
         assert report["accuracy"] > 0.95, mode
@@ -37,7 +37,7 @@ def test_the_model_learns_which_tier_governs(trained):
 
 
 def test_absolute_labels_give_the_scores_a_zero(trained):
-    report = evaluate(Scorer.from_pretrained(trained[0], device="cpu"), color_pairs(200, seed=2))
+    report = evaluate(Scorer.from_pretrained(trained[0], device="cpu", dtype="float32"), color_pairs(200, seed=2))
     assert report["calibration"]["overall"]["agreement"] > 0.9
     assert report["calibration"]["overall"]["ece"] < 0.1
 

@@ -54,7 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scorer(model: Path) -> Scorer:
-    return Scorer.from_pretrained(model, device="cpu")
+    return Scorer.from_pretrained(model, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")

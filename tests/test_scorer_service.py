@@ -39,7 +39,7 @@ def service() -> Iterator[str]:
         patch.setenv("METAALIGN_REWARD_TOKEN", "secret")
         with runtime.connect(Config()):
             serve.start(http_options={"host": "127.0.0.1", "port": port})
-            serve.run(application(Arguments(model=str(reward_model()), cpus=0.5, replicas=2)))
+            serve.run(application(Arguments(model=str(reward_model()), cpus=0.5, replicas=2, dtype="float32")))
             yield f"http://127.0.0.1:{port}"
             serve.shutdown()
 
@@ -52,7 +52,7 @@ def replicas() -> list[str]:
 
 
 def test_replicas_score_as_the_scorer_does(service: str) -> None:
-    expected = Scorer.from_pretrained(reward_model(), device="cpu").score(ROWS)
+    expected = Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32").score(ROWS)
     for found, score in zip(RemoteScorer(service).score(ROWS), expected, strict=True):
         assert found.logits == pytest.approx(score.logits, abs=1e-4)
 
@@ -66,7 +66,7 @@ def test_without_the_token_nothing_is_scored(service: str) -> None:
 def test_killing_a_replica_under_load_loses_no_request_of_the_client(service: str) -> None:
     import ray
 
-    expected = Scorer.from_pretrained(reward_model(), device="cpu").score(ROWS)
+    expected = Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32").score(ROWS)
     ended = threading.Event()
 
     def ask() -> int:

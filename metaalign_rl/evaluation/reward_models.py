@@ -55,11 +55,11 @@ def add_controls(model: Path, found: Mapping[str, Path], given: Sequence[tuple[s
     return models
 
 
-def measure(name: str, model: Path, rows: Sequence[Row]) -> Modes:
+def measure(name: str, model: Path, rows: Sequence[Row], dtype: str = "float32") -> Modes:
     """A model's reports on the rows. A control is known by its name: it is shown its view, and read in `overall`."""
     import reward
 
-    scorer = reward.Scorer.from_pretrained(model)
+    scorer = reward.Scorer.from_pretrained(model, dtype=dtype)
     return reward.evaluate_modes(scorer, see(rows, view_of(name)), modes_of(name))
 
 

@@ -84,12 +84,13 @@ def _compare_with_proxy(context: RunContext, judged: Sequence[Judged]) -> dict[s
 
     Gold is what the mode's score was trained to say: `following` for the governing tier's, `strict` for the others.
     """
-    worker = ray.remote(RewardWorker).options(**actor_options(context.config, "reward"))
-    scorer = worker.remote(context.scorer(), context.config.reward.mode, 1.0, 0.0, context.config.reward.view)
+    config = context.config
+    worker = ray.remote(RewardWorker).options(**actor_options(config, "reward"))
+    scorer = worker.remote(context.scorer(), config.reward.mode, 1.0, 0.0, config.reward.view, config.model.dtype)
     rewards = ray.get(scorer.score.remote([found.row for found in judged], [found.answer for found in judged]))
     ray.kill(scorer)
     good = [reward.proxy >= GOOD for reward in rewards]
-    wanted = "following" if context.config.reward.mode == "tier" else "strict"
+    wanted = "following" if config.reward.mode == "tier" else "strict"
     gold = [getattr(found.verdict, wanted) is True for found in judged]
     return {
         "on_policy": fmean(a == b for a, b in zip(good, gold, strict=True)),

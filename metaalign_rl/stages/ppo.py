@@ -52,6 +52,7 @@ def start_scorers(context: RunContext) -> list[ray.actor.ActorHandle]:
         config.ppo.model_weight,
         config.ppo.checks_weight,
         config.reward.view,
+        config.model.dtype,
     )
     return [actor.remote(*arguments) for _ in range(count)]
 

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from reward.scorer import Scorer
     from reward.serving.client import RemoteScorer
 
-MODEL, URL, MODE = "METAALIGN_REWARD_MODEL", "METAALIGN_REWARD_URL", "METAALIGN_REWARD_MODE"
+MODEL, DTYPE = "METAALIGN_REWARD_MODEL", "METAALIGN_REWARD_DTYPE"
+URL, MODE = "METAALIGN_REWARD_URL", "METAALIGN_REWARD_MODE"
 
 
 @cache
 def scorer_of_environment() -> "Scorer | RemoteScorer":
     """The scorer that METAALIGN_REWARD_URL (a server) or METAALIGN_REWARD_MODEL (a folder) names, loaded once.
+
+    METAALIGN_REWARD_DTYPE is the type of a folder's weights; without it `Scorer.from_pretrained` chooses.
 
     Raises:
         UserError: neither is set.
@@ -32,7 +35,7 @@ def scorer_of_environment() -> "Scorer | RemoteScorer":
     if model := os.environ.get(MODEL):
         from reward.scorer import Scorer
 
-        return Scorer.from_pretrained(model)
+        return Scorer.from_pretrained(model, dtype=os.environ.get(DTYPE))
     raise UserError(f"set {MODEL} to a reward model's folder, or {URL} to a server's address")
 
 
