@@ -173,6 +173,7 @@ def vllm_classify(model: Path, dtype: str, prefix_caching: bool) -> System:
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it leaves one of two cores idle
     from vllm import LLM, PoolingParams
 
     engine = LLM(

@@ -1,6 +1,6 @@
 """Passes of a decoder over packs of texts, which compute only what the scores need."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,7 +55,7 @@ def attend(
     is_last = module.layer_idx == module.config.num_hidden_layers - 1
     output = query.new_zeros(query.shape)
     for part in pack.last_attentions if is_last else pack.attentions:
-        keys, values = (torch.cat([x[:, :, span] for span in part.keys], dim=2) for x in (key, value))
+        keys, values = (_join([x[:, :, span] for span in part.keys]) for x in (key, value))
         output[:, :, part.queries] = scaled_dot_product_attention(
             query[:, :, part.queries],
             keys,
@@ -70,6 +70,10 @@ def attend(
 
 AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)  # a pack has masks of its own
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat([*parts], dim=2)  # without a copy, where one will do
 
 
 def _last_hidden(model: PreTrainedModel, pack: Pack) -> Tensor:

@@ -23,7 +23,7 @@ from reward.streams import ahead, windows
 
 BATCH_TOKENS = 16_384
 WINDOW = 512  # rows that are sorted into batches together
-CACHED_TOKENS = 1024  # of a pass on a CPU: more would not stay in a core's cache from one operation to the next
+CPU_PASS = 4096  # tokens of a pass on a CPU times bytes of a number: more would not stay in a core's cache
 
 AnyRow = Row | Mapping[str, Any]
 
@@ -129,8 +129,8 @@ class Scorer:
     def _passes(self, texts: Sequence[list[int]], batch_tokens: int) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Some texts' indices and their logits, until all are done."""
         if self._reads_packs:
-            most = min(batch_tokens, CACHED_TOKENS) if self.model.device.type == "cpu" else batch_tokens
-            for pack in pack_texts(group_by_prefix(texts), texts, most):
+            cached = CPU_PASS // self.model.dtype.itemsize if self.model.device.type == "cpu" else batch_tokens
+            for pack in pack_texts(group_by_prefix(texts), texts, min(batch_tokens, cached)):
                 yield pack.texts, pack_logits(self.model, pack)
         else:
             for batch in batches_by_length([len(text) for text in texts], batch_tokens):
