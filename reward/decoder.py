@@ -53,10 +53,10 @@ def attend(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface, over a pack: [1, heads, tokens, size] to [1, tokens, heads, size]."""
     is_last = module.layer_idx == module.config.num_hidden_layers - 1
-    output = query.new_zeros(query.shape)
+    output = query.new_zeros(query.transpose(1, 2).shape)
     for part in pack.last_attentions if is_last else pack.attentions:
         keys, values = (_join([x[:, :, span] for span in part.keys]) for x in (key, value))
-        output[:, :, part.queries] = scaled_dot_product_attention(
+        found = scaled_dot_product_attention(
             query[:, :, part.queries],
             keys,
             values,
@@ -65,7 +65,8 @@ def attend(
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-    return output.transpose(1, 2), None
+        output[:, part.queries] = found.transpose(1, 2)
+    return output, None
 
 
 AttentionInterface.register(ATTENTION, attend)

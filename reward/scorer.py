@@ -16,6 +16,7 @@ from reward import model as checkpoints
 from reward.batches import batches_by_length, pad
 from reward.data import answer_row
 from reward.decoder import pack_logits, reads_packs
+from reward.inference import streamline
 from reward.packing import pack_texts
 from reward.prefixes import group_by_prefix
 from reward.score import Score, make_score
@@ -66,6 +67,7 @@ class Scorer:
         """
         device = torch.device(device) if device else default_device()
         model, tokenizer = checkpoints.load(path, device, dtype or default_dtype(device))
+        streamline(model)
         return cls(model, tokenizer, max_tokens)
 
     def score(

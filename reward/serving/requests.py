@@ -66,6 +66,7 @@ class AnswerRow(BaseModel):
     tier: Tier = "dialog"
     chosen: str | None = None
     rejected: str | None = None
+    strength: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
     checks: dict[str, Any] = {}
     labels: dict[str, Any] = {}
     tags: dict[str, Any] = {}

@@ -1,0 +1,48 @@
+"""Layers that compute the same with fewer passes over memory."""
+
+import pytest
+import torch
+from reward_toys import reward_model
+from torch import nn
+from transformers import AutoModelForSequenceClassification, GemmaConfig, LlamaConfig, Qwen3Config
+
+from reward import Scorer
+from reward.inference import GatedFeedForward, RMSNorm, streamline
+
+SMALL = {
+    "vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0, "num_labels": 4,
+}  # fmt: skip
+TOKENS = torch.randint(1, 32, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+def kinds(model: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(layer, kind) for layer in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [LlamaConfig(**SMALL), Qwen3Config(**SMALL)], ids=["llama", "qwen3"])
+@torch.inference_mode()
+def test_replaced_layers_leave_the_logits_as_they_are(config: object, dtype: torch.dtype) -> None:
+    model = AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
+    nn.init.normal_(model.score.weight)
+    before, weights = model(TOKENS).logits.float(), model.state_dict()
+    streamline(model)
+    assert kinds(model, RMSNorm) >= 5 and kinds(model, GatedFeedForward) == 2
+    assert model.state_dict().keys() == weights.keys()
+    off = (model(TOKENS).logits.float() - before).norm() / before.norm()
+    assert off < (1e-5 if dtype == torch.float32 else 0.02)
+
+
+@torch.inference_mode()
+def test_a_layer_of_another_form_stays() -> None:
+    """Gemma's norm multiplies by 1 + weight, and its feed-forward layer has another activation."""
+    model = AutoModelForSequenceClassification.from_config(GemmaConfig(**SMALL)).eval()
+    before = model(TOKENS).logits
+    streamline(model)
+    assert kinds(model, RMSNorm) == kinds(model, GatedFeedForward) == 0
+    assert torch.equal(model(TOKENS).logits, before)
+
+
+def test_a_loaded_scorer_has_them() -> None:
+    assert kinds(Scorer.from_pretrained(reward_model(), device="cpu").model, GatedFeedForward) == 2
