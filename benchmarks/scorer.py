@@ -2,15 +2,17 @@
 
     python -m benchmarks.scorer --json benchmarks/results/scorer.json            # a backbone of 13M parameters
     python -m benchmarks.scorer --size 100m --json benchmarks/results/scorer-100m.json
+    python -m benchmarks.scorer --profile                                        # where the scorer's own time goes
 
 Every round has texts of its own and gives them to one system after the other; a figure is the median over the rounds.
 `mixed` has lengths of 10 to 500 tokens; in `shared_prefix` 16 answers stand under each of 4 preferences of a prompt.
-Written under set, type and system: `tokens_per_second` (of the texts, whether computed or shared),
-`max_score_difference` (of logits, from the scorer's own in fp32) and `share_of_peak` (2 floating-point operations a
-parameter and token, over what a matrix product reaches here in that type).
+`ours_processes` is the scorer with one process a core. Written under set, type and system: `tokens_per_second` (of the
+texts, whether computed or shared), `max_score_difference` (of logits, from the scorer's own in fp32) and
+`share_of_peak` (2 floating-point operations a parameter and token, over what a matrix product reaches in that type).
 """
 
 import argparse
+import os
 import random
 import statistics
 import tempfile
@@ -18,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.run import machine
+from benchmarks.run import RESULTS, machine
 from metaalign_rl.files import write_json
 from metaalign_rl.meta_prompt import MetaPrompt
 from metaalign_rl.schema import Row
@@ -34,14 +36,18 @@ System = Callable[[Sequence[Row], Sequence[str]], Logits]  # rows, and the same 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
+    parser.add_argument("--json", type=Path, default=RESULTS / "scorer.json", help="where the figures go")
     parser.add_argument("--size", choices=SIZES, default="13m")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=96, help="texts of a round of the mixed set (default: 96)")
+    parser.add_argument("--rows", type=int, default=128, help="texts of a round (default: 128)")
     parser.add_argument("--without-vllm", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="say where the scorer's time goes instead; no --json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model, words = make_model(Path(folder), SIZES[args.size])
+        if args.profile:
+            profile(model, words, args.rows)
+            return
         found: Found = {"mixed": {}, "shared_prefix": {}}
         for name, dtype in TYPES.items():
             systems = make_systems(model, dtype, with_vllm=not args.without_vllm)
@@ -113,11 +119,14 @@ def make_model(folder: Path, size: tuple[int, int, int]) -> tuple[Path, list[str
 
 def make_systems(model: Path, dtype: str, with_vllm: bool) -> dict[str, System]:
     """What is compared, loaded."""
-    from reward import Scorer
+    from reward import Scorer, ScorerPool
 
-    scorer = Scorer.from_pretrained(model, device="cpu", dtype=dtype)
+    def ours(scorer: Scorer | ScorerPool) -> System:
+        return lambda rows, texts: [list(score.logits.values()) for score in scorer.score(rows)]
+
     systems: dict[str, System] = {
-        "ours": lambda rows, texts: [list(score.logits.values()) for score in scorer.score(rows)],
+        "ours": ours(Scorer.from_pretrained(model, device="cpu", dtype=dtype)),
+        "ours_processes": ours(ScorerPool(model, ["cpu"] * len(os.sched_getaffinity(0)), dtype)),
         "pipeline_b1": pipeline(model, dtype, 1),
         "pipeline_b32": pipeline(model, dtype, 32),
         "sorted": sorted_batches(model, dtype),
@@ -169,8 +178,6 @@ def sorted_batches(model: Path, dtype: str) -> System:
 
 def vllm_classify(model: Path, dtype: str, prefix_caching: bool) -> System:
     """vLLM's `LLM.classify`, with all cores and in this process, where it was fastest."""
-    import os
-
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it leaves a core to other processes
@@ -258,6 +265,29 @@ def _make(wish: str, question: str, answer: str) -> Row:
         id="bench", family="helpful", relation="system_only", tier="system",
         system_info=wish, user_info="", messages=messages, response=answer,
     )  # fmt: skip
+
+
+def profile(model: Path, words: list[str], count: int) -> None:
+    """Print the share of the scorer's time by kind of operation, on each set and in each type."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as trace
+
+    from reward import Scorer
+
+    kinds = {"matrix products": ("mm",), "attention": ("scaled_dot", "flash")}
+    for dtype in TYPES.values():
+        scorer = Scorer.from_pretrained(model, device="cpu", dtype=dtype)
+        for name, make in (("mixed", mixed_rows), ("shared_prefix", shared_rows)):
+            texts = [scorer.encode(row, "row") for row in make(words, random.Random(0), count)]
+            scorer.logits(texts)
+            with trace(activities=[ProfilerActivity.CPU]) as seen:
+                scorer.logits(texts)
+            seconds: dict[str, float] = dict.fromkeys([*kinds, "everything else"], 0.0)
+            for event in seen.key_averages():
+                kind = next((k for k, parts in kinds.items() if any(p in event.key for p in parts)), "everything else")
+                seconds[kind] += event.self_cpu_time_total
+            shares = ", ".join(f"{kind} {value / sum(seconds.values()):.0%}" for kind, value in seconds.items())
+            print(f"{name:<13} {dtype:<8} {shares}")
 
 
 def matrix_product_peak(dtype: str, size: int = 2048) -> float:

@@ -14,7 +14,7 @@ from reward.score import Score
 from reward.scorer import BATCH_TOKENS, AnyRow, Scorer, named
 from reward.streams import windows
 
-WINDOW = 512  # rows that a process gets at a time
+WINDOW = 64  # rows that a process gets at a time
 AHEAD = 2  # windows that wait for each process
 
 _scorer: Scorer  # of the process at hand
