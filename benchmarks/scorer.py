@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "scorer.json", help="where the figures go")
     parser.add_argument("--size", choices=SIZES, default="13m")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=128, help="texts of a round (default: 128)")
+    rows = 64 * len(os.sched_getaffinity(0))  # a window for each process of `ours_processes`
+    parser.add_argument("--rows", type=int, default=rows, help="texts of a round (default: 64 a core)")
     parser.add_argument("--without-vllm", action="store_true")
     parser.add_argument("--profile", action="store_true", help="say where the scorer's time goes instead; no --json")
     args = parser.parse_args()
@@ -65,9 +66,11 @@ def bars(found: Found) -> dict[str, tuple[float, float]]:
 
     As it comes, it scores in bfloat16 where the hardware is fast at it, and transformers' pipeline in float32.
     """
-    from reward.scorer import default_device, default_dtype
+    import torch
 
-    as_it_comes = "bf16" if default_dtype(default_device()) else "fp32"
+    from reward.scorer import default_dtype
+
+    as_it_comes = "bf16" if default_dtype(torch.device("cpu")) else "fp32"
     wanted = [("mixed", as_it_comes, "fp32", "pipeline_b1", 3.0), ("mixed", as_it_comes, "fp32", "pipeline_b32", 3.0)]
     for dtype in TYPES:
         wanted += [

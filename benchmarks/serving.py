@@ -76,6 +76,7 @@ def serving(model: Path, queue_tokens: int) -> Iterator[tuple[str, int]]:
     with listen("127.0.0.1", 0) as found:
         port = found.getsockname()[1]
     words = ["serve", "--model", str(model), "--port", str(port), "--queue-tokens", str(queue_tokens)]
+    words += ["--device", "cpu", "--dtype", "float32"]
     command = [sys.executable, "-c", "import sys; from reward.cli import main; sys.exit(main())", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -186,7 +187,7 @@ def difference(model: Path, sample: list[tuple[Row, list[float]]]) -> float:
     """The largest difference of a logit from the one that a `Scorer` gives."""
     from reward import Scorer
 
-    scores = Scorer.from_pretrained(model, device="cpu").score([row for row, _ in sample])
+    scores = Scorer.from_pretrained(model, device="cpu", dtype="float32").score([row for row, _ in sample])
     pairs = zip((list(score.logits.values()) for score in scores), (logits for _, logits in sample), strict=True)
     return max(abs(a - b) for one, two in pairs for a, b in zip(one, two, strict=True))
 

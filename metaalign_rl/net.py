@@ -26,9 +26,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         found.bind((host, port))
         found.listen()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         found.close()
-        raise UserError(f"--host {host} --port {port}: cannot listen there ({error.strerror}); give another") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({reason}); give another") from None
     return found
 
 

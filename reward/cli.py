@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_jsonl, write_json, write_jsonl
-from metaalign_rl.schema import Row, read_rows
+from metaalign_rl.schema import read_rows
 from reward import controls
 from reward.config import RewardTraining
 from reward.score import MODES, Mode, Score
@@ -52,13 +52,18 @@ def _score(arguments: argparse.Namespace) -> None:
 
     from reward.data import answer_row
 
-    places = [(f"{arguments.input}:{number}", record) for number, record in read_jsonl(arguments.input)]
-    rows = [answer_row(record, place) for place, record in places]
+    places, records = _read(arguments.input)
+    rows = [answer_row(record, place) for record, place in zip(records, places, strict=True)]
     with _load_scorers(arguments) as scorer:
-        scores = scorer.stream(rows, (place for place, _ in places), batch_tokens=arguments.batch_tokens)
+        scores = scorer.stream(rows, places, batch_tokens=arguments.batch_tokens)
         bar = tqdm(scores, "scoring", len(rows), unit=" rows", disable=None)  # None: only on a terminal
-        records = (_scored(record, score) for (_, record), score in zip(places, bar, strict=True))
-        write_jsonl(arguments.output, records)
+        write_jsonl(arguments.output, (_scored(*pair) for pair in zip(records, bar, strict=True)))
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """A file's records, and what errors call each."""
+    lines = list(read_jsonl(path))
+    return [f"{path}:{number}" for number, _ in lines], [record for _, record in lines]
 
 
 def _scored(record: dict[str, Any], score: Score) -> dict[str, Any]:
@@ -82,18 +87,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _explain(arguments: argparse.Namespace) -> None:
     from reward.explanation import explain, show
 
-    rows = _answers(arguments.input)
-    found = explain(_load_scorer(arguments), rows, batch_tokens=arguments.batch_tokens)
+    places, records = _read(arguments.input)
+    found = explain(_load_scorer(arguments), records, places, batch_tokens=arguments.batch_tokens)
     if arguments.output:
         write_jsonl(arguments.output, (one.to_json() for one in found))
     else:
         print("\n".join(map(show, found)))
-
-
-def _answers(path: Path) -> list[Row]:
-    from reward.data import answer_row
-
-    return [answer_row(record, f"{path}:{number}") for number, record in read_jsonl(path)]
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from reward import model as checkpoints
@@ -14,27 +14,29 @@ from reward.packing import Pack
 from reward.prefixes import group_by_prefix
 
 ATTENTION = "metaalign_packed"
-PROBES = ([1, 2, 3, 4, 5], [1, 2, 3, 5], [1, 2, 3, 4, 6], [5, 4])  # token ids; three texts begin alike
-PROBE_ERROR = 0.05  # of the hidden states; bfloat16 stays below, another kind of attention does not
+BEGINNING = [1, 2, 3, 4, 5, 6, 7] * 5
+PROBES = ([*BEGINNING, 4, 5], [*BEGINNING, 5], [*BEGINNING, 6, 1, 2], [5, 4] * 9)  # token ids; three begin alike
+PROBE_ERROR = {torch.float32: 1e-3}  # of the norm of the hidden states
+PROBE_ERROR_NARROW = 0.05  # in narrower types
 
 
 def pack_logits(model: PreTrainedModel, pack: Pack) -> Tensor:
     """The logits of a pack's texts, float32, [texts, labels]; the model is one that `reads_packs`."""
-    head = checkpoints.head(model)
-    bias = None if head.bias is None else head.bias.float()
-    return linear(_last_hidden(model, pack).float(), head.weight.float(), bias)
+    logits: Tensor = checkpoints.head(model)(_last_hidden(model, pack))
+    return logits.float()
 
 
 @torch.inference_mode()
 def reads_packs(model: PreTrainedModel) -> bool:
     """Whether a model gives packed texts the hidden states that it gives them one by one.
 
-    It must be a decoder that looks at all earlier tokens. Whether its attention does anything else is tried on a few
-    tokens; only a window, which they would not reach, is read from its config.
+    It must be a decoder that looks at all earlier tokens in every layer, by its config. Whether its attention does
+    anything else is tried on a few texts.
     """
     config = model.config.get_text_config()
     windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if not hasattr(model, "score") or not hasattr(model.base_model, "layers") or windows is not None:
+    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}  # windows, recurrent states
+    if not hasattr(model, "score") or not hasattr(model.base_model, "layers") or windows is not None or others:
         return False
     pack = Pack()
     for group in group_by_prefix(PROBES):
@@ -45,7 +47,7 @@ def reads_packs(model: PreTrainedModel) -> bool:
         return False
     inputs = [torch.tensor([PROBES[index]], device=model.device) for index in pack.texts]
     alone = torch.cat([model.base_model(ids, use_cache=False).last_hidden_state[:, -1] for ids in inputs]).float()
-    return bool((packed - alone).norm() <= PROBE_ERROR * alone.norm())
+    return bool((packed - alone).norm() <= PROBE_ERROR.get(model.dtype, PROBE_ERROR_NARROW) * alone.norm())
 
 
 def attend(
@@ -60,7 +62,7 @@ def attend(
             query[:, :, part.queries],
             keys,
             values,
-            attn_mask=None if part.mask is None else part.mask.to(query),
+            attn_mask=part.mask,
             is_causal=part.causal,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
@@ -80,6 +82,7 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 def _last_hidden(model: PreTrainedModel, pack: Pack) -> Tensor:
     """The hidden states of the texts' last tokens, [texts, hidden]."""
     last = torch.tensor(pack.last, device=model.device)
+    pack.move(model.device, model.dtype)
     with _packed_attention(model), _only(model.base_model.layers[-1].mlp, last, len(pack.tokens)):
         hidden = model.base_model(
             input_ids=torch.tensor([pack.tokens], device=model.device),

@@ -7,7 +7,7 @@ from typing import Any
 from metaalign_rl.schema import Row
 from reward.data import answer_row
 from reward.score import Score, speaking_tiers
-from reward.scorer import BATCH_TOKENS, Scorer
+from reward.scorer import BATCH_TOKENS, AnyRow, Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +38,26 @@ class Explanation:
 
 
 def explain(
-    scorer: Scorer, rows: Sequence[Row | Mapping[str, Any]], *, batch_tokens: int = BATCH_TOKENS
+    scorer: Scorer,
+    rows: Sequence[AnyRow],
+    places: Sequence[str] | None = None,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> list[Explanation]:
     """Score each row's answer as it is, and without each of its tiers.
+
+    Args:
+        places: what errors call each row, as for `Scorer.score`.
 
     Raises:
         UserError: as `Scorer.score`.
     """
-    whole = [answer_row(row, f"rows[{index}]") for index, row in enumerate(rows)]
+    places = places or [f"rows[{index}]" for index in range(len(rows))]
+    whole = [answer_row(row, place) for row, place in zip(rows, places, strict=True)]
     less = [(index, tier) for index, row in enumerate(whole) for tier in speaking_tiers(row)]
     emptied = [_without(whole[index], tier) for index, tier in less]
-    scores = scorer.score([*whole, *emptied], batch_tokens=batch_tokens)
+    named = [*places, *(places[index] for index, _ in less)]
+    scores = scorer.score([*whole, *emptied], named, batch_tokens=batch_tokens)
     without: list[dict[str, Score]] = [{} for _ in whole]
     for (index, tier), score in zip(less, scores[len(whole) :], strict=True):
         without[index][tier] = score

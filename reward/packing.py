@@ -1,7 +1,7 @@
 """Many texts in one row of tokens: no padding, and what texts share at their beginning stands in it once."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,15 @@ class Pack:
                 self.last.append(whole.stop - 1)
                 self.attentions.append(Attention(whole, (whole,), causal=True))
                 self.last_attentions.append(Attention([whole.stop - 1], (whole,)))
+
+    def move(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the masks to where they are added to scores, once for all layers."""
+
+        def moved(part: Attention) -> Attention:
+            return part if part.mask is None else replace(part, mask=part.mask.to(device, dtype))
+
+        self.attentions = [moved(part) for part in self.attentions]
+        self.last_attentions = [moved(part) for part in self.last_attentions]
 
     def _add_ends(self, shared: slice, ends: Sequence[list[int]]) -> None:
         """Append what follows the shared beginning in some texts."""

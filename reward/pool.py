@@ -17,7 +17,7 @@ from reward.streams import windows
 WINDOW = 64  # rows that a process gets at a time
 AHEAD = 2  # windows that wait for each process
 
-_scorer: Scorer  # of the process at hand
+_scorer: Scorer | Exception  # of the process at hand, or why it could not be loaded
 
 
 class ScorerPool:
@@ -77,9 +77,14 @@ def _start(load: partial[Scorer], devices: list[str], numbers: Any) -> None:
     device = devices[numbers.get()]
     if device == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // devices.count("cpu")))
-    _scorer = load(device=device)
+    try:
+        _scorer = load(device=device)
+    except Exception as error:  # a process that fails to start would only say that it has ended
+        _scorer = error
 
 
 def _score(window: list[tuple[AnyRow, str]], batch_tokens: int) -> list[Score]:
+    if isinstance(_scorer, Exception):
+        raise _scorer
     rows, places = zip(*window, strict=True)
     return _scorer.score(rows, places, batch_tokens=batch_tokens)

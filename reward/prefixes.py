@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-LEAST_SAVED = 0.2  # share of a group's tokens; two passes instead of one cost more than less would save
+LEAST_SAVED = 0.2  # share of a group's tokens; below it, texts as they are need no masks
+LARGEST = 64  # texts of a group; a beginning that more of them share is computed once for each group
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,34 +21,45 @@ class Group:
 
 
 def group_by_prefix(texts: Sequence[list[int]]) -> Iterator[Group]:
-    """All texts in groups; one that shares too little is a group of its own, which shares nothing.
+    """All texts in groups of neighbours in sorted order, such that the fewest tokens are left to compute.
 
-    A text joins the group of its neighbour in sorted order where that leaves fewer tokens to compute.
+    A text that shares too little is a group of its own, which shares nothing.
     """
-    group = Group(0, [])
-    for index in sorted(range(len(texts)), key=texts.__getitem__):
-        text = texts[index]
-        if group.members:
-            shared = _common(texts[group.members[0]], text, group.shared or len(texts[group.members[0]]))
-            size = len(group.members)
-            if size * shared > (size - 1) * group.shared and shared > 0:
-                group = Group(shared, [*group.members, index])
-                continue
-            yield from _worth_it(group, texts)
-        group = Group(0, [index])
-    if group.members:
-        yield from _worth_it(group, texts)
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    alike = [_common(texts[one], texts[other]) for one, other in pairwise(order)]
+    for start, end in _runs(alike):
+        members = order[start:end]
+        shared = min(alike[start : end - 1], default=0)
+        if shared * (len(members) - 1) >= LEAST_SAVED * sum(len(texts[index]) for index in members) > 0:
+            yield Group(shared, members)
+        else:
+            yield from (Group(0, [index]) for index in members)
 
 
-def _common(one: Sequence[int], other: Sequence[int], limit: int) -> int:
-    """How many first tokens two texts share, at most `limit`, so that each keeps one of its own."""
-    limit = min(limit, len(one) - 1, len(other) - 1)
-    return next((place for place in range(limit) if one[place] != other[place]), max(limit, 0))
+def _runs(alike: Sequence[int]) -> list[tuple[int, int]]:
+    """Where runs of texts start and end, of at most `LARGEST`, so that what they save is greatest in all.
+
+    `alike` says how much each text shares with the next one; a run of n saves n - 1 times the least of its own.
+    """
+    saved, starts = [0], [0]  # of the first texts: the most that they save, and where their last run starts
+    for end in range(1, len(alike) + 2):
+        most, best, shared = saved[end - 1], end - 1, 0
+        for start in range(end - 2, max(end - LARGEST, 0) - 1, -1):
+            shared = alike[start] if start == end - 2 else min(shared, alike[start])
+            if not shared:
+                break
+            if saved[start] + (end - start - 1) * shared > most:
+                most, best = saved[start] + (end - start - 1) * shared, start
+        saved.append(most)
+        starts.append(best)
+    runs, end = [], len(alike) + 1
+    while end:
+        runs.append((starts[end], end))
+        end = starts[end]
+    return runs[::-1]
 
 
-def _worth_it(group: Group, texts: Sequence[list[int]]) -> Iterator[Group]:
-    tokens = sum(len(texts[index]) for index in group.members)
-    if group.shared * (len(group.members) - 1) >= LEAST_SAVED * tokens:
-        yield group
-    else:
-        yield from (Group(0, [index]) for index in group.members)
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens two texts share, so that each keeps one of its own."""
+    limit = min(len(one), len(other)) - 1
+    return next((place for place in range(limit) if one[place] != other[place]), limit)

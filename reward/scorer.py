@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Scorer:
             raise UserError(f"max_tokens: expected 1 to {longest}, the model's context, found {max_tokens}")
         self.model = model
         self.tokenizer = tokenizer
+        self._turn = Lock()  # a pass changes how the model attends
         self.max_tokens = max_tokens or longest
 
     @classmethod
@@ -79,7 +80,8 @@ class Scorer:
             rows: `Row` objects, or mappings with `messages`, `response` and, if they say something,
                 `system_info` and `user_info` (a row's other fields are allowed).
             places: what errors call each row; without them `rows[0]` and so on.
-            batch_tokens: tokens a forward pass, padding included; it changes speed and memory, not scores.
+            batch_tokens: tokens a forward pass at most; on a CPU a decoder's passes are shorter. It changes speed and
+                memory, not scores.
 
         Raises:
             UserError: a bad row, or one whose tiers and response do not fit the context; names its place and
@@ -119,8 +121,9 @@ class Scorer:
         if batch_tokens < 1:
             raise UserError(f"batch_tokens: expected 1 or more, found {batch_tokens}")
         logits = torch.empty(len(texts), len(LABELS))
-        for members, found in self._passes(texts, batch_tokens):
-            logits[members] = found.float().cpu()
+        with self._turn:
+            for members, found in self._passes(texts, batch_tokens):
+                logits[members] = found.float().cpu()
         if not logits.isfinite().all():
             raise UserError(
                 f"{self.model.config.name_or_path}: the model's scores are not finite in {self.model.dtype}; "
@@ -147,7 +150,9 @@ class Scorer:
 
 def named(rows: Iterable[AnyRow], places: Iterable[str] | None) -> Iterator[tuple[AnyRow, str]]:
     """Each row with what errors call it."""
-    return zip(rows, places or (f"rows[{index}]" for index in count()), strict=False)
+    if places is not None:
+        return zip(rows, places, strict=True)
+    return ((row, f"rows[{index}]") for index, row in enumerate(rows))
 
 
 def default_device() -> torch.device:

@@ -126,7 +126,7 @@ def training_arguments(
             f"batch_size: {config.batch_size} rows do not divide into {config.gradient_accumulation} passes "
             f"on {devices} devices; choose a multiple of {parts}"
         )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
@@ -153,6 +153,12 @@ def training_arguments(
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",
     )
+    if arguments.n_gpu > 1:  # the Trainer would split each batch over them, and take more rows than were asked for
+        raise UserError(
+            f"{arguments.n_gpu} GPUs are visible to one process: name one, CUDA_VISIBLE_DEVICES=0, or start a process "
+            "for each with torchrun"
+        )
+    return arguments
 
 
 @contextmanager

@@ -4,7 +4,14 @@ import pytest
 import torch
 from reward_toys import reward_model
 from torch import nn
-from transformers import AutoModelForSequenceClassification, GemmaConfig, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GemmaConfig,
+    LlamaConfig,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
 
 from reward import Scorer
 from reward.inference import GatedFeedForward, RMSNorm, streamline
@@ -42,6 +49,25 @@ def test_a_layer_of_another_form_stays() -> None:
     streamline(model)
     assert kinds(model, RMSNorm) == kinds(model, GatedFeedForward) == 0
     assert torch.equal(model(TOKENS).logits, before)
+
+
+@torch.inference_mode()
+def test_a_layer_that_wants_more_than_one_input_stays() -> None:
+    """Qwen3-Next's gated norm."""
+    config = Qwen3NextConfig(**SMALL, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    streamline(model)
+    assert model(TOKENS, use_cache=False).logits.isfinite().all()
+
+
+def test_an_encoder_s_scores_in_bfloat16_are_not_coarse() -> None:
+    config = BertConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=4)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16).eval()
+    streamline(model)
+    with torch.inference_mode():
+        logits = model(torch.randint(1, 32, (300, 9), generator=torch.Generator().manual_seed(0))).logits
+    assert logits.dtype == torch.float32
+    assert len(logits[:, 0].unique()) > 250
 
 
 def test_a_loaded_scorer_has_them() -> None:

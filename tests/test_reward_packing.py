@@ -1,5 +1,6 @@
 """Packs: many texts in one row of tokens, and the same scores."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reward_toys import make_row, make_tokenizer, reward_model
-from transformers import AutoModelForSequenceClassification, GemmaConfig, MistralConfig, Qwen3Config
+from transformers import AutoModelForSequenceClassification, GemmaConfig, MiniMaxConfig, MistralConfig, Qwen3Config
 
 from reward import Scorer
 from reward.decoder import reads_packs
@@ -77,6 +78,7 @@ def test_texts_score_in_packs_as_they_do_alone(scorer: Scorer) -> None:
         (Qwen3Config(num_key_value_heads=1, head_dim=16), True),
         (GemmaConfig(num_key_value_heads=2, head_dim=16), True),
         (MistralConfig(num_key_value_heads=2, sliding_window=8), False),  # a token does not see all before it
+        (MiniMaxConfig(num_key_value_heads=2, head_dim=16), False),  # some layers carry a state on
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -104,3 +106,11 @@ def test_a_score_in_bfloat16_is_near(scorer: Scorer) -> None:
     logits = scorer.logits(texts)
     moved = (near.logits(texts) - logits).abs().max()
     assert 0 < moved < 0.03 * logits.abs().max()
+
+
+def test_threads_that_share_a_scorer_get_their_own_scores(scorer: Scorer) -> None:
+    expected = [scorer.score([row])[0].overall for row in ROWS]
+    with ThreadPoolExecutor(3) as threads:
+        for _ in range(5):
+            found = list(threads.map(lambda row: scorer.score([row])[0].overall, ROWS))
+            assert found == pytest.approx(expected, abs=1e-5)

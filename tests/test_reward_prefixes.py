@@ -1,9 +1,11 @@
 """Which texts begin alike."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.prefixes import Group, group_by_prefix
+from reward.prefixes import Group, _common, _runs, group_by_prefix
 
 TEXTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_size=20)
 
@@ -17,6 +19,28 @@ def test_every_text_is_in_one_group_whose_beginning_it_has_and_keeps_a_token_of_
         for index in group.members:
             assert texts[index][: group.shared] == first[: group.shared]
             assert len(texts[index]) > group.shared
+
+
+@given(TEXTS)
+def test_no_other_grouping_of_neighbours_saves_more(texts: list[list[int]]) -> None:
+    order = sorted(texts)[:7]
+
+    def saved(start: int, end: int) -> int:
+        shared = min((_common(one, other) for one, other in pairwise(order[start:end])), default=0)
+        return shared * (end - start - 1)
+
+    def most(start: int) -> int:
+        ends = range(start + 1, len(order) + 1)
+        return max((saved(start, end) + most(end) for end in ends), default=0)
+
+    runs = _runs([_common(one, other) for one, other in pairwise(order)]) if order else []
+    assert sum(saved(*run) for run in runs) == most(0)
+
+
+def test_a_stray_text_keeps_none_of_the_others_from_sharing() -> None:
+    prompts = [[1, 2, 3, *range(10 * number, 10 * number + 40)] for number in (4, 5, 6)]
+    texts = [[1, 2, 3, 0], *([*prompt, 100 + answer] for prompt in prompts for answer in range(8))]
+    assert sorted((group.shared, len(group.members)) for group in group_by_prefix(texts)) == [(0, 1), *[(43, 8)] * 3]
 
 
 def test_answers_to_one_prompt_share_it() -> None:

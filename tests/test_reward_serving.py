@@ -257,13 +257,13 @@ def test_a_request_larger_than_the_queue_is_served_when_nothing_waits() -> None:
     assert found == [[60.0]] * 3
 
 
-def test_a_failing_batch_fails_its_own_requests_alone() -> None:
+def test_a_text_that_fails_fails_its_own_request_alone() -> None:
     def score(texts: Any) -> list[list[float]]:
         if any(len(text) == 1 for text in texts):
             raise RuntimeError("broken")
         return [[0.0]] * len(texts)
 
-    bad, good = asyncio.run(ask(score, [[[0]], [[0] * 100]], batch_tokens=100))
+    bad, good = asyncio.run(ask(score, [[[0]], [[0] * 9]]))  # one batch
     assert isinstance(bad, RuntimeError)
     assert good == [[0.0]]
 

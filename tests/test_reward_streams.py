@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from reward_toys import make_row, reward_model
@@ -63,3 +64,17 @@ def test_processes_score_as_one_does_and_say_which_row_is_bad() -> None:
         with pytest.raises(UserError, match=rf"^rows\[{WINDOW}\]: field 'response'"):
             pool.score([*ROWS[:WINDOW], {"messages": [{"role": "user", "content": "hi"}]}])
     assert [score.overall for score in found] == pytest.approx([score.overall for score in expected], abs=1e-5)
+
+
+def test_a_model_that_cannot_be_loaded_is_said_as_in_one_process(tmp_path: Path) -> None:
+    with (
+        ScorerPool(tmp_path / "nothing", ["cpu", "cpu"]) as pool,
+        pytest.raises(UserError, match="nothing: no such folder"),
+    ):
+        pool.score(ROWS[:1])
+
+
+def test_places_that_do_not_fit_the_rows_are_refused() -> None:
+    scorer = Scorer.from_pretrained(reward_model(), device="cpu")
+    with pytest.raises(ValueError, match="shorter"):
+        scorer.score(ROWS[:2], ["only.jsonl:1"])

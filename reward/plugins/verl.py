@@ -4,13 +4,12 @@ The dataset's `reward_model.ground_truth` holds each row as JSON. METAALIGN_REWA
 METAALIGN_REWARD_MODEL a reward model, which every reward worker then loads.
 """
 
-from contextlib import nullcontext
 from threading import Lock
 from typing import Any
 
 from reward.plugins.rows import mode_of_environment, probabilities, row_of, scorer_of_environment
 
-_LOADING, _SCORING = Lock(), Lock()
+_LOADING = Lock()
 
 
 def compute_score(
@@ -23,12 +22,9 @@ def compute_score(
     Raises:
         UserError: the ground truth is no row.
     """
-    from reward.serving.client import RemoteScorer
-
     row = row_of(ground_truth, solution_str.strip(), f"ground_truth of {data_source}")
     with _LOADING:
         scorer = scorer_of_environment()
-    with nullcontext() if isinstance(scorer, RemoteScorer) else _SCORING:
-        (score,) = scorer.score([row])
+    (score,) = scorer.score([row])
     (value,) = probabilities([row], [score], mode_of_environment())
     return {"score": value, **score.probabilities}

@@ -59,6 +59,13 @@ class Serving:
     max_rows: int = 1024
     max_bytes: int = 16 * 2**20
 
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "queue_tokens", "max_rows", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected 1 or more, found {getattr(self, name)}")
+        if self.max_wait < 0:
+            raise UserError(f"max_wait: expected 0 seconds or more, found {self.max_wait}")
+
 
 class Service:
     """The scorer and what batches its requests; the app's handlers work through it."""

@@ -102,13 +102,18 @@ class Batcher:
         while True:
             await self._wait_for_a_batch()
             batch = self._take()
+            if not batch:
+                continue
             began = time.monotonic()
-            try:
-                found = await loop.run_in_executor(self._thread, self._score, [text.ids for text in batch])
-            except Exception as error:  # it is the requests' to report; the next batch may do better
-                self._finish(batch, began, error)
-            else:
-                self._finish(batch, began, found)
+            found = await loop.run_in_executor(self._thread, self._try, [text.ids for text in batch])
+            self._finish(batch, began, found)
+
+    def _try(self, texts: Sequence[list[int]]) -> Sequence[Logits | Exception]:
+        """The logits of each text, or its fault: one text's must not become that of others in its batch."""
+        try:
+            return self._score(texts)
+        except Exception as error:
+            return [error] if len(texts) == 1 else [found for text in texts for found in self._try([text])]
 
     async def _wait_for_a_batch(self) -> None:
         while not self._waiting:
@@ -123,25 +128,29 @@ class Batcher:
                 return
 
     def _take(self) -> list[_Text]:
-        """The texts of the next batch: as many as fit, one at least."""
+        """The texts of the next batch: as many as fit, one at least; none where all who wait have gone."""
         batch: list[_Text] = []
         tokens = 0
         while self._waiting and (not batch or tokens + len(self._waiting[0].ids) <= self._batch_tokens):
-            batch.append(self._waiting.popleft())
-            tokens += len(batch[-1].ids)
+            text = self._waiting.popleft()
+            if text.done.cancelled():  # its client is gone
+                self._count(-len(text.ids))
+            else:
+                batch.append(text)
+                tokens += len(text.ids)
         return batch
 
-    def _finish(self, batch: Sequence[_Text], began: float, found: Exception | Sequence[Logits]) -> None:
+    def _finish(self, batch: Sequence[_Text], began: float, found: Sequence[Logits | Exception]) -> None:
         tokens, seconds = sum(len(text.ids) for text in batch), time.monotonic() - began
         self._count(-tokens)
-        for index, text in enumerate(batch):
+        for text, result in zip(batch, found, strict=True):
             if text.done.cancelled():
                 continue
-            if isinstance(found, Exception):
-                text.done.set_exception(found)
+            if isinstance(result, Exception):
+                text.done.set_exception(result)
             else:
-                text.done.set_result(found[index])
-        if not isinstance(found, Exception):
+                text.done.set_result(result)
+        if not any(isinstance(result, Exception) for result in found):
             rate = tokens / max(seconds, 1e-9)
             self._rate = RECENT * self._rate + (1 - RECENT) * rate if self._rate else rate
             self._metrics.scored(len(batch), tokens, seconds)
