@@ -9,7 +9,7 @@ from reward_toys import make_row, reward_model
 
 from metaalign_rl.errors import UserError
 from reward import Scorer, ScorerPool
-from reward.pool import WINDOW
+from reward.scorer import WINDOW
 from reward.streams import ahead, windows
 
 ROWS = [make_row(id=str(index), response="red " * (1 + index % 7)) for index in range(WINDOW + 5)]
