@@ -13,6 +13,7 @@ texts, whether computed or shared), `max_score_difference` (of logits, from the 
 
 import argparse
 import os
+import platform
 import random
 import statistics
 import tempfile
@@ -20,7 +21,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.run import RESULTS, machine
 from metaalign_rl.files import write_json
 from metaalign_rl.meta_prompt import MetaPrompt
 from metaalign_rl.schema import Row
@@ -28,6 +28,8 @@ from metaalign_rl.schema import Row
 SIZES = {"1m": (128, 4, 384), "13m": (384, 7, 1024), "100m": (768, 12, 2688)}  # hidden size, layers, feed-forward
 TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 CONTEXT = 640
+# Nothing of `benchmarks` is imported, so that `python benchmarks/scorer.py` works too.
+MACHINE = f"{len(os.sched_getaffinity(0))} CPUs, {platform.machine()}, Python {platform.python_version()}"
 Found = dict[str, dict[str, dict[str, dict[str, float]]]]  # figures by set, type, system
 Logits = list[list[float]]
 System = Callable[[Sequence[Row], Sequence[str]], Logits]  # rows, and the same rendered
@@ -36,7 +38,9 @@ System = Callable[[Sequence[Row], Sequence[str]], Logits]  # rows, and the same 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, default=RESULTS / "scorer.json", help="where the figures go")
+    parser.add_argument(
+        "--json", type=Path, default=Path(__file__).parent / "results" / "scorer.json", help="where the figures go"
+    )
     parser.add_argument("--size", choices=SIZES, default="13m")
     parser.add_argument("--rounds", type=int, default=3)
     rows = 64 * len(os.sched_getaffinity(0))  # a window for each process of `ours_processes`
@@ -55,7 +59,7 @@ def main() -> None:
             for kind, part in found.items():
                 part[name] = measure(kind, systems, model, words, dtype, args.rounds, args.rows)
                 show(kind, name, part[name])
-            write_json(args.json, {"size": args.size, "machine": machine(), "bars": bars(found), **found})
+            write_json(args.json, {"size": args.size, "machine": MACHINE, "bars": bars(found), **found})
             del systems
     for bar, (ratio, least) in bars(found).items():
         print(f"{'ok    ' if ratio >= least else 'MISSED'} {bar}: {ratio:.2f}, at least {least}")
