@@ -201,18 +201,42 @@ class PPOConfig:
     flips: bool = False  # roll out conflicts in pairs: the same dialog with the tiers' texts in each other's place
     max_mismatch: float = 0.01  # mean |Δ log p| a token between learner and engine above which the run stops
     reward_workers: int = 1
+    parts: int = 4  # a step's samples go on to reward workers and learners in about so many parts, as they finish
+    staleness: Literal[0, 1] = 0  # 1: roll the next step out while the learners learn, from weights one update older
+    in_flight: bool = False  # with staleness: engines take new weights in the middle of their answers
+    deterministic: bool = False  # the same metrics again, and after a fault; costs seeds of their own and some overlap
     save_steps: int = 20
+    keep_checkpoints: int = 2  # the newest ones; the best by gold, as `best`, comes on top
 
     def __post_init__(self) -> None:
-        _require_least(self, "ppo", 1, "steps prompts_per_step samples_per_prompt reward_workers save_steps kl_horizon")
+        _require_least(
+            self, "ppo", 1, "steps prompts_per_step samples_per_prompt reward_workers parts save_steps kl_horizon"
+        )
+        _require_least(self, "ppo", 1, "keep_checkpoints")
         _require_least(self, "ppo", 0, "model_weight checks_weight kl_coef")
         _require_positive(self, "ppo", "kl_target max_mismatch")
         for key in ("gamma", "lam"):
             _require(f"ppo.{key}", 0 <= getattr(self, key) <= 1, "a number from 0 to 1", getattr(self, key))
         for name, weight in self.sampler.items():
             _require(f"ppo.sampler.{name}", weight >= 0, "0 or more", weight)
+        _require("ppo.in_flight", not self.in_flight or self.staleness > 0, "false without ppo.staleness=1", True)
+        if self.deterministic:
+            _require("ppo.staleness", self.staleness == 0, "0 beside ppo.deterministic=true", self.staleness)
         if self.model_weight + self.checks_weight == 0:
             raise UserError("ppo.model_weight and ppo.checks_weight are both 0, which leaves no reward; raise one")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaultsConfig:
+    """When an actor is taken for lost, and when a run gives up. A lost actor is replaced and its work done again."""
+
+    limit: int = 5  # faults without a finished step between them that a run survives
+    silence_s: float = 600.0  # an actor at work that says nothing for so long hangs; above the longest learner step
+    start_s: float = 1800.0  # the same while it loads its model
+
+    def __post_init__(self) -> None:
+        _require_least(self, "faults", 0, "limit")
+        _require_positive(self, "faults", "silence_s start_s")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,6 +265,7 @@ class Config:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     learners: int = 1  # learner ranks, one a device
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
+from metaalign_rl.faults import FaultLog
 from metaalign_rl.folder import RunFolder
 from metaalign_rl.meta_prompt import MetaPrompt, encode, load_tokenizer
 from metaalign_rl.rollout.pool import EnginePool
@@ -19,6 +20,7 @@ class RunContext:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.folder = RunFolder.of(config)
+        self.faults = FaultLog(self.folder.faults, config.faults.limit)
         self._engines: EnginePool | None = None
 
     def __enter__(self) -> "RunContext":
@@ -30,7 +32,7 @@ class RunContext:
     def engines(self, checkpoint: Path) -> EnginePool:
         """The run's rollout engines, holding the weights of `checkpoint`."""
         if self._engines is None:
-            self._engines = EnginePool.start(self.config, checkpoint)
+            self._engines = EnginePool.start(self.config, checkpoint, self.faults)
         else:
             self._engines.load_checkpoint(checkpoint)
         return self._engines

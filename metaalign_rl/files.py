@@ -85,6 +85,13 @@ def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
     _sweep(path, "old")
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder: it is whole or gone under its name, whenever the process dies."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.rename(old)
+    _sweep(path, "old")
+
+
 def _sweep(path: Path, ending: str) -> None:
     litter = re.compile(rf"\.{re.escape(path.name)}\.\d+\.{ending}")
     for folder in path.parent.glob(f".*.{ending}"):

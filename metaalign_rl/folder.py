@@ -23,6 +23,7 @@ class RunFolder:
         self.policy = self.root / "policy"
         self.checkpoints = self.root / "checkpoints"
         self.metrics = self.root / "metrics.jsonl"
+        self.faults = self.root / "faults.jsonl"  # actors that died or hung, see faults.FaultLog
         self.rollouts = self.root / "rollouts"  # what PPO rolled out, a parquet file a step
         self.evaluation = self.root / "evaluation"
         self.report = self.root / "report.json"

@@ -80,22 +80,43 @@ USED["evaluate"] = (*USED["ppo"], "evaluate")
 USED["report"] = USED["evaluate"]
 
 
+# How the work is done, not what comes of it: these may change whenever a run is resumed.
+OPERATIONAL = frozenset(
+    """
+    reward.devices rollout.engines rollout.tensor_parallel rollout.max_sequences rollout.kv_cache_gib
+    rollout.gpu_memory_utilization learner.micro_batch_tokens learner.share_prompts learner.gradient_checkpointing
+    ppo.reward_workers ppo.parts ppo.max_mismatch ppo.save_steps ppo.keep_checkpoints
+    """.split()
+)
+OPEN = {"ppo": ("ppo.steps",)}  # these may change until the stage is finished
+
+
 def claim_folder(folder: RunFolder, config: Config) -> Progress:
     """What the run's folder says of its stages. The resolved config is saved with the run.
 
+    A change that a resumed run can take is shown.
+
     Raises:
-        UserError: a setting differs from what a stage was begun with.
+        UserError: a setting differs from what a stage was begun with, and its result would be neither one's.
     """
     progress: Progress = read_json(folder.progress) if folder.progress.is_file() else {}
+    accepted: dict[str, str] = {}
     for stage, record in progress.items():
         before, now = record["settings"], used_settings(config, stage)
-        changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-        if changed:
-            changes = ", ".join(f"{key} from {before.get(key)!r} to {now.get(key)!r}" for key in changed)
+        changes = {
+            key: f"{key} from {before.get(key)!r} to {now.get(key)!r}"
+            for key in sorted(before | now)
+            if before.get(key) != now.get(key)
+        }
+        allowed = OPERATIONAL | set(OPEN.get(stage, ()) if record["seconds"] is None else ())
+        if refused := [change for key, change in changes.items() if key not in allowed]:
             raise UserError(
-                f"{folder.root}: its stage {stage} was run with other settings: {changes}; "
+                f"{folder.root}: its stage {stage} was run with other settings: {', '.join(refused)}; "
                 "give another run.name, or the old settings"
             )
+        accepted |= changes
+    if accepted:
+        print(f"resumed with other settings: {', '.join(accepted.values())}")
     write_text(folder.config, settings.dump(config))
     return progress
 

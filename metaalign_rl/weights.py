@@ -173,3 +173,29 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def _raw_bytes(tensor: torch.Tensor) -> np.ndarray:
     """A tensor's elements in C order as flat uint8; a view where the tensor lies so in main memory."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def send_weights(update, engines):
+    """Interim."""
+    import ray
+
+    from metaalign_rl.actors import GONE
+    from metaalign_rl.faults import EngineLost
+
+    answers = {number: engine.load_weights.remote(update) for number, engine in engines.items()}
+    sent = ray.get(update)
+    for number, answer in answers.items():
+        try:
+            confirm(sent, *ray.get(answer), engine=f"rollout engine {number}")
+        except GONE as error:
+            raise EngineLost(number, error) from error
+
+
+def send_checkpoint(checkpoint, engines):
+    """Interim."""
+    import ray
+    from safetensors.torch import load_file
+
+    tensors = {name: t for file in sorted(checkpoint.glob("*.safetensors")) for name, t in load_file(file).items()}
+    version = max(ray.get([engine.ready.remote() for engine in engines.values()])) + 1
+    send_weights(ray.put(pack(tensors.items(), version)), engines)

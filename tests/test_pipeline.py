@@ -13,7 +13,7 @@ from metaalign_rl.context import RunContext
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_json, write_json, write_jsonl
 from metaalign_rl.folder import RunFolder
-from metaalign_rl.pipeline import STAGES, USED, claim_folder, used_settings
+from metaalign_rl.pipeline import OPEN, OPERATIONAL, STAGES, USED, claim_folder, used_settings
 from metaalign_rl.stages import data, evaluate
 from metaalign_rl.stages.data import USES
 
@@ -55,6 +55,26 @@ def test_another_setting_of_a_stage_before_is_refused(folder: RunFolder) -> None
     for config in (replace(CONFIG, model=ModelConfig(layers=2)), replace(CONFIG, run=RunConfig(seed=7))):
         with pytest.raises(UserError, match=r"model\.layers|run\.seed"):
             claim_folder(folder, config)
+
+
+def test_how_the_work_is_done_may_change_and_the_change_is_shown(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(folder, "reward", seconds=9.0)
+    claim_folder(folder, replace(CONFIG, rollout=RolloutConfig(engines=4)))
+    assert capsys.readouterr().out == "resumed with other settings: rollout.engines from 1 to 4\n"
+
+
+def test_a_stage_under_way_may_get_more_steps_and_a_finished_one_may_not(folder: RunFolder) -> None:
+    longer = replace(CONFIG, ppo=PPOConfig(steps=99))
+    claim_folder(begun(folder, "ppo"), longer)
+    with pytest.raises(UserError, match=r"ppo\.steps from 60 to 99"):
+        claim_folder(begun(folder, "ppo", seconds=5.0), longer)
+
+
+def test_settings_name_only_what_there_is() -> None:
+    known = set().union(*(used_settings(CONFIG, stage) for stage in STAGES))
+    assert known >= OPERATIONAL | set().union(*map(set, OPEN.values()))
 
 
 def test_another_setting_of_a_later_stage_is_allowed(folder: RunFolder) -> None:

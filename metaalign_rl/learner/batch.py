@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 from reward.batches import Line, lay_out
@@ -56,6 +57,20 @@ class Batch:
             flat = torch.tensor([value for row in rollout_logprobs for value in row], dtype=torch.float32)
             batch.rollout_logprobs = torch.zeros(action_mask.shape).masked_scatter_(action_mask, flat)
         return batch
+
+    @classmethod
+    def concat(cls, batches: Sequence["Batch"]) -> "Batch":
+        """The samples of all batches in one, padded to the longest; the batches are filled in to the same degree."""
+        width = max(batch.sequences.shape[1] for batch in batches)
+
+        def column(name: str) -> Tensor | None:
+            parts = [getattr(batch, name) for batch in batches]
+            if parts[0] is None:
+                return None
+            full = width - (name not in FULL)
+            return torch.cat([functional.pad(part, (0, full - part.shape[1])) for part in parts])
+
+        return cls(*(column(f.name) for f in fields(cls)))
 
     def __len__(self) -> int:
         return len(self.sequences)

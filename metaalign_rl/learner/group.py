@@ -1,49 +1,70 @@
 """All learner ranks of a run as one."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
+from metaalign_rl.actors import GONE, Patience, first_ready, kill
 from metaalign_rl.config import Config
+from metaalign_rl.faults import LearnersLost
 from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.worker import Learner
 from metaalign_rl.ranks import rendezvous
 from metaalign_rl.runtime import actor_options
-from metaalign_rl.weights import WeightUpdate
+
+GRACE = 10.0  # seconds in which the rank shows up whose death made another one's collective operation fail
+
+
+class Models(NamedTuple):
+    """The checkpoints that the learners start from; without a critic for algorithms that have none."""
+
+    policy: Path
+    critic: Path | None
+    reference: Path
+
+
+class Call(NamedTuple):
+    """A method under way on every rank."""
+
+    method: str
+    answers: list[Any]
 
 
 class LearnerGroup:
-    """The learners, one Ray actor a rank. Every call goes to all ranks; rank 0's answer is the group's."""
+    """The learners, one Ray actor a rank. Every call goes to all ranks; rank 0's answer is the group's.
 
-    def __init__(self, config: Config, policy: Path, critic: Path | None, reference: Path) -> None:
+    Any call may raise `LearnersLost`: a rank died or hangs. `restart` makes a new group, which is to be given the
+    state of a checkpoint, or stands at the start.
+    """
+
+    def __init__(self, config: Config, models: Models) -> None:
         """Start the ranks; they load their models while the caller goes on."""
-        ranks = config.learners
-        actor = ray.remote(Learner).options(**actor_options(config, "learner", ranks))
         config.learner.check_dtype(config.model.dtype)
-        settings = replace(config.learner, total_steps=config.learner.total_steps or optimizer_steps(config))
-        self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
-        self._ranks = [actor.remote(settings, rank, ranks, self._meeting, **same) for rank in range(ranks)]
-        self._ready = [rank.setup.remote(policy, critic, reference) for rank in self._ranks]
+        self._config, self._models = config, models
+        self._lock = threading.Lock()  # ranks must get their calls in one order, whichever thread makes them
+        self.ranks: list[Any] = []
+        self._launch()
 
     def wait(self) -> None:
         """Return once all models are loaded."""
-        ray.get(self._ready)
+        self.result(self._ready)
 
-    def evaluate(self, batch: Batch) -> Batch:
-        """The batch with log-probabilities of policy and reference, and values; see `Learner.evaluate`."""
-        return self._call("evaluate", ray.put(batch))
+    def begin_evaluate(self, batch: Batch) -> Call:
+        """Have the log-probabilities of policy and reference, and values, computed while the caller goes on."""
+        return self._begin("evaluate", ray.put(batch))
 
     def train(self, batch: Batch) -> dict[str, float]:
-        """One PPO update; see `Learner.train`."""
+        """One update; see `Learner.train`."""
         return self._call("train", ray.put(batch))
 
-    def weights(self, version: int) -> "ray.ObjectRef[WeightUpdate]":
+    def weights(self, version: int) -> "ray.ObjectRef[Any]":
         """The policy's weights as an update for the rollout engines, where the learner left it in the object store."""
-        update, *others = [rank.weights.remote(version) for rank in self._ranks]
-        ray.get(others)
-        return update
+        call = self._begin("weights", version)
+        self.result(Call(call.method, call.answers[1:]))
+        return call.answers[0]
 
     def save_policy(self, path: Path) -> None:
         """Write the policy as a Hugging Face checkpoint."""
@@ -57,14 +78,69 @@ class LearnerGroup:
         """Take up what `save_state` wrote."""
         self._call("load_state", path)
 
+    def restart(self) -> None:
+        """Put a new group, at the start, in the place of one that is lost."""
+        self.stop()
+        self._launch()
+        self.wait()
+
     def stop(self) -> None:
         """End the ranks' processes; where they met they may meet again until then."""
-        for rank in self._ranks:
-            ray.kill(rank)
+        for rank in self.ranks:
+            kill(rank)
         Path(self._meeting.removeprefix("file://")).unlink(missing_ok=True)
 
+    def result(self, call: Call) -> Any:
+        """Rank 0's answer, once every rank has answered."""
+        waiting, clock = dict(zip(call.answers, range(len(call.answers)), strict=True)), self._patience()
+        while waiting:
+            answer = first_ready(list(waiting), clock.left())
+            if answer is None:
+                ranks = ", ".join(map(str, waiting.values()))
+                raise LearnersLost(f"learner rank {ranks}, in {call.method}", clock.error())
+            try:
+                ray.get(answer)
+            except Exception as error:
+                if lost := self._lost_rank(call.method, waiting):
+                    raise lost from error
+                raise
+            del waiting[answer]
+        return ray.get(call.answers[0]) if call.answers else None
+
+    def _launch(self) -> None:
+        config = self._config
+        actor = ray.remote(Learner).options(**actor_options(config, "learner", config.learners))
+        settings = replace(config.learner, total_steps=config.learner.total_steps or optimizer_steps(config))
+        self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
+        self.ranks = [
+            actor.remote(settings, rank, config.learners, self._meeting, **same) for rank in range(config.learners)
+        ]
+        self._ready = self._begin("setup", *self._models)
+
+    def _patience(self) -> Patience:
+        """Learners say nothing while they work, and a call may wait for others: the longer limit counts."""
+        return Patience(self._config.faults.start_s, self._config.faults.silence_s)
+
+    def _lost_rank(self, method: str, waiting: dict[Any, int]) -> LearnersLost | None:
+        """The rank that is gone, if any: where one dies, the others' errors are only that they miss it."""
+        clock = Patience(GRACE, GRACE)
+        left = dict(waiting)
+        while left and (answer := first_ready(list(left), clock.left())) is not None:
+            rank = left.pop(answer)
+            try:
+                ray.get(answer)
+            except GONE as error:
+                return LearnersLost(f"learner rank {rank}, in {method}", error)
+            except Exception:
+                continue
+        return None
+
     def _call(self, method: str, *arguments: Any) -> Any:
-        return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks])[0]
+        return self.result(self._begin(method, *arguments))
+
+    def _begin(self, method: str, *arguments: Any) -> Call:
+        with self._lock:
+            return Call(method, [getattr(rank, method).remote(*arguments) for rank in self.ranks])
 
 
 def optimizer_steps(config: Config) -> int:

@@ -1,8 +1,7 @@
 """The PPO loop. It knows rows, samples, rewards and batches; the actors know devices."""
 
-import shutil
-import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -10,19 +9,21 @@ from typing import Any, NamedTuple
 
 from metaalign_rl.config import Config
 from metaalign_rl.data.flips import can_flip, swap
-from metaalign_rl.files import read_json, replace_folder, write_json
+from metaalign_rl.faults import FaultLog, LearnersLost, StepInterrupted
 from metaalign_rl.learner.advantages import token_kl
 from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.group import LearnerGroup
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL, KLController
 from metaalign_rl.meta_prompt import MetaPrompt, encode
-from metaalign_rl.ppo.experience import Rollout, add_advantages, roll_out, to_batch, worst_mismatch
+from metaalign_rl.ppo.checkpoints import Checkpoints
+from metaalign_rl.ppo.experience import Clock, Collector, Experience, Rollout, add_advantages, worst_mismatch
 from metaalign_rl.ppo.records import RolloutLog
 from metaalign_rl.ppo.sampler import TierSampler
 from metaalign_rl.refusals import is_refusal
+from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.rollout.pool import EnginePool
-from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.schema import Row
+from metaalign_rl.weights import send_weights
 
 Metrics = dict[str, float]
 
@@ -32,8 +33,13 @@ class Actors:
     """Those who do the work: rollout engines, reward workers and learners, any number of each."""
 
     engines: EnginePool
-    scorers: Sequence[Any]
+    scorers: RewardPool
     learners: LearnerGroup
+
+    def stop(self) -> None:
+        """End the reward workers and learners; the engines belong to the run."""
+        self.learners.stop()
+        self.scorers.stop()
 
 
 class Controller:
@@ -41,57 +47,113 @@ class Controller:
 
     Args:
         rows: what to roll out, with meta-prompts; answers are sampled, never read.
-        checkpoints: where to save, and to continue from.
+        checkpoints: the folder to save in, and to continue from.
         log: keeps the rollouts.
+        faults: counts what breaks.
     """
 
     def __init__(
-        self, config: Config, actors: Actors, rows: Sequence[Row], tokenizer: Any, checkpoints: Path, log: RolloutLog
+        self,
+        config: Config,
+        actors: Actors,
+        rows: Sequence[Row],
+        tokenizer: Any,
+        checkpoints: Path,
+        log: RolloutLog,
+        faults: FaultLog,
     ) -> None:
         conflicts = [index for index, row in enumerate(rows) if can_flip(row)] if config.ppo.flips else []
         flips = {index: len(rows) + place for place, index in enumerate(conflicts)}
         self.config, self.actors, self.tokenizer = config, actors, tokenizer
         self.rows = [*rows, *(swap(rows[index]) for index in conflicts)]
         self.sampler = TierSampler(rows, config.ppo.sampler, config.run.seed, flips)
-        self.sampling = Sampling(max_new_tokens=config.rollout.max_new_tokens)
         self.kl = make_kl_controller(config)
         self.step = 0
-        self._checkpoints, self._log = checkpoints, log
+        self._collector = Collector(config, actors.engines, actors.scorers, actors.learners, tokenizer.pad_token_id)
+        self._checkpoints = Checkpoints(checkpoints, config.ppo.keep_checkpoints)
+        self._log, self._faults = log, faults
+        self._gold: list[float] = []  # of each step since the last checkpoint
+        self._ahead: Future[Experience] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
 
-    def steps(self) -> Iterator[Metrics]:
-        """Run the steps that are left; yields each one's metrics.
+    def steps(self, policy: Path) -> Iterator[Metrics]:
+        """Run the steps that are left and write the policy; yields each step's metrics, again where one was lost.
 
         Raises:
             UserError: a row's meta-prompt does not fit, or a row cannot be scored.
             StaleEngine: an engine drew answers from other weights than the learners'.
+            TooManyFaults: actors broke again and again.
         """
         prompts = [self._encode(row) for row in self.rows]  # all now: one that does not fit must not end a long run
-        self._resume()
-        self._send_weights()
-        while self.step < self.config.ppo.steps:
-            yield self._step(prompts)
-            if self.step % self.config.ppo.save_steps == 0 or self.step == self.config.ppo.steps:
-                self._save()
+        try:
+            self.actors.learners.wait()
+            self._resume()
+        except LearnersLost as lost:
+            self._restart(lost)
+        is_saved = False
+        while not is_saved:
+            try:
+                if self.step < self.config.ppo.steps:
+                    yield self._step(prompts)
+                    self._save_sometimes()
+                else:
+                    self.actors.learners.save_policy(policy)
+                    is_saved = True
+            except LearnersLost as lost:
+                self._restart(lost)
 
     def _step(self, prompts: Sequence[list[int]]) -> Metrics:
         clock = Clock()
-        indices = self.sampler.draw(self.step, self.config.ppo.prompts_per_step) * self.config.ppo.samples_per_prompt
-        rows, asked = [self.rows[i] for i in indices], [prompts[i] for i in indices]
-        rollouts = roll_out(self.actors.engines, self.actors.scorers, rows, asked, self.sampling)
-        clock.lap("rollout")
-        batch = self.actors.learners.evaluate(to_batch(rollouts, self.tokenizer.pad_token_id))
-        clock.lap("evaluate")
-        off = worst_mismatch(batch, rollouts, self.step, self.config.ppo.max_mismatch)
-        add_advantages(batch, rollouts, self.config.ppo, self.kl.value)
+        rollouts, batch, seconds = self._experience(prompts)
+        clock.take(seconds)
+        ppo = self.config.ppo
+        off = worst_mismatch(batch, rollouts, self.step, ppo.max_mismatch, ppo.staleness)
+        add_advantages(batch, rollouts, ppo, self.kl.value)
+        self._roll_out_ahead(prompts)
+        clock.lap("idle")
         learned = self.actors.learners.train(batch)
         clock.lap("learn")
+        self._let_rollouts_end()
+        clock.lap("rollout")
         self.step += 1
         self._send_weights()
         clock.lap("transfer")
         self._log.write(self.step, rollouts)
         described = describe(rollouts, batch)
         self.kl.update(described["kl"] * described["response_tokens"], len(rollouts))
-        return {"step": self.step, **described, **learned, "mismatch": off, "kl_coef": self.kl.value, **clock.laps}
+        self._gold += [described["gold"]] if "gold" in described else []
+        self._faults.progress(self.step)
+        clock.lap("idle")
+        known = {"mismatch": off, "kl_coef": self.kl.value, "faults": self._faults.count}
+        return {"step": self.step, **described, **learned, **known, **clock.laps, "seconds_step": clock.total()}
+
+    def _experience(self, prompts: Sequence[list[int]]) -> Experience:
+        """The step's experience: what was rolled out ahead, for which this waits, or collected now."""
+        if self._ahead is None:
+            return self._collect(self.step, prompts)
+        clock, ahead, self._ahead = Clock(), self._ahead, None
+        rollouts, batch, _ = ahead.result()
+        clock.lap("rollout")
+        return Experience(rollouts, batch, clock.laps)
+
+    def _collect(self, step: int, prompts: Sequence[list[int]]) -> Experience:
+        indices = self.sampler.draw(step, self.config.ppo.prompts_per_step)
+        rows, asked = [self.rows[i] for i in indices], [prompts[i] for i in indices]
+        while True:
+            try:
+                return self._collector.collect(step, rows, asked)
+            except StepInterrupted:
+                self.actors.engines.revive()
+
+    def _roll_out_ahead(self, prompts: Sequence[list[int]]) -> None:
+        """Where a step of staleness is allowed, roll the next step out while this one is learnt."""
+        if self.config.ppo.staleness and self.step + 1 < self.config.ppo.steps:
+            self._ahead = self._thread.submit(self._collect, self.step + 1, prompts)
+
+    def _let_rollouts_end(self) -> None:
+        """Answers are drawn from one set of weights, unless they may take new ones in flight."""
+        if self._ahead is not None and not self.config.ppo.in_flight:
+            wait([self._ahead])
 
     def _encode(self, row: Row) -> list[int]:
         room = self.config.model.max_tokens - self.config.rollout.max_new_tokens
@@ -99,39 +161,40 @@ class Controller:
         return encode(self.tokenizer, meta, row.messages, max_tokens=room, place=f"row {row.id!r}")
 
     def _send_weights(self) -> None:
-        self.actors.engines.load_weights(self.actors.learners.weights(self.step))
+        learners, version = self.actors.learners, self.step
+        self.actors.engines.load(lambda engines: send_weights(learners.weights(version), engines))
 
-    def _save(self) -> None:
-        def fill(folder: Path) -> None:
-            self.actors.learners.save_state(folder / "learners")
-            write_json(folder / "controller.json", {"step": self.step, "kl_coef": self.kl.value})
-
-        old = list(self._checkpoints.glob("step-*"))
-        replace_folder(self._checkpoints / f"step-{self.step}", fill)
-        for folder in old:
-            shutil.rmtree(folder)
+    def _save_sometimes(self) -> None:
+        if self.step % self.config.ppo.save_steps and self.step < self.config.ppo.steps:
+            return
+        state = {"step": self.step, "kl_coef": self.kl.value}
+        self._checkpoints.save(state, fmean(self._gold) if self._gold else None, self.actors.learners.save_state)
+        self._gold = []
 
     def _resume(self) -> None:
-        saved = {int(folder.name.removeprefix("step-")): folder for folder in self._checkpoints.glob("step-*")}
-        if saved:
-            last = saved[max(saved)]
-            state = read_json(last / "controller.json")
+        """Take up the last checkpoint, or stand at the start where there is none."""
+        self.step, self._gold, self.kl = 0, [], make_kl_controller(self.config)
+        if found := self._checkpoints.last():
+            state, learners = found
+            self.actors.learners.load_state(learners)
             self.step, self.kl.value = state["step"], state["kl_coef"]
-            self.actors.learners.load_state(last / "learners")
+        self._faults.step = self.step
+        self._send_weights()
 
-
-class Clock:
-    """Seconds between laps, as metrics."""
-
-    def __init__(self) -> None:
-        self.laps: Metrics = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """Call the time since the last lap `seconds_NAME`."""
-        now = time.monotonic()
-        self.laps[f"seconds_{name}"] = now - self._last
-        self._last = now
+    def _restart(self, lost: LearnersLost) -> None:
+        """Start the learners again from the last checkpoint, as often as `faults.limit` allows."""
+        while True:
+            self._faults.record(lost, "all ranks start again from the last checkpoint")
+            self.actors.learners.stop()
+            if self._ahead is not None:
+                wait([self._ahead])
+                self._ahead = None
+            try:
+                self.actors.learners.restart()
+                self._resume()
+                return
+            except LearnersLost as again:
+                lost = again
 
 
 def make_kl_controller(config: Config) -> KLController:

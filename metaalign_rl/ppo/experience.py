@@ -1,16 +1,20 @@
 """From rows to experience: roll out, score while others still roll out, estimate advantages."""
 
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import NamedTuple
 
-import ray
 import torch
 from torch import Tensor
 
-from metaalign_rl.config import PPOConfig
+from metaalign_rl.config import Config, PPOConfig
 from metaalign_rl.learner.advantages import gae, token_rewards, whiten
 from metaalign_rl.learner.batch import Batch
+from metaalign_rl.learner.group import Call, LearnerGroup
+from metaalign_rl.reward_pool import RewardPool, Ticket
 from metaalign_rl.reward_worker import Reward
 from metaalign_rl.rollout.pool import EnginePool
 from metaalign_rl.rollout.types import Request, Sample, Sampling
@@ -29,37 +33,133 @@ class Rollout:
     reward: Reward
 
 
-def roll_out(
-    pool: EnginePool, scorers: Sequence[Any], rows: Sequence[Row], prompts: Sequence[list[int]], sampling: Sampling
-) -> list[Rollout]:
-    """One answer to each row, in the rows' order; finished ones are scored while others still roll out."""
-    samples: dict[int, Sample] = {}
-    scored: list[tuple[list[int], Any]] = []
-    waiting: list[Sample] = []
-    chunk = max(1, len(rows) // (4 * len(scorers)))
+class Part(NamedTuple):
+    """Samples of a step that are scored and evaluated while others still roll out."""
 
-    def send() -> None:
-        indices = [sample.index for sample in waiting]
-        scorer = scorers[len(scored) % len(scorers)]
-        scored.append((indices, scorer.score.remote([rows[i] for i in indices], [s.text for s in waiting])))
-        waiting.clear()
-
-    for finished in pool.generate([Request(index, ids) for index, ids in enumerate(prompts)], sampling):
-        waiting += finished
-        samples |= {sample.index: sample for sample in finished}
-        if len(waiting) >= chunk:
-            send()
-    if waiting:
-        send()
-    rewards: dict[int, Reward] = {}
-    for (indices, _), answers in zip(scored, ray.get([answer for _, answer in scored]), strict=True):
-        rewards |= dict(zip(indices, answers, strict=True))
-    return [Rollout(row, samples[index], rewards[index]) for index, row in enumerate(rows)]
+    samples: list[Sample]
+    scores: Ticket
+    evaluation: Call
 
 
-def to_batch(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
-    """The rollouts' tokens and the engine's log-probabilities as one padded batch."""
-    samples = [rollout.sample for rollout in rollouts]
+class Experience(NamedTuple):
+    """A step's rollouts in the order of its requests, the evaluated batch of their tokens, and where the time went."""
+
+    rollouts: list[Rollout]
+    batch: Batch
+    seconds: dict[str, float]
+
+
+class Collector:
+    """Rolls a step out, and has each part scored and evaluated as soon as it is finished."""
+
+    def __init__(self, config: Config, engines: EnginePool, scorers: RewardPool, learners: LearnerGroup, pad: int):
+        self._config, self._engines, self._scorers, self._learners = config, engines, scorers, learners
+        self._pad_id = pad
+        self._sampling = Sampling(max_new_tokens=config.rollout.max_new_tokens)
+
+    def collect(self, step: int, rows: Sequence[Row], prompts: Sequence[list[int]]) -> Experience:
+        """The experience of `ppo.samples_per_prompt` answers to each row; those to one row stand side by side."""
+        clock = Clock()
+        copies = self._config.ppo.samples_per_prompt
+        asked = [row for row in rows for _ in range(copies)]
+        parts = [self._send_on(asked, samples) for samples in self._parts(self._requests(step, prompts))]
+        clock.lap("rollout")
+        rewards = [reward for part in parts for reward in self._scorers.result(part.scores)]
+        clock.lap("reward")
+        batches = [self._learners.result(part.evaluation) for part in parts]
+        clock.lap("reference")
+        samples = [sample for part in parts for sample in part.samples]
+        order = sorted(range(len(samples)), key=lambda place: samples[place].index)
+        rollouts = [Rollout(asked[samples[place].index], samples[place], rewards[place]) for place in order]
+        return Experience(rollouts, Batch.concat(batches).select(order), clock.laps)
+
+    def _requests(self, step: int, prompts: Sequence[list[int]]) -> list[Request]:
+        copies = self._config.ppo.samples_per_prompt
+        return [
+            Request(index, ids, self._seed(step, index))
+            for index, ids in enumerate(ids for ids in prompts for _ in range(copies))
+        ]
+
+    def _seed(self, step: int, index: int) -> int | None:
+        """In deterministic mode a request's own seed: else answers would depend on all that was drawn before."""
+        if not self._config.ppo.deterministic:
+            return None
+        return random.Random(f"{self._config.run.seed} {step} {index}").getrandbits(31)
+
+    def _parts(self, requests: list[Request]) -> Iterator[list[Sample]]:
+        copies, ppo = self._config.ppo.samples_per_prompt, self._config.ppo
+        self._scorers.begin_step()
+        finished = self._engines.generate(requests, self._sampling)
+        groups = whole_groups(finished, copies)
+        if ppo.deterministic:  # a part's samples must not depend on who finished first
+            groups = in_order(groups, copies)
+        return batched(groups, max(copies, len(requests) // ppo.parts))
+
+    def _send_on(self, asked: Sequence[Row], samples: list[Sample]) -> Part:
+        rows, answers = [asked[sample.index] for sample in samples], [sample.text for sample in samples]
+        scores = self._scorers.submit(rows, answers)
+        return Part(samples, scores, self._learners.begin_evaluate(to_batch(samples, self._pad_id)))
+
+
+def whole_groups(finished: Iterable[list[Sample]], copies: int) -> Iterator[list[Sample]]:
+    """The samples of each prompt together, by index, once all `copies` of them are finished."""
+    groups: dict[int, list[Sample]] = {}
+    for sample in chain.from_iterable(finished):
+        group = groups.setdefault(sample.index // copies, [])
+        group.append(sample)
+        if len(group) == copies:
+            yield sorted(groups.pop(sample.index // copies), key=lambda sample: sample.index)
+    assert not groups, "a sample is missing"
+
+
+def in_order(groups: Iterable[list[Sample]], copies: int) -> Iterator[list[Sample]]:
+    """The groups by index; one that is finished early waits for those before it."""
+    waiting: dict[int, list[Sample]] = {}
+    following = 0
+    for group in groups:
+        waiting[group[0].index // copies] = group
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def batched(groups: Iterable[list[Sample]], size: int) -> Iterator[list[Sample]]:
+    """The samples of groups in parts of at least `size`; the last may be smaller."""
+    part: list[Sample] = []
+    for group in groups:
+        part += group
+        if len(part) >= size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+class Clock:
+    """Seconds between laps, as metrics."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._began = self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap to `seconds_NAME`."""
+        now = time.monotonic()
+        self.laps[f"seconds_{name}"] = self.laps.get(f"seconds_{name}", 0.0) + now - self._last
+        self._last = now
+
+    def take(self, laps: Mapping[str, float]) -> None:
+        """Take over laps that were measured meanwhile; what the time since the last lap holds beyond them stays."""
+        self.laps |= laps
+        self._last += sum(laps.values())
+
+    def total(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+
+def to_batch(samples: Sequence[Sample], pad_id: int) -> Batch:
+    """The samples' tokens and the engine's log-probabilities as one padded batch."""
     return Batch.from_samples(
         [(sample.prompt_ids, sample.response_ids) for sample in samples],
         pad_id,
@@ -67,10 +167,11 @@ def to_batch(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
     )
 
 
-def worst_mismatch(batch: Batch, rollouts: Sequence[Rollout], version: int, limit: float) -> float:
+def worst_mismatch(batch: Batch, rollouts: Sequence[Rollout], version: int, limit: float, staleness: int = 0) -> float:
     """The mean |Δ log p| a token between learner and engine, of the engine where it is largest.
 
-    Each engine by itself: in a mean over all of them one stale engine of many would hide.
+    Each engine by itself: in a mean over all of them one stale engine of many would hide. Answers that older weights
+    drew, as far as `staleness` allows, may differ by more: there the policy itself has moved.
 
     Raises:
         StaleEngine: an engine drew from weights of another version, or is above `limit`; names the engine.
@@ -82,13 +183,15 @@ def worst_mismatch(batch: Batch, rollouts: Sequence[Rollout], version: int, limi
     found = []
     for engine, rows in sorted(rows_of.items()):
         name = f"rollout engine {engine}"
-        versions = {rollouts[row].sample.weight_version for row in rows}
-        if versions != {version}:
-            raise StaleEngine(
-                f"{name} drew answers from weight version {min(versions - {version})}, not from the learners' {version}"
-            )
+        for wrong in sorted({rollouts[row].sample.weight_version for row in rows}):
+            if not version - staleness <= wrong <= version:
+                raise StaleEngine(
+                    f"{name} drew answers from weight version {wrong}, not from the learners' {version}"
+                    + (f" or the {staleness} before" if staleness else "")
+                )
         found.append(mismatch(batch.rollout_logprobs[rows], batch.logprobs[rows], batch.action_mask[rows]))
-        assert_fresh(found[-1], limit, version, name)
+        if staleness == 0:
+            assert_fresh(found[-1], limit, version, name)
     return max(found)
 
 

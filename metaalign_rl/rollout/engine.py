@@ -115,6 +115,9 @@ class RolloutEngine:
         finally:  # the caller may stop listening
             self._engine.abort_request(list(waiting))
 
+    def abort(self) -> None:
+        """Interim."""
+
     def load_weights(self, update: WeightUpdate) -> tuple[int, str]:
         """Replace the model's weights; answers with the version and the checksum of what the loader took.
 

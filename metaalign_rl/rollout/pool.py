@@ -1,62 +1,95 @@
-"""All rollout engines of a run as one: requests go out over them, samples stream back as they finish."""
+"""All rollout engines of a run as one: requests go out over them, samples stream back as they finish.
 
-from collections.abc import Iterator
+An engine that dies or hangs is replaced. Its unfinished requests go to the others, and the new one serves from the
+next weights on; where none is left, the new one takes them over, with the present weights.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from metaalign_rl.actors import GONE, Patience, first_ready, kill
 from metaalign_rl.config import Config
+from metaalign_rl.faults import EngineLost, FaultLog, StepInterrupted
 from metaalign_rl.rollout.engine import RolloutEngine
 from metaalign_rl.rollout.types import Request, Sample, Sampling
 from metaalign_rl.runtime import actor_options
-from metaalign_rl.weights import WeightUpdate, confirm, pack
+from metaalign_rl.weights import send_checkpoint
+
+Engines = Mapping[int, Any]  # Ray actors by number
+Send = Callable[[Engines], None]  # gives engines their weights; raises EngineLost
 
 
 class EnginePool:
-    """The rollout engines, Ray actors that all hold the same weights."""
+    """The rollout engines, Ray actors that all hold the same weights.
 
-    def __init__(self, engines: list[Any]) -> None:
-        self.engines = engines
+    Args:
+        start: makes the engine of a number; it loads its model while the caller goes on.
+        patience: makes the clock of an engine's signs of life.
+        whole_steps: raise `StepInterrupted` where an engine was replaced, since answers depend, in their last bits,
+            on what is drawn beside them.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[int], Any],
+        count: int,
+        faults: FaultLog,
+        patience: Callable[[], Patience],
+        *,
+        whole_steps: bool = False,
+    ) -> None:
+        self._start, self._faults, self._patience, self._whole_steps = start, faults, patience, whole_steps
+        self._send: Send = _nothing
+        self._clocks: dict[int, Patience] = {}
+        self.engines: dict[int, Any] = {}
+        for number in range(count):
+            self._launch(number)
+        self._serving = set(self.engines)
+        self._loading = threading.Lock()  # an engine takes one update at a time, whichever thread brings it
 
     @classmethod
-    def start(cls, config: Config, model_path: Path) -> "EnginePool":
-        """Start the engines; they load `model_path` while the caller goes on."""
+    def start(cls, config: Config, model_path: Path, faults: FaultLog) -> "EnginePool":
+        """Start the engines of a run on the checkpoint `model_path`."""
         rollout = config.rollout
-        actor = ray.remote(RolloutEngine).options(**actor_options(config, "rollout", config.rollout.engines))
-        engines = [
-            actor.remote(
+        actor = ray.remote(RolloutEngine).options(**actor_options(config, "rollout", rollout.engines))
+
+        def start(number: int) -> Any:
+            return actor.remote(
                 str(model_path),
                 max_tokens=config.model.max_tokens,
                 max_sequences=rollout.max_sequences,
                 dtype=config.model.dtype,
-                seed=config.run.seed + index,
+                seed=config.run.seed + number,
                 kv_cache_gib=rollout.kv_cache_gib,
                 gpu_memory_utilization=rollout.gpu_memory_utilization,
                 tensor_parallel=rollout.tensor_parallel,
                 threads=config.cluster.cpus,
-                number=index,
+                number=number,
             )
-            for index in range(rollout.engines)
-        ]
-        return cls(engines)
+
+        limits = config.faults
+        patience = lambda: Patience(limits.start_s, limits.silence_s)  # noqa: E731
+        return cls(start, rollout.engines, faults, patience, whole_steps=config.ppo.deterministic)
 
     def generate(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
-        """Samples as they finish, in no fixed order; each carries its request's index."""
-        count = len(self.engines)
-        shares = [requests[start::count] for start in range(count)]
-        streams = [
-            engine.generate.options(num_returns="streaming").remote(share, sampling)
-            for engine, share in zip(self.engines, shares, strict=True)
-            if share
-        ]
-        while streams:
-            ready, streams = ray.wait(streams, num_returns=1)
-            try:
-                yield ray.get(next(ready[0]))
-                streams.append(ready[0])
-            except StopIteration:
-                pass  # this engine has answered everything
+        """Samples as they finish, in no fixed order; each carries its request's index.
+
+        Raises:
+            StepInterrupted: an engine was replaced, and steps are to be whole.
+            TooManyFaults: engines broke again and again.
+        """
+        round_ = _Round(self, sampling)
+        numbers = sorted(self._serving)
+        for place, number in enumerate(numbers):
+            round_.ask(number, requests[place :: len(numbers)])
+        try:
+            yield from round_.samples()
+        finally:
+            round_.close()
 
     def answer(self, prompts: list[list[int]], sampling: Sampling) -> list[Sample]:
         """One sample a prompt, in the prompts' order."""
@@ -64,26 +97,134 @@ class EnginePool:
         samples = [sample for part in self.generate(requests, sampling) for sample in part]
         return sorted(samples, key=lambda sample: sample.index)
 
-    def load_weights(self, update: "ray.ObjectRef[WeightUpdate]") -> None:
-        """Give every engine the weights in Ray's object store and hold each to its confirmation.
+    def load(self, send: Send) -> None:
+        """Give every engine new weights by `send`, which also serves engines that take a lost one's place later.
 
         Raises:
             StaleEngine: an engine took something else.
+            TooManyFaults: engines broke again and again.
         """
-        answers = ray.get([engine.load_weights.remote(update) for engine in self.engines])
-        sent = ray.get(update)  # read in place, where learner and driver share a machine
-        for index, answer in enumerate(answers):
-            confirm(sent, *answer, engine=f"rollout engine {index}")
+        with self._loading:
+            self._send = send
+            while self._try_to_load(dict(self.engines)) is None:
+                pass
+
+    def _try_to_load(self, engines: Engines) -> Engines | None:
+        """Give all of `engines` weights; None where one of them had to be replaced."""
+        try:
+            self._wait_until_loaded(engines)
+            self._send(engines)
+        except EngineLost as lost:
+            self.replace(lost, engines[lost.number])
+            return None
+        self._serving = set(engines)
+        return engines
 
     def load_checkpoint(self, checkpoint: Path) -> None:
         """Give every engine the weights in a checkpoint's folder."""
-        from safetensors.torch import load_file
+        self.load(lambda engines: send_checkpoint(checkpoint, engines))
 
-        tensors = {name: t for file in sorted(checkpoint.glob("*.safetensors")) for name, t in load_file(file).items()}
-        version = max(ray.get([engine.ready.remote() for engine in self.engines])) + 1
-        self.load_weights(ray.put(pack(tensors.items(), version)))
+    def replace(self, lost: EngineLost, engine: Any) -> None:
+        """Start a new engine in the place of `engine`; it serves when it has been given weights."""
+        if self.engines[lost.number] is not engine:
+            return  # another thread has found that out
+        self._faults.record(lost, "another one takes its place")
+        kill(engine)
+        self._serving.discard(lost.number)
+        self._launch(lost.number)
+
+    def revive(self) -> list[int]:
+        """Give the present weights to the engines that were started meanwhile, and let them serve."""
+        self.load(self._send)
+        return sorted(self._serving)
 
     def stop(self) -> None:
         """End the engines' processes."""
-        for engine in self.engines:
-            ray.kill(engine)
+        for engine in self.engines.values():
+            kill(engine)
+
+    def _launch(self, number: int) -> None:
+        self.engines[number] = self._start(number)
+        self._clocks[number] = self._patience()
+
+    def _wait_until_loaded(self, engines: Engines) -> None:
+        for number, engine in engines.items():
+            ready, clock = engine.ready.remote(), self._clocks[number]
+            if first_ready([ready], clock.left()) is None:
+                raise EngineLost(number, clock.error())
+            try:
+                ray.get(ready)
+            except GONE as error:
+                raise EngineLost(number, error) from error
+            clock.heard()
+
+
+def _nothing(engines: Engines) -> None:
+    """New engines hold the weights of the checkpoint that they loaded."""
+
+
+class _Round:
+    """The requests of one call of `generate` under way."""
+
+    def __init__(self, pool: EnginePool, sampling: Sampling) -> None:
+        self._pool, self._sampling = pool, sampling
+        self._streams: dict[Any, int] = {}  # a stream of samples, by the number of the engine it comes from
+        self._open: dict[int, dict[int, Request]] = {}  # what an engine has not answered, by the request's index
+        self._engines: dict[int, Any] = {}  # those that were asked
+
+    def ask(self, number: int, requests: list[Request]) -> None:
+        """Send an engine requests; they come after those that it has."""
+        if not requests:
+            return
+        if number not in self._open:
+            self._pool._clocks[number].began()
+        engine = self._engines[number] = self._pool.engines[number]
+        stream = engine.generate.options(num_returns="streaming").remote(requests, self._sampling)
+        self._streams[stream] = number
+        self._open.setdefault(number, {}).update({request.index: request for request in requests})
+
+    def samples(self) -> Iterator[list[Sample]]:
+        """What the engines finish, until everything is answered."""
+        while self._open:
+            stream = first_ready(list(self._streams), min(self._pool._clocks[n].left() for n in self._open))
+            if stream is None:
+                self._replace_silent()
+                continue
+            try:
+                finished = ray.get(next(stream))
+            except StopIteration:
+                del self._streams[stream]  # this engine has answered everything
+                continue
+            except GONE as error:
+                self._replace(EngineLost(self._streams[stream], error))
+                continue
+            number = self._streams[stream]
+            self._pool._clocks[number].heard()
+            for sample in finished:
+                del self._open[number][sample.index]
+            if not self._open[number]:
+                del self._open[number]
+            if finished:
+                yield finished
+
+    def close(self) -> None:
+        """Tell the engines that nobody listens any more."""
+        for number in self._open:
+            self._engines[number].abort.remote()
+
+    def _replace_silent(self) -> None:
+        for number in list(self._open):
+            clock = self._pool._clocks[number]
+            if clock.left() <= 0:
+                self._replace(EngineLost(number, clock.error()))
+
+    def _replace(self, lost: EngineLost) -> None:
+        """Have what the lost engine had not answered answered by the others, or by the one in its place."""
+        self._pool.replace(lost, self._engines[lost.number])
+        self._streams = {stream: number for stream, number in self._streams.items() if number != lost.number}
+        orphans = list(self._open.pop(lost.number, {}).values())
+        if self._pool._whole_steps:
+            raise StepInterrupted(str(lost))
+        others = sorted(self._pool._serving) or self._pool.revive()
+        for place, number in enumerate(others):
+            self.ask(number, orphans[place :: len(others)])

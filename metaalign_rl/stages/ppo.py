@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from metaalign_rl.actors import Patience
 from metaalign_rl.context import RunContext
 from metaalign_rl.files import read_jsonl, write_jsonl
-from metaalign_rl.learner.group import LearnerGroup
+from metaalign_rl.learner.group import LearnerGroup, Models
 from metaalign_rl.ppo.controller import Actors, Controller, Metrics
 from metaalign_rl.ppo.records import RolloutLog
 from metaalign_rl.progress import Bar, Update
+from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.reward_worker import RewardWorker
 from metaalign_rl.runtime import actor_options
 
@@ -25,23 +27,20 @@ def run(context: RunContext) -> None:
     from transformers import AutoTokenizer
 
     config, folder, start = context.config, context.folder, context.start_policy()
-    checkpoints = folder.checkpoints / "ppo"
-    learners = LearnerGroup(config, policy=start, critic=context.reward_model() or start, reference=start)
+    models = Models(policy=start, critic=context.reward_model() or start, reference=start)
+    learners = LearnerGroup(config, models)
     actors = Actors(context.engines(start), start_scorers(context), learners)
     tokenizer, kept = AutoTokenizer.from_pretrained(start), RolloutLog(folder.rollouts, config.run.keep_rollouts)
-    controller = Controller(config, actors, context.rows("prompts"), tokenizer, checkpoints, kept)
-    learners.wait()
+    rows, checkpoints = context.rows("prompts"), folder.checkpoints / "ppo"
+    controller = Controller(config, actors, rows, tokenizer, checkpoints, kept, context.faults)
     with Bar("ppo") as bar, MetricsLog(folder.metrics, folder.root / "tensorboard") as log:
-        for metrics in controller.steps():
+        for metrics in controller.steps(folder.policy):
             log.write(metrics)
             bar(Update(controller.step, config.ppo.steps, {name: metrics[name] for name in SHOWN if name in metrics}))
-    learners.save_policy(folder.policy)
-    learners.stop()
-    for scorer in actors.scorers:
-        ray.kill(scorer)
+    actors.stop()
 
 
-def start_scorers(context: RunContext) -> list[ray.actor.ActorHandle]:
+def start_scorers(context: RunContext) -> RewardPool:
     """The reward workers, loading."""
     config = context.config
     count = config.ppo.reward_workers
@@ -54,7 +53,13 @@ def start_scorers(context: RunContext) -> list[ray.actor.ActorHandle]:
         config.reward.view,
         config.model.dtype,
     )
-    return [actor.remote(*arguments) for _ in range(count)]
+    limits = config.faults
+    return RewardPool(
+        lambda number: actor.remote(*arguments),
+        count,
+        context.faults,
+        lambda: Patience(limits.start_s, limits.silence_s),
+    )
 
 
 class MetricsLog:

@@ -1,0 +1,51 @@
+"""What all of a run's actors have in common: waiting for them, and telling that one is lost."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, WorkerCrashedError
+
+# Ray's ways to say that a process or node is gone; an exception of the actor's own code is none of them.
+GONE = (RayActorError, WorkerCrashedError, ObjectLostError)
+
+
+def kill(actor: Any) -> None:
+    """End an actor's process at once, whatever it does, if it still lives."""
+    ray.kill(actor, no_restart=True)
+
+
+class Patience:
+    """How long an actor may say nothing: longer while it starts, since it loads a model then.
+
+    Args:
+        start, silence: seconds, before and after it was first heard of.
+    """
+
+    def __init__(self, start: float, silence: float) -> None:
+        self._start, self._silence = start, silence
+        self._last = time.monotonic()
+        self._limit = start
+
+    def heard(self) -> None:
+        """It has given a sign of life."""
+        self._last, self._limit = time.monotonic(), self._silence
+
+    def began(self) -> None:
+        """It was idle until now."""
+        self._last = time.monotonic()
+
+    def left(self) -> float:
+        """Seconds until it is taken for hung; 0 or less: it is."""
+        return self._last + self._limit - time.monotonic()
+
+    def error(self) -> TimeoutError:
+        """What to say of one that was silent for too long."""
+        return TimeoutError(f"no sign of life for {time.monotonic() - self._last:.0f} s (faults.*_s: {self._limit:g})")
+
+
+def first_ready(refs: Sequence[Any], timeout: float) -> Any | None:
+    """The first of `refs`, objects or streams, that has something; None after `timeout` seconds."""
+    ready, _ = ray.wait(list(refs), num_returns=1, timeout=max(0.0, timeout))
+    return ready[0] if ready else None

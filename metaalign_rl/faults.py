@@ -1,0 +1,93 @@
+"""What breaks while a run goes on: how it is told from an error, counted, and when to give up. Light: no Ray."""
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from metaalign_rl.failures import root_cause
+
+
+class Lost(RuntimeError):
+    """An actor that died or hangs: nobody's mistake, and the work can be done again by another.
+
+    Attributes:
+        who: such as "rollout engine 1".
+        cause: what Ray said of it, or a `TimeoutError` where it said nothing for too long.
+    """
+
+    def __init__(self, who: str, cause: BaseException) -> None:
+        super().__init__(f"{who} is lost: {cause}")
+        self.who, self.cause = who, cause
+
+
+class EngineLost(Lost):
+    """A rollout engine died or hangs; `number` says which."""
+
+    def __init__(self, number: int, cause: BaseException) -> None:
+        super().__init__(f"rollout engine {number}", cause)
+        self.number = number
+
+
+class LearnersLost(Lost):
+    """A learner rank died or hangs, and with it the whole group: ranks meet in collective operations."""
+
+
+class StepInterrupted(RuntimeError):
+    """An engine was replaced in the middle of a step that must be done again whole (deterministic mode)."""
+
+
+class TooManyFaults(RuntimeError):
+    """Faults came one after the other without a step between them; the message has the last one's root cause."""
+
+
+class FaultLog:
+    """Counts the faults of a run, one line of `faults.jsonl` each, and gives up where they do not end.
+
+    Args:
+        limit: faults without a finished step between them that a run survives.
+        say: where a line for the user goes.
+    """
+
+    def __init__(self, path: Path, limit: int, say: Callable[[str], None] | None = None) -> None:
+        self._path, self._limit, self._say = path, limit, say or _to_stderr
+        self._since_progress = 0
+        self.count = len(path.read_text().splitlines()) if path.is_file() else 0
+        self.step = 0
+
+    def record(self, lost: Lost, action: str) -> None:
+        """Take note of a fault and of what is done about it.
+
+        Raises:
+            TooManyFaults: it was one too many.
+        """
+        what = "hung" if isinstance(lost.cause, TimeoutError) else "died"
+        cause = str(root_cause(lost.cause))
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "step": self.step,
+            "who": lost.who,
+            "what": what,
+            "cause": cause,
+            "action": action,
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.count += 1
+        self._since_progress += 1
+        self._say(f"fault {self.count}, step {self.step}: {lost.who} {what} ({cause}); {action}")
+        if self._since_progress > self._limit:
+            raise TooManyFaults(
+                f"{self._since_progress} faults without a finished step between them (faults.limit={self._limit}); "
+                f"the last: {lost.who} {what}: {cause}"
+            )
+
+    def progress(self, step: int) -> None:
+        """A step is finished: what broke before it is overcome."""
+        self.step, self._since_progress = step, 0
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
