@@ -7,8 +7,23 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, WorkerCrashedError
 
-# Ray's ways to say that a process or node is gone; an exception of the actor's own code is none of them.
-GONE = (RayActorError, WorkerCrashedError, ObjectLostError)
+
+class Gone(RuntimeError):
+    """An actor's process or node is gone; Ray's error is the cause."""
+
+
+def get(ref: Any) -> Any:
+    """What `ray.get` gives.
+
+    Raises:
+        Gone: the process that was to answer is no more. What its own code raised, in `__init__` too, is no such case.
+    """
+    try:
+        return ray.get(ref)
+    except (RayActorError, WorkerCrashedError, ObjectLostError) as error:
+        if getattr(error, "actor_init_failed", False):
+            raise
+        raise Gone(str(error).partition("\n")[0]) from error
 
 
 def kill(actor: Any) -> None:

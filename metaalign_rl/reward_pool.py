@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
-from metaalign_rl.actors import GONE, Patience, first_ready, kill
+from metaalign_rl.actors import Gone, Patience, first_ready, get, kill
 from metaalign_rl.faults import FaultLog, Lost
 from metaalign_rl.reward_worker import Reward
 from metaalign_rl.schema import Row
@@ -59,8 +57,8 @@ class RewardPool:
             try:
                 if first_ready([ticket.scores], clock.left()) is None:
                     raise clock.error()
-                rewards: list[Reward] = ray.get(ticket.scores)
-            except (*GONE, TimeoutError) as error:
+                rewards: list[Reward] = get(ticket.scores)
+            except (Gone, TimeoutError) as error:
                 if ticket.worker is self._workers[ticket.number]:  # else another ticket has found that out
                     self._replace(ticket.number, error)
                 ticket = self._ask(ticket.number, ticket.rows, ticket.answers)

@@ -179,15 +179,15 @@ def send_weights(update, engines):
     """Interim."""
     import ray
 
-    from metaalign_rl.actors import GONE
+    from metaalign_rl.actors import Gone, get
     from metaalign_rl.faults import EngineLost
 
     answers = {number: engine.load_weights.remote(update) for number, engine in engines.items()}
     sent = ray.get(update)
     for number, answer in answers.items():
         try:
-            confirm(sent, *ray.get(answer), engine=f"rollout engine {number}")
-        except GONE as error:
+            confirm(sent, *get(answer), engine=f"rollout engine {number}")
+        except Gone as error:
             raise EngineLost(number, error) from error
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from metaalign_rl.actors import GONE, Patience, first_ready, kill
+from metaalign_rl.actors import Gone, Patience, first_ready, get, kill
 from metaalign_rl.config import Config
 from metaalign_rl.faults import LearnersLost
 from metaalign_rl.learner.batch import Batch
@@ -99,7 +99,7 @@ class LearnerGroup:
                 ranks = ", ".join(map(str, waiting.values()))
                 raise LearnersLost(f"learner rank {ranks}, in {call.method}", clock.error())
             try:
-                ray.get(answer)
+                get(answer)
             except Exception as error:
                 if lost := self._lost_rank(call.method, waiting):
                     raise lost from error
@@ -128,8 +128,8 @@ class LearnerGroup:
         while left and (answer := first_ready(list(left), clock.left())) is not None:
             rank = left.pop(answer)
             try:
-                ray.get(answer)
-            except GONE as error:
+                get(answer)
+            except Gone as error:
                 return LearnersLost(f"learner rank {rank}, in {method}", error)
             except Exception:
                 continue

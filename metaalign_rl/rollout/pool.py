@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from metaalign_rl.actors import GONE, Patience, first_ready, kill
+from metaalign_rl.actors import Gone, Patience, first_ready, get, kill
 from metaalign_rl.config import Config
 from metaalign_rl.faults import EngineLost, FaultLog, StepInterrupted
 from metaalign_rl.rollout.engine import RolloutEngine
@@ -153,8 +153,8 @@ class EnginePool:
             if first_ready([ready], clock.left()) is None:
                 raise EngineLost(number, clock.error())
             try:
-                ray.get(ready)
-            except GONE as error:
+                get(ready)
+            except Gone as error:
                 raise EngineLost(number, error) from error
             clock.heard()
 
@@ -191,11 +191,11 @@ class _Round:
                 self._replace_silent()
                 continue
             try:
-                finished = ray.get(next(stream))
+                finished = get(next(stream))
             except StopIteration:
                 del self._streams[stream]  # this engine has answered everything
                 continue
-            except GONE as error:
+            except Gone as error:
                 self._replace(EngineLost(self._streams[stream], error))
                 continue
             number = self._streams[stream]
