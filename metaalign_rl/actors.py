@@ -55,9 +55,11 @@ class Patience:
         """Seconds until it is taken for hung; 0 or less: it is."""
         return self._last + self._limit - time.monotonic()
 
-    def error(self) -> TimeoutError:
+    def error(self, method: str) -> TimeoutError:
         """What to say of one that was silent for too long."""
-        return TimeoutError(f"no sign of life for {time.monotonic() - self._last:.0f} s (faults.*_s: {self._limit:g})")
+        setting = "start_s" if self._limit == self._start else "silence_s"
+        silence = time.monotonic() - self._last
+        return TimeoutError(f"no sign of life for {silence:.0f} s in {method} (faults.{setting}={self._limit:g})")
 
 
 def first_ready(refs: Sequence[Any], timeout: float) -> Any | None:

@@ -56,7 +56,7 @@ class RewardPool:
             clock = self._clocks[ticket.number]
             try:
                 if first_ready([ticket.scores], clock.left()) is None:
-                    raise clock.error()
+                    raise clock.error("score")
                 rewards: list[Reward] = get(ticket.scores)
             except (Gone, TimeoutError) as error:
                 if ticket.worker is self._workers[ticket.number]:  # else another ticket has found that out

@@ -17,8 +17,8 @@ TINY = [
     "model.hidden_size=64", "model.layers=1", "model.heads=2",
     "data.demonstrations=600", "data.pairs=200", "data.prompts=120", "data.held_out_prompts=48",
     "data.held_out_pairs=120", "data.paraphrased_wishes=10", "sft.save_steps=10", "reward.on_policy_prompts=24",
-    "reward.epochs=1", "ppo.steps=2", "ppo.prompts_per_step=8", "ppo.samples_per_prompt=2", "ppo.save_steps=1",
-    "learner.minibatch_size=8",
+    "reward.epochs=1", "ppo.steps=6", "ppo.prompts_per_step=8", "ppo.samples_per_prompt=2", "ppo.save_steps=2",
+    "ppo.deterministic=true", "learner.minibatch_size=8",
 ]  # fmt: skip
 
 SESSION = pytest.StashKey[pytest.Session]()

@@ -97,7 +97,8 @@ def engine_pool(faults, count, silence=30.0, hangs=None, **options) -> EnginePoo
 
     def start(number):
         started[number] += 1
-        return ray.remote(num_cpus=0, max_concurrency=2)(Engine).remote(number, hangs if (number, started[number]) == (1, 1) else None)
+        is_first = (number, started[number]) == (1, 1)
+        return ray.remote(num_cpus=0, max_concurrency=2)(Engine).remote(number, hangs if is_first else None)
 
     pool = EnginePool(start, count, faults, lambda: Patience(30.0, silence), **options)
     pool.load(lambda engines: ray.get([engine.take.remote(7) for engine in engines.values()]))

@@ -14,9 +14,19 @@ from metaalign_rl.data.flips import MARK
 from metaalign_rl.data.world import build
 from metaalign_rl.data.world.tokenizer import build_tokenizer
 from metaalign_rl.errors import UserError
+from metaalign_rl.faults import FaultLog
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
+from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.controller import Actors, Controller, describe, make_kl_controller
-from metaalign_rl.ppo.experience import Rollout, scores_of, to_batch, worst_mismatch
+from metaalign_rl.ppo.experience import (
+    Rollout,
+    batched,
+    in_order,
+    scores_of,
+    to_batch,
+    whole_groups,
+    worst_mismatch,
+)
 from metaalign_rl.ppo.records import RolloutLog, read_rollouts
 from metaalign_rl.ppo.sampler import TierSampler
 from metaalign_rl.reward_worker import Reward, RewardWorker
@@ -83,7 +93,7 @@ def test_both_sides_of_a_flip_come_in_one_step(rows):
 def test_the_controller_rolls_a_conflict_out_beside_its_flip(rows):
     tokenizer = build_tokenizer(row.system_info for row in rows)
     config = Config(ppo=PPOConfig(flips=True))
-    controller = Controller(config, Actors(None, [], None), rows, tokenizer, Path("unused"), RolloutLog(Path(), 0))
+    controller = make_controller(config, rows, tokenizer)
     drawn = {row.id: row for row in (controller.rows[i] for i in controller.sampler.draw(0, 200))}
     flipped = [row for row in drawn.values() if row.id.endswith(MARK)]
     assert flipped
@@ -151,7 +161,7 @@ def test_a_steps_means_are_over_answers_and_its_nats_over_tokens(rows):
     system, user = (next(row for row in rows if row.tier == tier) for tier in ("system", "user"))
     long = Sample(0, [1], [2, 3, 4], [-1.0] * 3, "x y z", finished=True, weight_version=0)
     rollouts = [_rollout(system, 1.0), Rollout(user, long, Reward(0.0, 0.0, None))]
-    batch = to_batch(rollouts, pad_id=0)
+    batch = to_batch([rollout.sample for rollout in rollouts], pad_id=0)
     mask = batch.action_mask.float()
     metrics = describe(rollouts, replace(batch, logprobs=-mask, ref_logprobs=-1.5 * mask))
     assert metrics["reward"] == 0.5
@@ -172,6 +182,39 @@ def test_kept_rollouts_are_read_back_step_by_step_and_a_step_done_again_replaces
     assert len(list((tmp_path / "rollouts").iterdir())) == 2  # no half-written file
 
 
+def test_the_newest_checkpoints_are_kept_and_the_best_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, gold in ((1, 0.3), (2, 0.9), (3, 0.5), (4, None), (5, 0.6)):
+        checkpoints.save({"step": step, "kl_coef": 0.1}, gold, lambda folder: folder.mkdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.json", "step-2", "step-4", "step-5"]
+    assert checkpoints.best() == {"step": 2, "gold": 0.9}
+    assert checkpoints.last() == ({"step": 5, "kl_coef": 0.1}, tmp_path / "step-5" / "learners")
+
+
+def test_a_checkpoint_whose_writer_died_is_not_there(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save({"step": 1}, None, lambda folder: folder.mkdir())
+    with pytest.raises(OSError, match="the process died"):
+        checkpoints.save({"step": 2}, None, _die)
+    assert checkpoints.last() == ({"step": 1}, tmp_path / "step-1" / "learners")
+
+
+def _die(folder):
+    raise OSError("the process died")
+
+
+def _sample(index):
+    return Sample(index, [1], [2], [-0.1], "x", finished=True, weight_version=0)
+
+
+def test_samples_go_on_in_whole_groups_and_in_parts_of_a_size():
+    finished = [[_sample(4)], [_sample(0), _sample(5)], [_sample(3), _sample(1)], [_sample(2)]]
+    groups = list(whole_groups(finished, copies=2))
+    assert [[sample.index for sample in group] for group in groups] == [[4, 5], [0, 1], [2, 3]]
+    assert [[sample.index for sample in part] for part in batched(groups, 4)] == [[4, 5, 0, 1], [2, 3]]
+    assert [[sample.index for sample in group] for group in in_order(groups, 2)] == [[0, 1], [2, 3], [4, 5]]
+
+
 def test_a_run_may_keep_no_rollouts(rows, tmp_path):
     RolloutLog(tmp_path / "rollouts", every=0).write(1, [_rollout(rows[0], 0.0)])
     assert read_rollouts(tmp_path / "rollouts").num_rows == 0
@@ -190,7 +233,7 @@ def _drawn(row, engine, off, version=4):
 
 
 def _worst(rollouts):
-    batch = to_batch(rollouts, pad_id=0)
+    batch = to_batch([rollout.sample for rollout in rollouts], pad_id=0)
     return worst_mismatch(replace(batch, logprobs=-batch.action_mask.float()), rollouts, version=4, limit=0.01)
 
 
@@ -214,11 +257,16 @@ def test_a_meta_prompt_that_does_not_fit_is_named_before_anything_is_rolled_out(
     long = replace(rows[5], id="long", system_info="please be formal. " * 200)
     tokenizer = build_tokenizer(row.system_info for row in rows)
     meta_prompt.install(tokenizer)
-    controller = Controller(
-        Config(), Actors(None, [], None), [rows[0], long], tokenizer, Path("unused"), RolloutLog(Path(), 0)
-    )
     with pytest.raises(UserError, match="row 'long'"):
-        next(controller.steps())
+        next(make_controller(Config(), [rows[0], long], tokenizer).steps(Path("unused")))
+
+
+def make_controller(config, rows, tokenizer):
+    """One without actors, for what it does before it calls them."""
+    unused = Path("unused")
+    return Controller(
+        config, Actors(None, None, None), rows, tokenizer, unused, RolloutLog(unused, 0), FaultLog(unused, 1)
+    )
 
 
 def test_metrics_of_a_step_that_is_done_again_replace_its_line(tmp_path):

@@ -97,11 +97,11 @@ class LearnerGroup:
             answer = first_ready(list(waiting), clock.left())
             if answer is None:
                 ranks = ", ".join(map(str, waiting.values()))
-                raise LearnersLost(f"learner rank {ranks}, in {call.method}", clock.error())
+                raise LearnersLost(f"learner rank {ranks}", clock.error(call.method))
             try:
                 get(answer)
             except Exception as error:
-                if lost := self._lost_rank(call.method, waiting):
+                if lost := self._lost_rank(waiting):
                     raise lost from error
                 raise
             del waiting[answer]
@@ -121,7 +121,7 @@ class LearnerGroup:
         """Learners say nothing while they work, and a call may wait for others: the longer limit counts."""
         return Patience(self._config.faults.start_s, self._config.faults.silence_s)
 
-    def _lost_rank(self, method: str, waiting: dict[Any, int]) -> LearnersLost | None:
+    def _lost_rank(self, waiting: dict[Any, int]) -> LearnersLost | None:
         """The rank that is gone, if any: where one dies, the others' errors are only that they miss it."""
         clock = Patience(GRACE, GRACE)
         left = dict(waiting)
@@ -130,7 +130,7 @@ class LearnerGroup:
             try:
                 get(answer)
             except Gone as error:
-                return LearnersLost(f"learner rank {rank}, in {method}", error)
+                return LearnersLost(f"learner rank {rank}", error)
             except Exception:
                 continue
         return None

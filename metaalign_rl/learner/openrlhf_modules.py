@@ -1,21 +1,21 @@
 """Single modules of OpenRLHF, without its packages' `__init__` files.
 
 Those import its models and trainers, and with them flash-attn, which a CPU does not have; the loss functions,
-estimators and controllers need none of it.
+estimators and controllers need none of it. Nor do they need deepspeed, which takes seconds to import: a process that
+has not imported it goes without.
 """
 
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 
 def openrlhf_module(name: str) -> ModuleType:
-    """The module `openrlhf.NAME`, such as "models.loss".
-
-    `models.loss` and `models.utils` import deepspeed (seconds), the others next to nothing.
-    """
+    """The module `openrlhf.NAME`, such as "models.loss"."""
     folder, _, module = name.rpartition(".")
     package = f"_openrlhf_{folder.replace('.', '_')}"
     if package not in sys.modules:
@@ -24,4 +24,18 @@ def openrlhf_module(name: str) -> ModuleType:
         bare = ModuleType(package)
         bare.__path__ = [str(Path(spec.submodule_search_locations[0], *folder.split(".")))]
         sys.modules[package] = bare
-    return importlib.import_module(f"{package}.{module}")
+    with _deepspeed_left_out():
+        return importlib.import_module(f"{package}.{module}")
+
+
+@contextmanager
+def _deepspeed_left_out() -> Iterator[None]:
+    """Let a module import an empty deepspeed where the process has no other: ours use it nowhere."""
+    if "deepspeed" in sys.modules:
+        yield
+        return
+    sys.modules["deepspeed"] = ModuleType("deepspeed")
+    try:
+        yield
+    finally:
+        del sys.modules["deepspeed"]

@@ -151,7 +151,7 @@ class EnginePool:
         for number, engine in engines.items():
             ready, clock = engine.ready.remote(), self._clocks[number]
             if first_ready([ready], clock.left()) is None:
-                raise EngineLost(number, clock.error())
+                raise EngineLost(number, clock.error("loading"))
             try:
                 get(ready)
             except Gone as error:
@@ -216,7 +216,7 @@ class _Round:
         for number in list(self._open):
             clock = self._pool._clocks[number]
             if clock.left() <= 0:
-                self._replace(EngineLost(number, clock.error()))
+                self._replace(EngineLost(number, clock.error("generate")))
 
     def _replace(self, lost: EngineLost) -> None:
         """Have what the lost engine had not answered answered by the others, or by the one in its place."""

@@ -1,0 +1,91 @@
+"""A run of the real stack whose processes are killed: it ends as if nothing had happened.
+
+In deterministic mode "as if nothing had happened" is exact, so the undisturbed tiny run is what to compare with.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY
+
+from metaalign_rl.files import read_json, read_jsonl
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def copied(tiny_run: Path, tmp_path: Path) -> Path:
+    """The tiny run's data and models, before PPO, in the folder of a run `killed`."""
+    folder = tmp_path / "killed"
+    after = ("metrics.jsonl", "report.json", "report.html", "policy", "evaluation", "checkpoints", "rollouts")
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns(*after, "tensorboard"))
+    finished = read_json(folder / "stages.json")
+    (folder / "stages.json").write_text(json.dumps({stage: finished[stage] for stage in ("data", "sft", "reward")}))
+    return folder
+
+
+def test_a_run_whose_every_process_is_killed_once_ends_with_the_same_metrics(tiny_run: Path, copied: Path) -> None:
+    """The engine, the reward worker and the learner are replaced within the run; the driver, by the same command."""
+    run = _start(copied)
+    for step, process in ((1, "ray::RolloutEngine"), (2, "ray::RewardWorker"), (3, "ray::Learner")):
+        _wait_until(lambda step=step: len(_steps(copied)) >= step, run)
+        os.kill(_child(run, process), signal.SIGKILL)
+        _wait_until(lambda step=step: len(_lines(copied / "faults.jsonl")) == step, run)
+    _wait_until(lambda: len(_steps(copied)) >= 4, run)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    run = _start(copied)
+    assert run.wait(timeout=300) == 0
+
+    assert _steps(copied) == _steps(tiny_run)
+    assert [line["who"] for line in _lines(copied / "faults.jsonl")] == [
+        "rollout engine 0",
+        "reward worker 0",
+        "learner rank 0",
+    ]
+    assert (copied / "policy" / "model.safetensors").is_file()
+
+
+def _steps(folder: Path) -> list[dict[str, float]]:
+    """What the steps measured, but not how long they took."""
+    path = folder / "metrics.jsonl"
+    steps = [step for _, step in read_jsonl(path)] if path.is_file() else []
+    return [{k: v for k, v in step.items() if not k.startswith("seconds") and k != "faults"} for step in steps]
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    words = [*TINY, f"run.name={folder.name}", f"run.root={folder.parent}", "run.stages=[data,sft,reward,ppo]"]
+    command = [sys.executable, "-m", "metaalign_rl", "run", "configs/quickstart.yaml", *words]
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=log, stderr=log)
+
+
+def _child(run: subprocess.Popen[bytes], title: str) -> int:
+    """The process of the run that has this title; Ray gives its workers the titles of their actors."""
+    return next(pid for pid in _descendants(run.pid) if title in Path(f"/proc/{pid}/cmdline").read_text())
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        yield child
+        yield from _descendants(child)
+
+
+def _wait_until(condition: Callable[[], bool], run: subprocess.Popen[bytes], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert run.poll() is None, "the run ended too early; see its log.txt"
+        assert time.monotonic() < end, "the run took too long"
+        time.sleep(0.05)
