@@ -16,9 +16,10 @@ from metaalign_rl.data.world.tokenizer import build_tokenizer
 from metaalign_rl.errors import UserError
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
 from metaalign_rl.ppo.controller import Actors, Controller, describe, make_kl_controller
-from metaalign_rl.ppo.experience import Rollout, scores_of, to_batch, worst_mismatch
+from metaalign_rl.ppo.experience import Rollout, to_batch, worst_mismatch
 from metaalign_rl.ppo.records import RolloutLog, read_rollouts
 from metaalign_rl.ppo.sampler import TierSampler
+from metaalign_rl.ppo.shaping import scores_of
 from metaalign_rl.reward_worker import Reward, RewardWorker
 from metaalign_rl.rollout.types import Sample
 from metaalign_rl.runtime import actor_options, preflight

@@ -23,6 +23,7 @@ class LearnerGroup:
         actor = ray.remote(Learner).options(**actor_options(config, "learner", ranks))
         config.learner.check_dtype(config.model.dtype)
         settings = replace(config.learner, total_steps=config.learner.total_steps or optimizer_steps(config))
+        self._kl_by = config.ppo.kl_by
         self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
         self._ranks = [actor.remote(settings, rank, ranks, self._meeting, **same) for rank in range(ranks)]
         self._ready = [rank.setup.remote(policy, critic, reference) for rank in self._ranks]
@@ -35,9 +36,9 @@ class LearnerGroup:
         """The batch with log-probabilities of policy and reference, and values; see `Learner.evaluate`."""
         return self._call("evaluate", ray.put(batch))
 
-    def train(self, batch: Batch) -> dict[str, float]:
-        """One PPO update; see `Learner.train`."""
-        return self._call("train", ray.put(batch))
+    def train(self, batch: Batch, kl_coef: float = 0.0) -> dict[str, float]:
+        """One update, with the KL in the loss by `kl_coef`; see `Learner.train`."""
+        return self._call("train", ray.put(batch), kl_coef, self._kl_by)
 
     def weights(self, version: int) -> "ray.ObjectRef[WeightUpdate]":
         """The policy's weights as an update for the rollout engines, where the learner left it in the object store."""

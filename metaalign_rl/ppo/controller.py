@@ -16,9 +16,10 @@ from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.group import LearnerGroup
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL, KLController
 from metaalign_rl.meta_prompt import MetaPrompt, encode
-from metaalign_rl.ppo.experience import Rollout, add_advantages, roll_out, to_batch, worst_mismatch
+from metaalign_rl.ppo.experience import Rollout, roll_out, to_batch, worst_mismatch
 from metaalign_rl.ppo.records import RolloutLog
 from metaalign_rl.ppo.sampler import TierSampler
+from metaalign_rl.ppo.shaping import add_advantages
 from metaalign_rl.refusals import is_refusal
 from metaalign_rl.rollout.pool import EnginePool
 from metaalign_rl.rollout.types import Sampling
@@ -83,7 +84,7 @@ class Controller:
         clock.lap("evaluate")
         off = worst_mismatch(batch, rollouts, self.step, self.config.ppo.max_mismatch)
         add_advantages(batch, rollouts, self.config.ppo, self.kl.value)
-        learned = self.actors.learners.train(batch)
+        learned = self.actors.learners.train(batch, self.kl.value if self.config.ppo.kl_in_loss else 0.0)
         clock.lap("learn")
         self.step += 1
         self._send_weights()

@@ -10,6 +10,7 @@ from metaalign_rl.files import read_jsonl, write_jsonl
 from metaalign_rl.learner.group import LearnerGroup
 from metaalign_rl.ppo.controller import Actors, Controller, Metrics
 from metaalign_rl.ppo.records import RolloutLog
+from metaalign_rl.ppo.shaping import needs_critic
 from metaalign_rl.progress import Bar, Update
 from metaalign_rl.reward_worker import RewardWorker
 from metaalign_rl.runtime import actor_options
@@ -26,7 +27,8 @@ def run(context: RunContext) -> None:
 
     config, folder, start = context.config, context.folder, context.start_policy()
     checkpoints = folder.checkpoints / "ppo"
-    learners = LearnerGroup(config, policy=start, critic=context.reward_model() or start, reference=start)
+    critic = (context.reward_model() or start) if needs_critic(config.ppo.algorithm) else None
+    learners = LearnerGroup(config, policy=start, critic=critic, reference=start)
     actors = Actors(context.engines(start), start_scorers(context), learners)
     tokenizer, kept = AutoTokenizer.from_pretrained(start), RolloutLog(folder.rollouts, config.run.keep_rollouts)
     controller = Controller(config, actors, context.rows("prompts"), tokenizer, checkpoints, kept)
