@@ -180,8 +180,9 @@ class RolloutConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PPOConfig:
-    """The PPO loop."""
+    """The PPO loop. docs/ppo.md explains the algorithms."""
 
+    algorithm: Literal["ppo", "rloo", "reinforce++", "grpo"] = "ppo"  # only ppo learns a critic
     steps: int = 60
     prompts_per_step: int = 128
     samples_per_prompt: int = 4
@@ -190,13 +191,14 @@ class PPOConfig:
     sampler: dict[str, float] = field(
         default_factory=dict
     )  # weight by "tier" or "tier/relation"; empty: as in the data
-    gamma: float = 1.0
-    lam: float = 0.95
+    gamma: float = 1.0  # discount a token
+    lam: float = 0.95  # of GAE, ppo only
     kl: Literal["fixed", "adaptive"] = "fixed"
     kl_coef: float = 0.03
     kl_target: float = 0.1  # nats a response, adaptive only
     kl_horizon: int = 10_000  # samples, adaptive only
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_in: Literal["reward", "loss"] | None = None  # null: as the algorithm's paper, loss under grpo, else reward
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None  # null: k1 in the reward, k3 in the loss
     normalize_per_tier: bool = False
     flips: bool = False  # roll out conflicts in pairs: the same dialog with the tiers' texts in each other's place
     max_mismatch: float = 0.01  # mean |Δ log p| a token between learner and engine above which the run stops
@@ -222,8 +224,23 @@ class PPOConfig:
         _require("ppo.in_flight", not self.in_flight or self.staleness > 0, "false without ppo.staleness=1", True)
         if self.deterministic:
             _require("ppo.staleness", self.staleness == 0, "0 beside ppo.deterministic=true", self.staleness)
+        if self.algorithm in ("rloo", "grpo"):
+            name = f"under ppo.algorithm={self.algorithm}"
+            least = f"2 or more {name}, which compares a prompt's answers"
+            _require("ppo.samples_per_prompt", self.samples_per_prompt >= 2, least, self.samples_per_prompt)
+            _require("ppo.gamma", self.gamma == 1, f"1 {name}, to which an answer is one action", self.gamma)
         if self.model_weight + self.checks_weight == 0:
             raise UserError("ppo.model_weight and ppo.checks_weight are both 0, which leaves no reward; raise one")
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether the KL penalty is a term of the loss; else it is in the reward."""
+        return self.kl_in == "loss" or (self.kl_in is None and self.algorithm == "grpo")
+
+    @property
+    def kl_by(self) -> Literal["k1", "k2", "k3"]:
+        """The estimator of the penalty's KL."""
+        return self.kl_estimator or ("k3" if self.kl_in_loss else "k1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

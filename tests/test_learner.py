@@ -30,6 +30,7 @@ from metaalign_rl.files import replace_folder
 from metaalign_rl.learner.advantages import gae, token_kl, token_rewards, whiten
 from metaalign_rl.learner.batch import Batch, plan_micro_batches
 from metaalign_rl.learner.config import LearnerConfig
+from metaalign_rl.learner.divergence import Diverged
 from metaalign_rl.learner.group import optimizer_steps
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
 from metaalign_rl.learner.worker import Learner
@@ -43,6 +44,9 @@ CONFIG = LearnerConfig(
     micro_batch_tokens=1000,
     max_grad_norm=100.0,
 )
+
+FILE = "model.safetensors"
+CAPPED = {"correction": "token", "correction_mode": "clip", "correction_bounds": (0.0, 2.0)}
 
 
 def tiny_model(path: Path, seed: int, kind: type = Qwen2ForCausalLM, **changes: object) -> Path:
@@ -204,6 +208,15 @@ def test_selected_samples_are_cut_to_their_longest():
     assert first.values is None
 
 
+def test_batches_are_joined_and_padded_to_the_longest():
+    samples = make_samples(5)
+    whole = Batch.from_samples(samples, pad_id=0, rollout_logprobs=[[-1.0] * len(answer) for _, answer in samples])
+    joined = Batch.concat([whole.select([0, 1]), whole.select([2]), whole.select([3, 4])])
+    for name in ("sequences", "attention_mask", "action_mask", "rollout_logprobs"):
+        assert torch.equal(getattr(joined, name), getattr(whole, name))
+    assert joined.values is None
+
+
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=4, max_size=40),
     ranks=st.integers(1, 4),
@@ -316,17 +329,57 @@ def test_minibatches_and_epochs_are_optimizer_steps(folder):
     learner = make_learner(folder, replace(CONFIG, minibatch_size=5, epochs=2, warmup_steps=100))
     metrics = learner.train(evaluated(learner))  # 12 samples: 3 minibatches, twice
     assert metrics["lr"] == pytest.approx(1e-3 * 7 / 100)
+    assert learner.version == 1
 
 
-def test_the_entropy_bonus_and_the_importance_cap_enter_the_loss(folder):
+def test_the_entropy_bonus_and_the_off_policy_correction_enter_the_loss(folder):
     rollout = {"rollout_logprobs": [[-20.0] * len(response) for _, response in make_samples()]}
-    plain, capped = make_learner(folder), make_learner(folder, replace(CONFIG, importance_cap=2.0))
+    plain, capped = (
+        make_learner(folder),
+        make_learner(folder, replace(CONFIG, **CAPPED)),
+    )
     bonus = make_learner(folder, replace(CONFIG, entropy_coef=10.0))
     batch = evaluated(plain, **rollout)
     assert capped.train(batch)["grad_norm"] == pytest.approx(2 * plain.train(batch)["grad_norm"], rel=1e-4)
     for _ in range(5):
         metrics = bonus.train(batch)
     assert metrics["entropy"] > plain.train(batch)["entropy"]
+
+
+@pytest.mark.parametrize("name", ["advantages", "returns"])
+def test_an_update_of_numbers_that_are_not_finite_is_refused(folder, name):
+    learner = make_learner(folder)
+    batch = evaluated(learner)
+    getattr(batch, name)[0, 3:5] = float("nan")
+    with pytest.raises(Diverged, match=rf"update 1: {name} are not finite at 2 of \d+ tokens; go on from"):
+        learner.train(batch)
+    assert learner.version == 0
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_loss_that_is_not_finite_stops_training_before_the_step(folder, stage):
+    learner = make_learner(folder, replace(CONFIG, zero_stage=stage, minibatch_size=6))
+    batch = evaluated(learner)
+    learner.train(batch)
+    with torch.no_grad():
+        next(learner.critic.module.parameters())[:] = float("inf")
+    before = policy_weights(learner).clone()
+    with pytest.raises(Diverged, match="update 2, epoch 1, minibatch 1 of 2: value_loss is nan"):
+        learner.train(batch)
+    assert torch.equal(policy_weights(learner), before)
+    assert learner.version == 1
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_gradient_that_outgrows_its_history_stops_training_before_the_step(folder, stage):
+    learner = make_learner(folder, replace(CONFIG, zero_stage=stage, max_growth=50.0))
+    batch = evaluated(learner)
+    learner.train(batch)
+    before = learner.evaluate(batch).logprobs
+    batch.advantages *= 1000
+    with pytest.raises(Diverged, match=r"update 2.*: grad_norm is .* above learner.max_growth=50 times"):
+        learner.train(batch)
+    assert torch.equal(learner.evaluate(batch).logprobs, before)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
@@ -430,19 +483,24 @@ def test_ranks_meet_in_a_new_file_of_the_run_and_old_ones_are_removed(tmp_path):
     assert not second.exists()
 
 
+PLAIN: tuple[dict[str, object], float] = ({}, 0.0)  # settings, and the coefficient of the KL in the loss
+EVERYTHING: tuple[dict[str, object], float] = ({"loss_mean": "samples", "correction": "sequence"}, 0.1)
+VARIANTS = {0: PLAIN, 1: EVERYTHING, 2: EVERYTHING, 3: PLAIN}  # by ZeRO stage
+
+
 def run_rank(folder: Path, batch: Batch, rank: int) -> None:
     """Two updates at each ZeRO stage on one of two ranks; rank 0 leaves policy and metrics in `folder`."""
     torch.set_num_threads(1)
-    for stage in (0, 1, 2, 3):
-        config = replace(CONFIG, zero_stage=stage, micro_batch_tokens=30)
+    for stage, (changes, kl_coef) in VARIANTS.items():
+        config = replace(CONFIG, zero_stage=stage, micro_batch_tokens=30, **changes)
         learner = make_learner(folder, config, rank, world_size=2)
         again = learner.evaluate(batch)
-        metrics = [learner.train(batch) for _ in range(2)]
+        metrics = [learner.train(batch, kl_coef) for _ in range(2)]
         learner.save_state(folder / f"state{stage}")
         learner.save_policy(folder / f"updated{stage}")
-        expected = learner.train(batch)
+        expected = learner.train(batch, kl_coef)
         learner.load_state(folder / f"state{stage}")
-        assert learner.train(batch) == expected
+        assert learner.train(batch, kl_coef) == expected
         if rank == 0:
             torch.testing.assert_close(again.logprobs, batch.logprobs)
             torch.testing.assert_close(again.values, batch.values)
@@ -451,10 +509,14 @@ def run_rank(folder: Path, batch: Batch, rank: int) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_make_the_update_of_one_at_every_zero_stage(folder):
-    alone = make_learner(folder)
-    batch, start = evaluated(alone), load_file(folder / "policy" / "model.safetensors")
-    expected = [alone.train(batch) for _ in range(2)]
-    alone.save_policy(folder / "alone")
+    draw = random.Random(1)
+    rollout = [[draw.uniform(-5, -3) for _ in response] for _, response in make_samples()]
+    batch, start = evaluated(make_learner(folder), rollout_logprobs=rollout), load_file(folder / "policy" / FILE)
+    expected = {}
+    for name, (changes, kl_coef) in (("plain", PLAIN), ("everything", EVERYTHING)):
+        alone = make_learner(folder, replace(CONFIG, **changes))
+        expected[name] = [alone.train(batch, kl_coef) for _ in range(2)]
+        alone.save_policy(folder / name)
     processes = multiprocessing.get_context("spawn")
     ranks = [processes.Process(target=partial(run_rank, folder, batch, rank)) for rank in (0, 1)]
     for process in ranks:
@@ -462,10 +524,11 @@ def test_two_ranks_make_the_update_of_one_at_every_zero_stage(folder):
     for process in ranks:
         process.join(timeout=300)
     assert [process.exitcode for process in ranks] == [0, 0]
-    for stage in (0, 1, 2, 3):
+    for stage, variant in VARIANTS.items():
+        name = "plain" if variant is PLAIN else "everything"
         metrics = json.loads((folder / f"metrics{stage}.json").read_text())
-        for found, wanted in zip(metrics, expected, strict=True):
+        for found, wanted in zip(metrics, expected[name], strict=True):
             assert found == pytest.approx(wanted, rel=1e-3, abs=1e-5)
-        updated, one = (load_file(folder / name / "model.safetensors") for name in (f"updated{stage}", "alone"))
-        moved = sum((one[name] - start[name]).norm() for name in start)
-        assert sum((one[name] - updated[name]).norm() for name in start) < 0.01 * moved
+        updated, one = (load_file(folder / made / FILE) for made in (f"updated{stage}", name))
+        moved = sum((one[key] - start[key]).norm() for key in start)
+        assert sum((one[key] - updated[key]).norm() for key in start) < 0.01 * moved

@@ -18,17 +18,10 @@ from metaalign_rl.faults import FaultLog
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
 from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.controller import Actors, Controller, describe, make_kl_controller
-from metaalign_rl.ppo.experience import (
-    Rollout,
-    batched,
-    in_order,
-    scores_of,
-    to_batch,
-    whole_groups,
-    worst_mismatch,
-)
+from metaalign_rl.ppo.experience import Rollout, batched, in_order, to_batch, whole_groups, worst_mismatch
 from metaalign_rl.ppo.records import RolloutLog, read_rollouts
 from metaalign_rl.ppo.sampler import TierSampler
+from metaalign_rl.ppo.shaping import scores_of
 from metaalign_rl.reward_worker import Reward, RewardWorker
 from metaalign_rl.rollout.types import Sample
 from metaalign_rl.runtime import actor_options, preflight

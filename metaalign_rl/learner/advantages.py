@@ -56,6 +56,42 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
+def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of the rewards from each response token on, 0 outside the mask."""
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, lam=1.0)[0]
+
+
+def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
+    """Each answer's reward minus the mean of the others of its group (RLOO, arXiv:2402.14740, section 2.2).
+
+    Args:
+        rewards: [B], one an answer.
+        groups: [B], which prompt an answer is to, from 0; two answers or more to each.
+    """
+    count, mean, _ = _moments(rewards, groups)
+    return (rewards - mean) * count / (count - 1)
+
+
+def group_normalised(rewards: Tensor, groups: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """Each answer's reward in deviations from its group's mean (GRPO, arXiv:2402.03300, section 4.1.2).
+
+    Args:
+        rewards, groups: as for `leave_one_out`.
+        epsilon: added to the deviation, or rounding would set answers of one reward apart.
+    """
+    _, mean, deviation = _moments(rewards, groups)
+    return (rewards - mean) / (deviation + epsilon)
+
+
+def _moments(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How many answers the group of each has, their mean reward and its deviation (of a sample, n - 1), all [B]."""
+    count = groups.bincount()
+    assert int(count.min()) >= 2, "a group of one answer has nothing to be compared with"
+    mean = torch.zeros(len(count)).index_add(0, groups, rewards) / count
+    squares = torch.zeros(len(count)).index_add(0, groups, (rewards - mean[groups]) ** 2)
+    return count[groups], mean[groups], (squares / (count - 1)).sqrt()[groups]
+
+
 def whiten(advantages: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
     """Mean 0 and variance 1 over the whole batch's response tokens; 0 elsewhere."""
     chosen = advantages[mask]

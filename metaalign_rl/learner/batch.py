@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 from reward.batches import Line, lay_out
@@ -58,20 +57,6 @@ class Batch:
             batch.rollout_logprobs = torch.zeros(action_mask.shape).masked_scatter_(action_mask, flat)
         return batch
 
-    @classmethod
-    def concat(cls, batches: Sequence["Batch"]) -> "Batch":
-        """The samples of all batches in one, padded to the longest; the batches are filled in to the same degree."""
-        width = max(batch.sequences.shape[1] for batch in batches)
-
-        def column(name: str) -> Tensor | None:
-            parts = [getattr(batch, name) for batch in batches]
-            if parts[0] is None:
-                return None
-            full = width - (name not in FULL)
-            return torch.cat([functional.pad(part, (0, full - part.shape[1])) for part in parts])
-
-        return cls(*(column(f.name) for f in fields(cls)))
-
     def __len__(self) -> int:
         return len(self.sequences)
 
@@ -89,6 +74,18 @@ class Batch:
         longest = int(self.attention_mask[rows].sum(dim=1).max())
         return Batch(*(_cut(getattr(self, f.name), rows, longest - (f.name not in FULL)) for f in fields(self)))
 
+    @staticmethod
+    def concat(batches: Sequence["Batch"]) -> "Batch":
+        """All samples of the batches, in order, padded to the longest. What one of them lacks, the whole lacks."""
+        longest = max(batch.sequences.shape[1] for batch in batches)
+        columns = []
+        for f in fields(Batch):
+            tensors = [getattr(batch, f.name) for batch in batches]
+            width = longest - (f.name not in FULL)
+            whole = all(tensor is not None for tensor in tensors)
+            columns.append(torch.cat([_widen(tensor, width) for tensor in tensors]) if whole else None)
+        return Batch(*columns)
+
     def by_prompt(self) -> list[list[int]]:
         """The samples in groups that answer the same prompt."""
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -98,8 +95,10 @@ class Batch:
 
     def inputs(self, *, share_prompts: bool) -> "Inputs":
         """What the models read; answers to the same prompt share one pass over it if wanted."""
+        groups = self.by_prompt() if share_prompts else []
+        if len(groups) in (0, len(self)):
+            return self._inputs_alone()
         prompts, lengths, ids = self._prompt_lengths(), self.lengths(), self.sequences.tolist()
-        groups = self.by_prompt() if share_prompts else [[index] for index in range(len(self))]
         tails = [ids[index][prompts[index] : lengths[index]] for index in range(len(self))]
         lines = lay_out([Line(ids[g[0]][: prompts[g[0]]], [tails[index] for index in g]) for g in groups], pad_token=0)
         width = lines.input_ids.shape[1]
@@ -114,6 +113,11 @@ class Batch:
             torch.tensor([source for row in sources for source in row]),
             torch.tensor([token for tail in tails for token in tail]),
         )
+
+    def _inputs_alone(self) -> "Inputs":
+        positions = torch.arange(self.sequences.shape[1]).expand(self.sequences.shape)
+        before = torch.arange(self.sequences.numel()).view_as(self.sequences)[:, :-1][self.action_mask]
+        return Inputs(self.sequences, positions, None, before, self.sequences[:, 1:][self.action_mask])
 
     def _prompt_lengths(self) -> list[int]:
         lengths: list[int] = (self.action_mask.long().argmax(dim=1) + 1).tolist()
@@ -158,6 +162,10 @@ class Inputs:
 
 
 FULL = ("sequences", "attention_mask")  # [B, T]; the others are [B, T-1]
+
+
+def _widen(tensor: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
 
 
 def _cut(tensor: Tensor | None, rows: Tensor, width: int) -> Tensor | None:

@@ -24,8 +24,18 @@ class LearnerConfig:
         clip_low, clip_high: the policy ratio is clipped to [1 - clip_low, 1 + clip_high].
         dual_clip: bound on the loss of negative advantages (arXiv:1912.09729), above 1; None: off.
         value_clip: bound on a value's move away from the old value; None: plain squared error.
-        importance_cap: cap on the weight learner/rollout probability of each token, which corrects off-policy
-            samples (truncated importance sampling); None: off. Needs `Batch.rollout_logprobs`.
+        loss_mean: what the policy's loss is a mean of: all response tokens alike, or samples, each the mean of its own
+            tokens, as in the GRPO paper.
+        correction: weights each token's loss with its probability under the learner over that under the rollout
+            engine, for answers of other weights than the learner's; "token" and "sequence" say what is kept
+            in bounds, "off" takes the answers for its own. Needs `Batch.rollout_logprobs`. OpenRLHF's
+            is_correction_level; docs/ppo.md has the formulas and sources.
+        correction_mode: what happens outside of the bounds: "clip" moves the weight to the bound (by token and ratio
+            only), "mask" leaves the token or sequence out.
+        correction_gate: what is kept in bounds: the "ratio" itself (its geometric mean, by sequence), or a
+            divergence between the two at the drawn tokens, "binary_kl" or "tv" (its mean, by sequence).
+        correction_bounds: least and most of it; a divergence's least is 0.
+        max_growth: a gradient norm or value loss above this many times its running mean ends the training; None: off.
     """
 
     learning_rate: float = 1e-6
@@ -44,7 +54,12 @@ class LearnerConfig:
     clip_high: float = 0.2
     dual_clip: float | None = None
     value_clip: float | None = 0.2
-    importance_cap: float | None = None
+    loss_mean: Literal["tokens", "samples"] = "tokens"
+    correction: Literal["off", "token", "sequence"] = "off"
+    correction_mode: Literal["clip", "mask"] = "mask"
+    correction_gate: Literal["ratio", "binary_kl", "tv"] = "ratio"
+    correction_bounds: tuple[float, float] = (0.5, 5.0)
+    max_growth: float | None = None
     entropy_coef: float = 0.0
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = False
@@ -58,13 +73,35 @@ class LearnerConfig:
         for name, allowed in (
             ("zero_stage", (0, 1, 2, 3)),
             ("schedule", ("constant", "linear")),
+            ("loss_mean", ("tokens", "samples")),
         ):
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(str, allowed))}")
-        self._require("dual_clip", self.dual_clip is None or self.dual_clip > 1, "above 1, or nothing")
+        for name in ("dual_clip", "max_growth"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) > 1, "above 1, or nothing")
+        self._require("clip_low", 0 < self.clip_low <= 1, "above 0, at most 1")
+        self._require("clip_high", self.clip_high > 0, "above 0")
+        self._require("value_clip", self.value_clip is None or self.value_clip > 0, "above 0, or nothing")
+        self._check_correction()
         long_enough = self.total_steps is None or self.total_steps > self.warmup_steps
         self._require("total_steps", long_enough, "more than warmup_steps")
         # Without ZeRO, DeepSpeed does not offload.
         self._require("zero_stage", self.zero_stage > 0 or not self.offload_optimizer, "1, 2 or 3 for offloading")
+
+    def _check_correction(self) -> None:
+        for name, allowed in (
+            ("correction", ("off", "token", "sequence")),
+            ("correction_mode", ("clip", "mask")),
+            ("correction_gate", ("ratio", "binary_kl", "tv")),
+        ):
+            self._require(name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+        if self.correction == "off":
+            return
+        low, high = self.correction_bounds
+        self._require("correction_bounds", 0 <= low < high, "0 or more, and more than that")
+        ratio = self.correction_gate == "ratio"
+        good = self.correction_mode == "mask" or (self.correction == "token" and ratio)
+        self._require("correction_mode", good, "mask, since clip moves the ratio of a token alone")
+        self._require("correction_bounds", ratio or low == 0, f"0 first under correction_gate={self.correction_gate}")
 
     def _require(self, name: str, good: bool, expected: str) -> None:
         if not good:

@@ -56,9 +56,9 @@ class LearnerGroup:
         """Have the log-probabilities of policy and reference, and values, computed while the caller goes on."""
         return self._begin("evaluate", ray.put(batch))
 
-    def train(self, batch: Batch) -> dict[str, float]:
-        """One update; see `Learner.train`."""
-        return self._call("train", ray.put(batch))
+    def train(self, batch: Batch, kl_coef: float = 0.0) -> dict[str, float]:
+        """One update, with the KL in the loss by `kl_coef`; see `Learner.train`."""
+        return self._call("train", ray.put(batch), kl_coef, self._config.ppo.kl_by)
 
     def weights(self, version: int) -> "ray.ObjectRef[Any]":
         """The policy's weights as an update for the rollout engines, where the learner left it in the object store."""

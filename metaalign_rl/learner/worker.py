@@ -1,4 +1,4 @@
-"""The learner: one rank of PPO's update of policy and critic. A plain class; Ray makes actors of it."""
+"""The learner: one rank of the update of policy and critic. A plain class; Ray makes actors of it."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class Learner:
         self.device = platform.prepare(rank, world_size, rendezvous)
         self._generator = torch.Generator().manual_seed(seed)
         self._dtype, self._seed = getattr(torch, dtype), seed
+        self.version = 0
 
     def setup(self, policy_path: str | Path, critic_path: str | Path | None, reference_path: str | Path) -> None:
         """Load the models, all from folders in the Hugging Face format.
@@ -68,7 +69,7 @@ class Learner:
         if critic_path is not None:
             load_critic = partial(models.load_critic, Path(critic_path), dtype=dtype, seed=self._seed)
             self.critic = engines.build(load_critic, config, config.critic_learning_rate, dtype)
-        self._update = update.PPOUpdate(config, self.policy, self.critic, self.world_size, self.device)
+        self._update = update.Update(config, self.policy, self.critic, self.world_size, self.device)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Batch | None:
@@ -92,24 +93,39 @@ class Learner:
         logprobs, ref_logprobs, *values = results.cpu()
         return replace(batch, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values[0] if values else None)
 
-    def train(self, batch: Batch) -> dict[str, float]:
+    def train(self, batch: Batch, kl_coef: float = 0.0, kl_estimator: str = "k3") -> dict[str, float]:
         """Update policy and critic on an evaluated batch with `advantages` and (with a critic) `returns`.
 
+        Args:
+            kl_coef: of the KL to the reference as a term of the loss; 0 where it is in the rewards.
+            kl_estimator: of that KL; see `advantages.token_kl`.
+
         Returns:
-            The same metrics on every rank. Means over the minibatches, of means over response tokens:
-            policy_loss, value_loss, clip_ratio (share of tokens at which clipping cut the gain), approx_kl
-            (KL of the old policy to the new, nats), entropy (nats). Means over the minibatches: grad_norm and
-            critic_grad_norm, before clipping. lr and critic_lr, of the next step. explained_variance of the
-            returns by the old values.
+            The same metrics on every rank; docs/ppo.md explains them. Means over the minibatches, of means over
+            response tokens: policy_loss, value_loss, clip_ratio (share of tokens at which clipping cut the gain),
+            approx_kl (KL of the old policy to the new, nats), entropy (nats), kl_loss (with `kl_coef`), rollout_kl
+            (of the rollout policy to the old one, nats) and corrected (share outside the bounds; both under off-policy
+            correction). Means over the minibatches: grad_norm and critic_grad_norm, before clipping. lr and
+            critic_lr, of the next step. explained_variance of the returns by the old values.
+
+        Raises:
+            Diverged: on all ranks, before the optimizer step that would have spoilt the weights.
         """
+        from metaalign_rl.learner.divergence import check_batch
+        from metaalign_rl.learner.losses import Penalty
         from metaalign_rl.learner.update import explained_variance
 
+        here, penalty = f"update {self.version + 1}", Penalty(kl_coef, kl_estimator)
+        check_batch(batch, here)
         count = -(-len(batch) // self.config.minibatch_size)
         metrics = []
-        for _ in range(self.config.epochs):
-            for rows in self._shuffled(batch).tensor_split(count):
+        for epoch in range(self.config.epochs):
+            for number, rows in enumerate(self._shuffled(batch).tensor_split(count), start=1):
+                where = f"{here}, epoch {epoch + 1}, minibatch {number} of {count}"
+                tokens = int(batch.action_mask[rows].sum())
                 plan = self._plan(batch, rows.tolist())
-                metrics.append(self._update(batch, plan, tokens=int(batch.action_mask[rows].sum())))
+                metrics.append(self._update(batch, plan, tokens, len(rows), penalty, where))
+        self.version += 1
         means = {name: sum(step[name] for step in metrics) / len(metrics) for name in metrics[0]}
         means["lr"] = self.policy.get_lr()[0]
         if self.critic is not None:

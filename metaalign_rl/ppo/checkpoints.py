@@ -17,7 +17,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        self._folder, self._keep = folder, keep
+        self.folder, self._keep = folder, keep
 
     def save(self, state: dict[str, Any], gold: float | None, save_learners: Callable[[Path], object]) -> None:
         """Write the checkpoint of `state["step"]`, and remove what need not be kept.
@@ -31,11 +31,11 @@ class Checkpoints:
             save_learners(folder / "learners")
             write_json(folder / STATE, state)
 
-        replace_folder(self._folder / f"step-{step}", fill)
+        replace_folder(self.folder / f"step-{step}", fill)
         best = self.best()
         if gold is not None and (best is None or gold > best["gold"]):
             best = {"step": step, "gold": gold}
-            write_json(self._folder / "best.json", best)
+            write_json(self.folder / "best.json", best)
         found = self._steps()
         kept = {*sorted(found)[-self._keep :], *([best["step"]] if best else [])}
         for other in found.keys() - kept:
@@ -51,9 +51,9 @@ class Checkpoints:
 
     def best(self) -> dict[str, Any] | None:
         """The step and gold of the best checkpoint, if it is known."""
-        path = self._folder / "best.json"
+        path = self.folder / "best.json"
         found: dict[str, Any] | None = read_json(path) if path.is_file() else None
-        return found if found and (self._folder / f"step-{found['step']}").is_dir() else None
+        return found if found and (self.folder / f"step-{found['step']}").is_dir() else None
 
     def _steps(self) -> dict[int, Path]:
-        return {int(folder.name.removeprefix("step-")): folder for folder in self._folder.glob("step-*")}
+        return {int(folder.name.removeprefix("step-")): folder for folder in self.folder.glob("step-*")}

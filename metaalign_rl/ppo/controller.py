@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 
 from metaalign_rl.config import Config
 from metaalign_rl.data.flips import can_flip, swap
+from metaalign_rl.errors import UserError
 from metaalign_rl.faults import FaultLog, LearnersLost, StepInterrupted
 from metaalign_rl.learner.advantages import token_kl
 from metaalign_rl.learner.batch import Batch
+from metaalign_rl.learner.divergence import Diverged
 from metaalign_rl.learner.group import LearnerGroup
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL, KLController
 from metaalign_rl.meta_prompt import MetaPrompt, encode
 from metaalign_rl.ppo.checkpoints import Checkpoints
-from metaalign_rl.ppo.experience import Clock, Collector, Experience, Rollout, add_advantages, worst_mismatch
-from metaalign_rl.ppo.records import RolloutLog
+from metaalign_rl.ppo.experience import Clock, Collector, Experience, Rollout, worst_mismatch
+from metaalign_rl.ppo.records import RolloutLog, save_experience
 from metaalign_rl.ppo.sampler import TierSampler
+from metaalign_rl.ppo.shaping import add_advantages
 from metaalign_rl.refusals import is_refusal
 from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.rollout.pool import EnginePool
@@ -80,7 +83,8 @@ class Controller:
         """Run the steps that are left and write the policy; yields each step's metrics, again where one was lost.
 
         Raises:
-            UserError: a row's meta-prompt does not fit, or a row cannot be scored.
+            UserError: a row's meta-prompt does not fit, or a row cannot be scored; or the training diverged, in which
+                case the message says where the batch is.
             StaleEngine: an engine drew answers from other weights than the learners'.
             TooManyFaults: actors broke again and again.
         """
@@ -111,7 +115,7 @@ class Controller:
         add_advantages(batch, rollouts, ppo, self.kl.value)
         self._roll_out_ahead(prompts)
         clock.lap("idle")
-        learned = self.actors.learners.train(batch)
+        learned = self._learn(rollouts, batch)
         clock.lap("learn")
         self._let_rollouts_end()
         clock.lap("rollout")
@@ -144,6 +148,14 @@ class Controller:
                 return self._collector.collect(step, rows, asked)
             except StepInterrupted:
                 self.actors.engines.revive()
+
+    def _learn(self, rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
+        try:
+            return self.actors.learners.train(batch, self.kl.value if self.config.ppo.kl_in_loss else 0.0)
+        except Diverged as error:
+            kept = self._checkpoints.folder / f"diverged-step-{self.step + 1}"
+            save_experience(kept, self.step + 1, rollouts, batch)
+            raise UserError(f"{error.args[0]}; its batch is in {kept}") from error
 
     def _roll_out_ahead(self, prompts: Sequence[list[int]]) -> None:
         """Where a step of staleness is allowed, roll the next step out while this one is learnt."""

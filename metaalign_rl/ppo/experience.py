@@ -1,4 +1,4 @@
-"""From rows to experience: roll out, score while others still roll out, estimate advantages."""
+"""From rows to experience: roll out, score while others still roll out."""
 
 import random
 import time
@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from metaalign_rl.config import Config, PPOConfig
-from metaalign_rl.learner.advantages import gae, token_rewards, whiten
+from metaalign_rl.config import Config
 from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.group import Call, LearnerGroup
 from metaalign_rl.reward_pool import RewardPool, Ticket
@@ -20,8 +16,6 @@ from metaalign_rl.rollout.pool import EnginePool
 from metaalign_rl.rollout.types import Request, Sample, Sampling
 from metaalign_rl.schema import Row
 from metaalign_rl.weights import StaleEngine, assert_fresh, mismatch
-
-TIER_DEVIATION_FLOOR = 0.1  # a solved tier's rewards hardly vary; dividing by less would amplify noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,24 +187,3 @@ def worst_mismatch(batch: Batch, rollouts: Sequence[Rollout], version: int, limi
         if staleness == 0:
             assert_fresh(found[-1], limit, version, name)
     return max(found)
-
-
-def add_advantages(batch: Batch, rollouts: Sequence[Rollout], config: PPOConfig, kl_coef: float) -> None:
-    """Fill in an evaluated batch's `advantages`, whitened, and `returns`: GAE over KL-penalised rewards."""
-    assert batch.logprobs is not None and batch.ref_logprobs is not None and batch.values is not None
-    scores = scores_of(rollouts, config.normalize_per_tier)
-    rewards = token_rewards(scores, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl_coef, config.kl_estimator)
-    advantages, batch.returns = gae(rewards, batch.values, batch.action_mask, config.gamma, config.lam)
-    batch.advantages = whiten(advantages, batch.action_mask)
-
-
-def scores_of(rollouts: Sequence[Rollout], normalize_per_tier: bool) -> Tensor:
-    """The rewards [B], in each governing tier with mean 0 and deviation 1 if wanted."""
-    scores = torch.tensor([rollout.reward.value for rollout in rollouts], dtype=torch.float32)
-    if normalize_per_tier:
-        tiers = [rollout.row.tier for rollout in rollouts]
-        for tier in set(tiers):
-            members = torch.tensor([other == tier for other in tiers])
-            part = scores[members]
-            scores[members] = (part - part.mean()) / part.std(correction=0).clamp(min=TIER_DEVIATION_FLOOR)
-    return scores

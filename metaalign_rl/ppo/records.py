@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metaalign_rl.files import write_with
+from metaalign_rl.learner.batch import Batch
 from metaalign_rl.ppo.experience import Rollout
 from metaalign_rl.schema import LABELS, TIERS
 
@@ -38,11 +40,23 @@ class RolloutLog:
 
     def write(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Keep a step's rollouts, atomically; those of a step that is done again replace its own."""
-        if not self._every or step % self._every:
-            return
-        table = pa.Table.from_pylist([_record(step, rollout) for rollout in rollouts], schema=SCHEMA)
-        path = self._folder / f"step-{step:06}.parquet"
-        write_with(path, lambda file: pq.write_table(table, file, compression="zstd"))
+        if self._every and step % self._every == 0:
+            _write_table(self._folder / f"step-{step:06}.parquet", step, rollouts)
+
+
+def save_experience(folder: Path, step: int, rollouts: Sequence[Rollout], batch: Batch) -> None:
+    """Keep a step's rollouts (`rollouts.parquet`) and the tensors of its batch (`batch.safetensors`) to look at."""
+    from safetensors.torch import save
+
+    tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    held = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+    write_with(folder / "batch.safetensors", lambda file: file.write(save(held)))
+    _write_table(folder / "rollouts.parquet", step, rollouts)
+
+
+def _write_table(path: Path, step: int, rollouts: Sequence[Rollout]) -> None:
+    table = pa.Table.from_pylist([_record(step, rollout) for rollout in rollouts], schema=SCHEMA)
+    write_with(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
 def read_rollouts(folder: Path) -> pa.Table:

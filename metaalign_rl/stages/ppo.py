@@ -11,6 +11,7 @@ from metaalign_rl.files import read_jsonl, write_jsonl
 from metaalign_rl.learner.group import LearnerGroup, Models
 from metaalign_rl.ppo.controller import Actors, Controller, Metrics
 from metaalign_rl.ppo.records import RolloutLog
+from metaalign_rl.ppo.shaping import needs_critic
 from metaalign_rl.progress import Bar, Update
 from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.reward_worker import RewardWorker
@@ -27,8 +28,8 @@ def run(context: RunContext) -> None:
     from transformers import AutoTokenizer
 
     config, folder, start = context.config, context.folder, context.start_policy()
-    models = Models(policy=start, critic=context.reward_model() or start, reference=start)
-    learners = LearnerGroup(config, models)
+    critic = (context.reward_model() or start) if needs_critic(config.ppo.algorithm) else None
+    learners = LearnerGroup(config, Models(policy=start, critic=critic, reference=start))
     actors = Actors(context.engines(start), start_scorers(context), learners)
     tokenizer, kept = AutoTokenizer.from_pretrained(start), RolloutLog(folder.rollouts, config.run.keep_rollouts)
     rows, checkpoints = context.rows("prompts"), folder.checkpoints / "ppo"

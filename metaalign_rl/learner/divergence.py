@@ -1,0 +1,62 @@
+"""Training that went wrong, found before it reaches the weights."""
+
+import math
+
+import torch
+
+from metaalign_rl.learner.batch import Batch
+
+FITTED = ("logprobs", "ref_logprobs", "rollout_logprobs", "values", "advantages", "returns")
+WATCHED = ("grad_norm", "critic_grad_norm", "value_loss")  # never negative; a policy loss is about 0 when all is well
+MEMORY = 0.95  # of a running mean: about 20 optimizer steps
+REMEDY = "go on from the last checkpoint with a lower learner.learning_rate or max_grad_norm, or a higher ppo.kl_coef"
+
+
+class Diverged(RuntimeError):
+    """Numbers that no update should be made of. The optimizer step that they were for was not taken."""
+
+
+def check_batch(batch: Batch, where: str) -> None:
+    """Refuse a batch whose numbers at response tokens are not all finite.
+
+    Raises:
+        Diverged: names what, and at how many tokens.
+    """
+    for name in FITTED:
+        tensor = getattr(batch, name)
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise Diverged(f"{where}: {name} are not finite at {bad} of {batch.response_tokens()} tokens; {REMEDY}")
+
+
+class Watch:
+    """Looks at every minibatch's metrics between its backward passes and its optimizer step.
+
+    Args:
+        max_growth: how many times its running mean a gradient norm or value loss may be; None: any.
+    """
+
+    def __init__(self, max_growth: float | None) -> None:
+        self._max_growth = max_growth
+        self._means: dict[str, float] = {}
+
+    def check(self, metrics: dict[str, float], where: str) -> None:
+        """Let the step be taken.
+
+        Raises:
+            Diverged: a metric is not finite or grew too much; names it.
+        """
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{where}: {name} is {value}; {REMEDY}")
+        for name in WATCHED if self._max_growth else ():
+            if name in metrics:
+                self._compare(name, metrics[name], where)
+
+    def _compare(self, name: str, value: float, where: str) -> None:
+        assert self._max_growth is not None
+        mean = self._means.get(name, value)
+        if value > self._max_growth * mean > 0:
+            limit = f"above learner.max_growth={self._max_growth:g} times its running mean {mean:.3g}"
+            raise Diverged(f"{where}: {name} is {value:.3g}, {limit}; {REMEDY}")
+        self._means[name] = MEMORY * mean + (1 - MEMORY) * value
