@@ -5,26 +5,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from metaalign_rl.config import Config
 from metaalign_rl.data.flips import can_flip, swap
 from metaalign_rl.files import read_json, replace_folder, write_json
-from metaalign_rl.learner.advantages import token_kl
-from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.group import LearnerGroup
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL, KLController
 from metaalign_rl.meta_prompt import MetaPrompt, encode
-from metaalign_rl.ppo.experience import Rollout, add_advantages, roll_out, to_batch, worst_mismatch
+from metaalign_rl.ppo.experience import add_advantages, roll_out, to_batch, worst_mismatch
+from metaalign_rl.ppo.metrics import Metrics, describe
 from metaalign_rl.ppo.records import RolloutLog
 from metaalign_rl.ppo.sampler import TierSampler
-from metaalign_rl.refusals import is_refusal
 from metaalign_rl.rollout.pool import EnginePool
 from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.schema import Row
-
-Metrics = dict[str, float]
 
 
 @dataclass
@@ -80,18 +75,18 @@ class Controller:
         rollouts = roll_out(self.actors.engines, self.actors.scorers, rows, asked, self.sampling)
         clock.lap("rollout")
         batch = self.actors.learners.evaluate(to_batch(rollouts, self.tokenizer.pad_token_id))
-        clock.lap("evaluate")
+        clock.lap("reference")
         off = worst_mismatch(batch, rollouts, self.step, self.config.ppo.max_mismatch)
         add_advantages(batch, rollouts, self.config.ppo, self.kl.value)
         learned = self.actors.learners.train(batch)
         clock.lap("learn")
+        described = describe(rollouts, batch, version=self.step)
         self.step += 1
         self._send_weights()
         clock.lap("transfer")
         self._log.write(self.step, rollouts)
-        described = describe(rollouts, batch)
         self.kl.update(described["kl"] * described["response_tokens"], len(rollouts))
-        return {"step": self.step, **described, **learned, "mismatch": off, "kl_coef": self.kl.value, **clock.laps}
+        return {"step": self.step, **described, **learned, "mismatch": off, "kl_coef": self.kl.value, **clock.metrics()}
 
     def _encode(self, row: Row) -> list[int]:
         room = self.config.model.max_tokens - self.config.rollout.max_new_tokens
@@ -133,50 +128,12 @@ class Clock:
         self.laps[f"seconds_{name}"] = now - self._last
         self._last = now
 
+    def metrics(self) -> Metrics:
+        """The laps, and `seconds_step`, their sum."""
+        return {"seconds_step": sum(self.laps.values()), **self.laps}
+
 
 def make_kl_controller(config: Config) -> KLController:
     """The coefficient of the KL penalty, fixed or steered towards a target."""
     ppo = config.ppo
     return FixedKL(ppo.kl_coef) if ppo.kl == "fixed" else AdaptiveKL(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)
-
-
-class Measured(NamedTuple):
-    """A rollout with its sums over the answer's tokens: nats of KL, nats of surprisal, and how many they are."""
-
-    rollout: Rollout
-    kl: float
-    surprisal: float
-    tokens: float
-
-
-def describe(rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
-    """What the step's answers are like, all together and by tier and relation.
-
-    `reward`, `proxy`, `gold` and `refused` are means over the answers, `response_tokens` is the mean length; `kl` and
-    `surprisal`, the mean of -log p of the drawn tokens and so an estimate of the entropy, are in nats a token.
-    """
-    assert batch.logprobs is not None and batch.ref_logprobs is not None
-    kl = token_kl(batch.logprobs, batch.ref_logprobs, batch.action_mask)
-    sums = (tensor.sum(dim=1).tolist() for tensor in (kl, -batch.logprobs, batch.action_mask))
-    answers = [Measured(*found) for found in zip(rollouts, *sums, strict=True)]
-    metrics = _means(answers, "")
-    for name, key in (("tier", lambda r: r.row.tier), ("relation", lambda r: r.row.relation)):
-        for value in sorted({key(rollout) for rollout in rollouts}):
-            metrics |= _means([answer for answer in answers if key(answer.rollout) == value], f"{name}/{value}/")
-    unfinished = fmean(not rollout.sample.finished for rollout in rollouts)
-    return metrics | {"samples": len(rollouts), "unfinished": unfinished}
-
-
-def _means(answers: Sequence[Measured], prefix: str) -> Metrics:
-    rewards = [answer.rollout.reward for answer in answers]
-    columns: dict[str, list[float]] = {
-        "reward": [reward.value for reward in rewards],
-        "proxy": [reward.proxy for reward in rewards if reward.proxy is not None],
-        "gold": [float(reward.gold) for reward in rewards if reward.gold is not None],
-        "refused": [float(is_refusal(answer.rollout.sample.text)) for answer in answers],
-        "response_tokens": [answer.tokens for answer in answers],
-    }
-    means = {prefix + name: fmean(values) for name, values in columns.items() if values}
-    tokens = sum(answer.tokens for answer in answers)
-    sums = {"kl": sum(answer.kl for answer in answers), "surprisal": sum(answer.surprisal for answer in answers)}
-    return means | {prefix + name: total / tokens for name, total in sums.items()}

@@ -52,7 +52,7 @@ def _training(folder: RunFolder) -> dict[str, float]:
     if not folder.metrics.is_file():
         return {}
     steps = [line for _, line in read_jsonl(folder.metrics)]
-    seconds = sum(value for step in steps for name, value in step.items() if name.startswith("seconds_"))
+    seconds = sum(step["seconds_step"] for step in steps)
     return {
         "ppo.steps": len(steps),
         "ppo.samples_per_second": sum(step["samples"] for step in steps) / seconds,
