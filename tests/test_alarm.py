@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from metaalign_rl.ppo import alarm
-from metaalign_rl.ppo.alarm import Alarm, Watch, episodes, trend
+from metaalign_rl.ppo.alarm import Watch, episodes, trend
 
 NOISE = 0.03  # of a mean over 512 answers to 128 prompts, or a bit more
 
@@ -118,7 +118,3 @@ def test_the_windows_noise_gives_false_trends_as_rarely_as_students_t_says():
     random = np.random.default_rng(0)
     strengths = [trend(random.normal(size=min(alarm.WINDOWS)))[1] for _ in range(4000)]
     assert np.mean(np.array(strengths) < -2.1009) == pytest.approx(0.025, abs=0.008)  # t of 18 degrees, one side
-
-
-def test_an_alarm_reads_as_one_line():
-    assert "\n" not in str(Alarm("kl", 3, 1, "9 nats a token", "raise it"))
