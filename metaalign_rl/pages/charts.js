@@ -10,7 +10,8 @@ function ticks(low, high, count) {
   return found;
 }
 
-// A chart of lines: series are {name, points: [[x, y], …]}; options: range of y, range of x, dots, diagonal.
+// A chart of lines: series are {name, points: [[x, y], …]}; options: range of y, range of x, dots, diagonal, marks (places
+// on the x axis that are pointed out) and stacked: points are then [x, top, own value], drawn as areas.
 function drawLines(figure, series, options = {}) {
   series = series.filter((one) => one.points.length);
   if (!series.length) return figure.remove();
@@ -32,18 +33,23 @@ function drawLines(figure, series, options = {}) {
   series.forEach((one, index) => {
     const color = `var(--c${index % 6})`;
     const path = one.points.map((p, i) => `${i ? "L" : "M"}${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join("");
+    if (options.stacked) {
+      const bottom = one.points.map((p) => `L${x(p[0]).toFixed(1)},${y(p[1] - p[2]).toFixed(1)}`).reverse().join("");
+      svg.append(make("path", { class: "area", d: `${path}${bottom}Z`, style: `fill: ${color}` }));
+    }
     svg.append(make("path", { class: "line", d: path, style: `stroke: ${color}` }));
     if (options.dots) one.points.forEach((p) => svg.append(make("circle", { cx: x(p[0]), cy: y(p[1]), r: 3, style: `fill: ${color}` })));
     const value = make("b");
     values.push(value);
     legend.append(make("span", {}, make("i", { style: `background: ${color}` }), `${one.name} `, value));
   });
+  for (const mark of options.marks || []) svg.append(make("line", { class: "mark", x1: x(mark), x2: x(mark), y1: TOP, y2: HEIGHT - BOTTOM }));
   const cursor = make("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   svg.append(cursor);
   // The values nearest to a place on the x axis; the last ones where nothing is pointed at.
   const show = (place) => series.forEach((one, index) => {
     const point = one.points.reduce((a, b) => (Math.abs(b[0] - place) < Math.abs(a[0] - place) ? b : a));
-    values[index].textContent = number(point[1]);
+    values[index].textContent = number(point[2] ?? point[1]);
   });
   svg.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect();
@@ -76,15 +82,32 @@ const smoothed = ({ name, points }) => ({
   }),
 });
 
+// Where a step's time goes, in its order; the parts sum to the step.
+const PARTS = ["rollout", "reward", "reference", "learn", "transfer", "idle"];
+function stackedSeconds() {
+  const tops = data.training.step.map(() => 0);
+  return PARTS.filter((part) => data.training[`seconds_${part}`]).map((part) => ({
+    name: part,
+    points: data.training[`seconds_${part}`].map((own, i) => [data.training.step[i], (tops[i] += own || 0), own || 0]),
+  }));
+}
+
+const alarmsOf = (kind) => ({ marks: data.alarms.filter((alarm) => alarm.kind === kind).map((alarm) => alarm.step) });
+
 const SHARE = [0, 1];
 const CHARTS = {
-  gold_proxy: () => [[metric("gold", "gold"), metric("proxy", "proxy")], { y: SHARE }],
+  gold_proxy: () => [[metric("gold", "gold"), metric("proxy", "proxy")], { y: SHARE, ...alarmsOf("hacking") }],
+  reward_tier: () => [metrics(/^tier\/(.+)\/reward$/).map(smoothed), {}],
+  gold_tier: () => [metrics(/^tier\/(.+)\/gold$/).map(smoothed), { y: SHARE }],
   gold_relation: () => [metrics(/^relation\/(.+)\/gold$/).map(smoothed), { y: SHARE }],
-  kl: () => [[metric("all", "kl"), ...metrics(/^tier\/(.+)\/kl$/)], {}],
+  kl: () => [[metric("all", "kl"), ...metrics(/^tier\/(.+)\/kl$/)], alarmsOf("kl")],
   length: () => [[metric("all", "response_tokens"), ...metrics(/^tier\/(.+)\/response_tokens$/)], {}],
-  entropy: () => [[metric("all, exact", "entropy"), ...metrics(/^tier\/(.+)\/surprisal$/)], {}],
+  entropy: () => [[metric("all, exact", "entropy"), metric("all", "surprisal"), ...metrics(/^tier\/(.+)\/surprisal$/)], {}],
   refused: () => [metrics(/^tier\/(.+)\/refused$/).map(smoothed), {}],
-  seconds: () => [metrics(/^seconds_(.+)$/), {}],
+  seconds: () => [stackedSeconds(), { stacked: true, marks: data.faults }],
+  clip: () => [[metric("clipped tokens", "clip_ratio"), metric("unfinished answers", "unfinished")], {}],
+  mismatch: () => [[metric("mismatch", "mismatch")], {}],
+  staleness: () => [[metric("mean", "staleness"), metric("furthest behind", "staleness_max")], {}],
   critic: () => [[metric("explained variance", "explained_variance")], {}],
   reliability: () => [
     Object.entries(data.reliability).map(([name, curve]) => ({ name, points: curve.map((bin) => [bin.p, bin.share]) })),
