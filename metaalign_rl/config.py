@@ -40,6 +40,7 @@ class RunConfig:
     seed: int = 0
     stages: list[str] = field(default_factory=lambda: ["data", "sft", "reward", "ppo", "evaluate", "report"])
     keep_rollouts: int = 1  # PPO keeps the answers of every n-th step, with scores and checks; 0: of none
+    wandb_project: str = ""  # also send PPO's metrics to this project on Weights & Biases; empty: nothing leaves
 
     def __post_init__(self) -> None:
         _require_least(self, "run", 0, "keep_rollouts")

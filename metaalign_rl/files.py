@@ -37,6 +37,32 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Add one line to a log, at a cost that does not grow with it.
+
+    What a writer that was killed left of its last line is cut off first; `read_log` passes it over.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        _cut_torn_line(file)
+        file.write(f"{json.dumps(record, ensure_ascii=False)}\n".encode())
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    if size := file.seek(0, os.SEEK_END):
+        file.seek(size - 1)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects that `append_jsonl` wrote, without a last line that was cut off; nothing where there is no file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from (json.loads(line) for line in file if line.endswith(b"\n"))
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file; a missing or broken file is a `UserError` that names it."""
     try:

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from metaalign_rl.config import Config
@@ -132,6 +133,14 @@ def check_sources(config: Config) -> list[Check]:
     if config.reward.url:
         checks.append(_check_url("reward.url", config.reward.url))
     return checks
+
+
+def check_wandb(config: Config) -> Iterator[Check]:
+    """Whether the package is there that `run.wandb_project` asks for; the environment leaves it out."""
+    if config.run.wandb_project and "ppo" in config.run.stages:
+        found = find_spec("wandb") is not None
+        remedy = "install it with `pip install wandb`, or leave run.wandb_project empty"
+        yield Check("run.wandb_project", "the package wandb", "installed" if found else "not installed", found, remedy)
 
 
 def _is_connected() -> bool:

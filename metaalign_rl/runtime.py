@@ -58,7 +58,8 @@ def actor_env(threads: int) -> dict[str, str]:
 def preflight(config: Config) -> list[Check]:
     """What the config needs beside what this machine has, and once Ray is connected, what its cluster has."""
     checks = [*needs.check_cluster(config), needs.check_memory(config), needs.check_root(config)]
-    return [*checks, *_check_devices(config), needs.check_disk(config), *needs.check_sources(config)]
+    checks += [*_check_devices(config), needs.check_disk(config), *needs.check_sources(config)]
+    return [*checks, *needs.check_wandb(config)]
 
 
 def require(checks: list[Check]) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ from conftest import ROOT, free_port
 from metaalign_rl.config import Config
 from metaalign_rl.evaluate import evaluate, write_report
 from metaalign_rl.evaluation.figures import judge_all
-from metaalign_rl.files import read_jsonl
+from metaalign_rl.files import append_jsonl, read_jsonl, read_log, write_jsonl
+from metaalign_rl.folder import RunFolder
+from metaalign_rl.ppo.catalog import PARTS
 from metaalign_rl.ppo.records import read_rollouts
+from metaalign_rl.report import build as build_report
 from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.schema import read_rows
 
@@ -75,7 +79,7 @@ def disagrees(sample: dict[str, Any]) -> bool:
 def test_the_rollout_browser_finds_a_known_answer(report: Any, tiny_run: Path) -> None:
     known = read_rollouts(tiny_run / "rollouts").to_pylist()[-1]
     report.fill("#rollouts input[name=text]", known["row"])
-    report.fill("#rollouts input[name=from]", str(known["step"]))
+    report.fill("#rollouts input[name=step_from]", str(known["step"]))
     answers = report.locator("#rollouts .sample .answer").all_inner_texts()
     assert (known["answer"].strip() or "(empty)") in [answer.strip() for answer in answers]
     assert f"the {known['tier']} tier governs" in report.inner_text("#rollouts .sample >> nth=0")
@@ -95,7 +99,7 @@ def test_filters_narrow_the_rollouts_by_tier_relation_step_and_disagreement(repo
     assert found() == sum(sample["tier"] == "system" for sample in kept)
     report.select_option("select[name=relation]", "conflict")
     assert found() == sum(sample["relation"] == "conflict" for sample in kept)
-    report.fill("input[name=to]", "1")
+    report.fill("input[name=step_to]", "1")
     assert found() == sum(sample["relation"] == "conflict" and sample["step"] == 1 for sample in kept)
 
 
@@ -106,6 +110,88 @@ def test_every_chart_is_drawn_and_shows_values_where_it_is_pointed_at(report: An
     chart = report.locator("figure[data-chart=gold_proxy]")
     chart.locator("svg").hover(position={"x": 60, "y": 60})
     assert re.search(r"gold [\d.]+\s*proxy [\d.]+", chart.locator(".legend").inner_text())
+
+
+def test_a_reward_range_and_an_order_find_the_answers_that_they_say(report: Any, tiny_run: Path) -> None:
+    kept = read_rollouts(tiny_run / "rollouts").to_pylist()
+    middle = round(statistics.median(sample["reward"] for sample in kept), 3)
+    report.fill("input[name=reward_from]", str(middle))
+    expected = sum(round(sample["reward"], 3) >= middle for sample in kept)
+    assert int(report.inner_text("#rollouts .count").split()[0]) == expected
+    report.fill("input[name=reward_from]", "")
+    report.select_option("select[name=sort]", "longest first")
+    lengths = [int(found) for found in re.findall(r"(\d+) tokens", report.inner_text("#rollouts .list"))]
+    assert lengths == sorted((sample["tokens"] for sample in kept), reverse=True)[: len(lengths)]
+
+
+@pytest.fixture
+def hacked_run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run whose page may hold a few answers only, with the curves of a longer run that went wrong."""
+    folder = tmp_path / "hacked"
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("checkpoints", "controls", "data.*"))
+    last = list(read_log(folder / "metrics.jsonl"))[-1]
+    curves = [{**last, "step": step, "proxy": 0.5 + step / 200, "gold": 0.9 - step / 200} for step in range(1, 41)]
+    write_jsonl(folder / "metrics.jsonl", curves)
+    fault = {"time": "2026-01-01T00:00:00", "who": "rollout engine 1", "what": "died", "cause": "<b>killed</b>"}
+    append_jsonl(folder / "faults.jsonl", {**fault, "step": 7, "action": "replaced"})
+    monkeypatch.setattr("metaalign_rl.report.rollouts.SHOWN", 5)
+    monkeypatch.setattr("metaalign_rl.report.rollouts.PART", 10)
+    build_report(RunFolder(folder), "overall")
+    return folder
+
+
+def test_a_page_that_holds_a_sample_loads_the_other_answers_from_beside_it(page: Any, hacked_run: Path) -> None:
+    kept = read_rollouts(hacked_run / "rollouts").to_pylist()
+    page.goto((hacked_run / "report.html").as_uri())
+    assert f"5 of the {len(kept)} answers" in page.inner_text("#rollouts")
+    page.click(f"text=Load all {len(kept)}")
+    sync_api.expect(page.locator("#rollouts .loading")).to_have_text(f"{len(kept)} are loaded.")
+    page.select_option("select[name=tier]", "user")
+    found = int(page.inner_text("#rollouts .count").split()[0])
+    assert found == sum(sample["tier"] == "user" for sample in kept)
+    page.fill("input[name=text]", kept[-1]["row"])
+    page.select_option("select[name=tier]", "")
+    assert kept[-1]["row"] in page.inner_text("#rollouts .sample >> nth=0")
+
+
+def test_a_page_that_went_on_alone_says_that_the_others_are_not_beside_it(page: Any, hacked_run: Path) -> None:
+    shutil.rmtree(hacked_run / "rollouts_page")
+    page.goto((hacked_run / "report.html").as_uri())
+    page.click("text=Load all")
+    page.locator("#rollouts .loading", has_text="not beside this page").wait_for()
+    assert page.inner_text("#rollouts .count").startswith("5 answers")
+
+
+def test_alarms_and_faults_are_told_and_marked_on_their_curves(page: Any, hacked_run: Path) -> None:
+    page.goto((hacked_run / "report.html").as_uri())
+    assert "ALARM at step 20: the proxy rises while gold falls" in page.inner_text(".alarms")
+    assert page.locator("figure[data-chart=gold_proxy] .mark").count() == 1
+    assert page.locator("figure[data-chart=kl] .mark").count() == 0
+    assert page.locator("figure[data-chart=seconds] .mark").count() == 1
+    assert "<b>killed</b>" in page.inner_text(".faults")  # as text
+
+
+def test_the_parts_of_a_steps_seconds_stand_upon_each_other(report: Any, tiny_run: Path) -> None:
+    step = list(read_log(tiny_run / "metrics.jsonl"))[-1]
+    parts = [part for part in PARTS if f"seconds_{part}" in step]
+    assert report.locator("figure[data-chart=seconds] path.area").count() == len(parts)
+    found = report.inner_text("figure[data-chart=seconds] .legend")
+    for part in parts:
+        shown = float(re.findall(rf"{part} ([\d.e-]+)", found)[0])
+        assert shown == pytest.approx(step[f"seconds_{part}"], rel=0.01)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_run_that_went_wrong_fits_a_phone_in_light_and_dark(page: Any, hacked_run: Path, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 360, "height": 800})
+    page.goto((hacked_run / "report.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page_color, ink = page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    darkness = [sum(map(int, re.findall(r"\d+", color))) for color in (page_color, ink)]
+    assert (darkness[0] < darkness[1]) == (scheme == "dark")
 
 
 @pytest.mark.parametrize("width", [360, 768, 1440])

@@ -37,7 +37,7 @@ def test_each_step_says_what_happened_by_tier_and_where_its_seconds_went(tiny_ru
     for step in steps:
         assert {"reward", "gold", "proxy", "kl", "entropy", "policy_loss", "value_loss", "mismatch"} <= set(step)
         assert any(name.startswith("tier/system/") for name in step)
-        assert all(step[f"seconds_{part}"] > 0 for part in ("rollout", "evaluate", "learn", "transfer"))
+        assert all(step[f"seconds_{part}"] > 0 for part in ("rollout", "reference", "learn", "transfer", "step"))
 
 
 def test_the_trained_policy_loads_in_transformers_with_the_three_tier_template(tiny_run):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
@@ -14,9 +15,10 @@ from metaalign_rl.chat.session import Session
 from metaalign_rl.data.world import build
 from metaalign_rl.evaluate import write_report
 from metaalign_rl.evaluation.figures import judge_all
-from metaalign_rl.files import read_json
+from metaalign_rl.files import read_json, write_jsonl
 from metaalign_rl.folder import RunFolder
 from metaalign_rl.pages.render import render
+from metaalign_rl.report.training import read_training
 from metaalign_rl.rollout.types import Sampling
 
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028 & \"'"
@@ -72,6 +74,17 @@ def test_the_report_of_a_run_shows_every_part(tiny_run: Path) -> None:
     assert data["training"]["step"] == [1, 2]
     assert {"kl", "entropy", "gold", "proxy", "response_tokens", "tier/system/refused"} <= set(data["training"])
     assert set(data["reliability"]) == {"system", "user", "dialog", "overall"}
+
+
+def test_a_long_runs_curves_are_means_over_several_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaalign_rl.report.training.POINTS", 2)
+    steps = [{"step": step, "kl": float(step), "samples": 4, "seconds_step": 2.0} for step in range(1, 6)]
+    steps[4]["kl"] = float("nan")
+    write_jsonl(tmp_path / "metrics.jsonl", [{**step, "seconds_learn": 1.0} for step in steps])
+    found = read_training(RunFolder(tmp_path))
+    assert found is not None
+    assert (found.each, found.columns["step"], found.columns["kl"]) == (3, [3, 5], [2.0, 4.0])
+    assert (found.steps, found.answers, found.seconds, found.shares) == (5, 20, 10.0, {"learn": 0.5})
 
 
 def test_the_same_report_is_built_again_from_the_files_alone(tiny_run: Path) -> None:

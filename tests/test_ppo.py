@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metaalign_rl import meta_prompt
 from metaalign_rl.config import ClusterConfig, Config, PPOConfig, RolloutConfig
@@ -17,7 +16,7 @@ from metaalign_rl.errors import UserError
 from metaalign_rl.faults import FaultLog
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
 from metaalign_rl.ppo.checkpoints import Checkpoints
-from metaalign_rl.ppo.controller import Actors, Controller, describe, make_kl_controller
+from metaalign_rl.ppo.controller import Actors, Controller, make_kl_controller
 from metaalign_rl.ppo.experience import Rollout, batched, in_order, to_batch, whole_groups, worst_mismatch
 from metaalign_rl.ppo.records import RolloutLog, read_rollouts
 from metaalign_rl.ppo.sampler import TierSampler
@@ -150,19 +149,6 @@ def test_actors_share_one_gpu_or_have_one_each(gpus, learners, engines, missing)
         assert sum(n * actor_options(config, role, n)["num_gpus"] for role, n in counts.items()) <= gpus
 
 
-def test_a_steps_means_are_over_answers_and_its_nats_over_tokens(rows):
-    system, user = (next(row for row in rows if row.tier == tier) for tier in ("system", "user"))
-    long = Sample(0, [1], [2, 3, 4], [-1.0] * 3, "x y z", finished=True, weight_version=0)
-    rollouts = [_rollout(system, 1.0), Rollout(user, long, Reward(0.0, 0.0, None))]
-    batch = to_batch([rollout.sample for rollout in rollouts], pad_id=0)
-    mask = batch.action_mask.float()
-    metrics = describe(rollouts, replace(batch, logprobs=-mask, ref_logprobs=-1.5 * mask))
-    assert metrics["reward"] == 0.5
-    assert (metrics["response_tokens"], metrics["tier/user/response_tokens"]) == (2.0, 3.0)
-    assert metrics["kl"] == metrics["tier/user/kl"] == pytest.approx(0.5)
-    assert metrics["surprisal"] == metrics["tier/system/surprisal"] == pytest.approx(1.0)
-
-
 def test_kept_rollouts_are_read_back_step_by_step_and_a_step_done_again_replaces_its_own(rows, tmp_path):
     log = RolloutLog(tmp_path / "rollouts", every=2)
     for step, value in ((1, 0.1), (2, 0.2), (4, 0.4), (4, 0.5)):
@@ -260,16 +246,3 @@ def make_controller(config, rows, tokenizer):
     return Controller(
         config, Actors(None, None, None), rows, tokenizer, unused, RolloutLog(unused, 0), FaultLog(unused, 1)
     )
-
-
-def test_metrics_of_a_step_that_is_done_again_replace_its_line(tmp_path):
-    from metaalign_rl.stages.ppo import MetricsLog
-
-    path = tmp_path / "metrics.jsonl"
-    for first, second in (({"step": 1}, {"step": 2}), ({"step": 2}, {"step": 3})):
-        with MetricsLog(path, tmp_path / "tensorboard") as log:
-            log.write(first)
-            log.write(second)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("step")] == [1, 2, 3]

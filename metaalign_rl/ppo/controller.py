@@ -5,13 +5,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from metaalign_rl.config import Config
 from metaalign_rl.data.flips import can_flip, swap
 from metaalign_rl.errors import UserError
 from metaalign_rl.faults import FaultLog, LearnersLost, StepInterrupted
-from metaalign_rl.learner.advantages import token_kl
 from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.divergence import Diverged
 from metaalign_rl.learner.group import LearnerGroup
@@ -19,16 +18,14 @@ from metaalign_rl.learner.kl import AdaptiveKL, FixedKL, KLController
 from metaalign_rl.meta_prompt import MetaPrompt, encode
 from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.experience import Clock, Collector, Experience, Rollout, worst_mismatch
+from metaalign_rl.ppo.metrics import Metrics, describe
 from metaalign_rl.ppo.records import RolloutLog, save_experience
 from metaalign_rl.ppo.sampler import TierSampler
 from metaalign_rl.ppo.shaping import add_advantages
-from metaalign_rl.refusals import is_refusal
 from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.rollout.pool import EnginePool
 from metaalign_rl.schema import Row
 from metaalign_rl.weights import send_weights
-
-Metrics = dict[str, float]
 
 
 @dataclass
@@ -119,17 +116,17 @@ class Controller:
         clock.lap("learn")
         self._let_rollouts_end()
         clock.lap("rollout")
+        described = describe(rollouts, batch, version=self.step)
         self.step += 1
         self._send_weights()
         clock.lap("transfer")
         self._log.write(self.step, rollouts)
-        described = describe(rollouts, batch)
         self.kl.update(described["kl"] * described["response_tokens"], len(rollouts))
         self._gold += [described["gold"]] if "gold" in described else []
         self._faults.progress(self.step)
         clock.lap("idle")
         known = {"mismatch": off, "kl_coef": self.kl.value, "faults": self._faults.count}
-        return {"step": self.step, **described, **learned, **known, **clock.laps, "seconds_step": clock.total()}
+        return {"step": self.step, **described, **learned, **known, **clock.metrics()}
 
     def _experience(self, prompts: Sequence[list[int]]) -> Experience:
         """The step's experience: what was rolled out ahead, for which this waits, or collected now."""
@@ -213,45 +210,3 @@ def make_kl_controller(config: Config) -> KLController:
     """The coefficient of the KL penalty, fixed or steered towards a target."""
     ppo = config.ppo
     return FixedKL(ppo.kl_coef) if ppo.kl == "fixed" else AdaptiveKL(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)
-
-
-class Measured(NamedTuple):
-    """A rollout with its sums over the answer's tokens: nats of KL, nats of surprisal, and how many they are."""
-
-    rollout: Rollout
-    kl: float
-    surprisal: float
-    tokens: float
-
-
-def describe(rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
-    """What the step's answers are like, all together and by tier and relation.
-
-    `reward`, `proxy`, `gold` and `refused` are means over the answers, `response_tokens` is the mean length; `kl` and
-    `surprisal`, the mean of -log p of the drawn tokens and so an estimate of the entropy, are in nats a token.
-    """
-    assert batch.logprobs is not None and batch.ref_logprobs is not None
-    kl = token_kl(batch.logprobs, batch.ref_logprobs, batch.action_mask)
-    sums = (tensor.sum(dim=1).tolist() for tensor in (kl, -batch.logprobs, batch.action_mask))
-    answers = [Measured(*found) for found in zip(rollouts, *sums, strict=True)]
-    metrics = _means(answers, "")
-    for name, key in (("tier", lambda r: r.row.tier), ("relation", lambda r: r.row.relation)):
-        for value in sorted({key(rollout) for rollout in rollouts}):
-            metrics |= _means([answer for answer in answers if key(answer.rollout) == value], f"{name}/{value}/")
-    unfinished = fmean(not rollout.sample.finished for rollout in rollouts)
-    return metrics | {"samples": len(rollouts), "unfinished": unfinished}
-
-
-def _means(answers: Sequence[Measured], prefix: str) -> Metrics:
-    rewards = [answer.rollout.reward for answer in answers]
-    columns: dict[str, list[float]] = {
-        "reward": [reward.value for reward in rewards],
-        "proxy": [reward.proxy for reward in rewards if reward.proxy is not None],
-        "gold": [float(reward.gold) for reward in rewards if reward.gold is not None],
-        "refused": [float(is_refusal(answer.rollout.sample.text)) for answer in answers],
-        "response_tokens": [answer.tokens for answer in answers],
-    }
-    means = {prefix + name: fmean(values) for name, values in columns.items() if values}
-    tokens = sum(answer.tokens for answer in answers)
-    sums = {"kl": sum(answer.kl for answer in answers), "surprisal": sum(answer.surprisal for answer in answers)}
-    return means | {prefix + name: total / tokens for name, total in sums.items()}

@@ -134,7 +134,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
-        self._began = self._last = time.monotonic()
+        self._last = time.monotonic()
 
     def lap(self, name: str) -> None:
         """Add the time since the last lap to `seconds_NAME`."""
@@ -147,9 +147,9 @@ class Clock:
         self.laps |= laps
         self._last += sum(laps.values())
 
-    def total(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._began
+    def metrics(self) -> dict[str, float]:
+        """The laps, and `seconds_step`, their sum."""
+        return {**self.laps, "seconds_step": sum(self.laps.values())}
 
 
 def to_batch(samples: Sequence[Sample], pad_id: int) -> Batch:

@@ -1,7 +1,7 @@
 """What PPO rolled out and what it was worth, kept for reading: one parquet file a step, one line an answer."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,23 @@ def read_rollouts(folder: Path) -> pa.Table:
     """All kept rollouts of a run, by step; an empty table where none were kept."""
     files = sorted(folder.glob("step-*.parquet"))
     return pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files] or [SCHEMA.empty_table()])
+
+
+def count_rollouts(folder: Path) -> tuple[int, int]:
+    """How many rollouts a run kept, and their bytes when read."""
+    found = [pq.read_metadata(file) for file in folder.glob("step-*.parquet")]
+    size = sum(file.row_group(group).total_byte_size for file in found for group in range(file.num_row_groups))
+    return sum(file.num_rows for file in found), size
+
+
+def read_chosen(folder: Path, places: set[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The kept rollouts at some places of them all, in order; one step's are in memory at a time."""
+    first = 0
+    for file in sorted(folder.glob("step-*.parquet")):
+        table = pq.read_table(file, schema=SCHEMA)
+        chosen = [place for place in range(first, first + table.num_rows) if place in places]
+        yield from zip(chosen, table.take([place - first for place in chosen]).to_pylist(), strict=True)
+        first += table.num_rows
 
 
 def _record(step: int, rollout: Rollout) -> dict[str, Any]:

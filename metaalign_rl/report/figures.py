@@ -3,8 +3,9 @@
 import time
 from typing import Any
 
-from metaalign_rl.files import read_json, read_jsonl, write_json
+from metaalign_rl.files import read_json, read_log, write_json
 from metaalign_rl.folder import RunFolder
+from metaalign_rl.ppo.alarm import episodes
 
 POLICIES = {"sft": "before PPO", "ppo": "after PPO"}
 HEADLINES = ("following", "conflict", "distractor")
@@ -51,10 +52,11 @@ def _reward(evaluation: dict[str, Any], mode: str) -> dict[str, float]:
 def _training(folder: RunFolder) -> dict[str, float]:
     if not folder.metrics.is_file():
         return {}
-    steps = [line for _, line in read_jsonl(folder.metrics)]
-    seconds = sum(value for step in steps for name, value in step.items() if name.startswith("seconds_"))
+    steps = list(read_log(folder.metrics))
+    seconds = sum(step["seconds_step"] for step in steps)
     return {
         "ppo.steps": len(steps),
         "ppo.samples_per_second": sum(step["samples"] for step in steps) / seconds,
         "ppo.mismatch_max": max(step["mismatch"] for step in steps),
+        "ppo.alarms": len(episodes(steps)),
     }

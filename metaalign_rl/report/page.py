@@ -1,7 +1,6 @@
 """`report.html`: one page about a run."""
 
 from itertools import groupby
-from math import isfinite
 from typing import Any
 
 from metaalign_rl.data.gold import Verdict
@@ -11,7 +10,8 @@ from metaalign_rl.files import read_json, read_jsonl, write_text
 from metaalign_rl.folder import RunFolder
 from metaalign_rl.pages.curves import reliability
 from metaalign_rl.pages.render import render
-from metaalign_rl.report.rollouts import rollout_browser
+from metaalign_rl.report.rollouts import write_browser
+from metaalign_rl.report.training import Training, read_training
 from metaalign_rl.schema import Row, read_rows
 
 
@@ -23,11 +23,11 @@ def build(folder: RunFolder, mode: str) -> None:
     """
     figures = read_json(folder.evaluation / "figures.json")
     reward = read_json(folder.reward_evaluation) if folder.reward_evaluation.is_file() else None
-    training, rollouts = _columns(folder), rollout_browser(folder.rollouts)
+    training, rollouts = read_training(folder), write_browser(folder)
     curves = reliability(reward["whole"][mode]) if reward else {}
     page = render(
         "run",
-        script_data={"training": training, "reliability": curves, "rollouts": rollouts},
+        script_data={**_drawn(training), "reliability": curves, "rollouts": rollouts},
         name=folder.root.name,
         report=read_json(folder.report),
         figures=figures,
@@ -44,15 +44,13 @@ def build(folder: RunFolder, mode: str) -> None:
     write_text(folder.page, page)
 
 
-def _columns(folder: RunFolder) -> dict[str, list[float | None]]:
-    """The metrics of PPO's steps by name; null in a step that lacks one. Empty before the first step."""
-    steps = [line for _, line in read_jsonl(folder.metrics)] if folder.metrics.is_file() else []
-    names = dict.fromkeys(name for step in steps for name in step)
-    return {name: [_rounded(step.get(name)) for step in steps] for name in names}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or not isfinite(value) else float(f"{value:.5g}")
+def _drawn(training: Training | None) -> dict[str, Any]:
+    """What the page's charts draw of PPO."""
+    if training is None:
+        return {"training": {}, "alarms": [], "faults": []}
+    alarms = [{"kind": alarm.kind, "step": alarm.step} for alarm in training.alarms]
+    faults = sorted({fault["step"] for fault in training.faults})
+    return {"training": training.columns, "alarms": alarms, "faults": faults}
 
 
 def _matrix(showcase: list[dict[str, str]]) -> list[tuple[str, list[dict[str, str]]]]:

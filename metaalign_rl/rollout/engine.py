@@ -170,6 +170,7 @@ class RolloutEngine:
                     text=text,
                     finished=answer.finish_reason == "stop",
                     weight_version=self._version,
+                    first_version=self._version,
                     engine=self._number,
                 )
             )

@@ -1,24 +1,18 @@
-"""The PPO stage: start the actors, drive the loop, keep its metrics."""
-
-from pathlib import Path
-from typing import TYPE_CHECKING
+"""The PPO stage: start the actors, drive the loop."""
 
 import ray
 
 from metaalign_rl.actors import Patience
 from metaalign_rl.context import RunContext
-from metaalign_rl.files import read_jsonl, write_jsonl
 from metaalign_rl.learner.group import LearnerGroup, Models
-from metaalign_rl.ppo.controller import Actors, Controller, Metrics
+from metaalign_rl.ppo.controller import Actors, Controller
+from metaalign_rl.ppo.metrics_log import open_log
 from metaalign_rl.ppo.records import RolloutLog
 from metaalign_rl.ppo.shaping import needs_critic
 from metaalign_rl.progress import Bar, Update
 from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.reward_worker import RewardWorker
 from metaalign_rl.runtime import actor_options
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 SHOWN = ("reward", "gold", "kl")  # beside the progress bar
 
@@ -34,7 +28,7 @@ def run(context: RunContext) -> None:
     tokenizer, kept = AutoTokenizer.from_pretrained(start), RolloutLog(folder.rollouts, config.run.keep_rollouts)
     rows, checkpoints = context.rows("prompts"), folder.checkpoints / "ppo"
     controller = Controller(config, actors, rows, tokenizer, checkpoints, kept, context.faults)
-    with Bar("ppo") as bar, MetricsLog(folder.metrics, folder.root / "tensorboard") as log:
+    with Bar("ppo") as bar, open_log(config, folder) as log:
         for metrics in controller.steps(folder.policy):
             log.write(metrics)
             bar(Update(controller.step, config.ppo.steps, {name: metrics[name] for name in SHOWN if name in metrics}))
@@ -61,31 +55,3 @@ def start_scorers(context: RunContext) -> RewardPool:
         context.faults,
         lambda: Patience(limits.start_s, limits.silence_s),
     )
-
-
-class MetricsLog:
-    """One JSON line a step and the same for TensorBoard. A step that is done again after a resume replaces its own."""
-
-    def __init__(self, path: Path, tensorboard: Path) -> None:
-        self._path, self._tensorboard = path, tensorboard
-        self._lines: list[Metrics] = [line for _, line in read_jsonl(path)] if path.is_file() else []
-        self._board: SummaryWriter | None = None
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._board is not None:
-            self._board.close()
-
-    def write(self, metrics: Metrics) -> None:
-        """Append a step's metrics."""
-        step = int(metrics["step"])
-        self._lines = [line for line in self._lines if line["step"] < step] + [metrics]
-        write_jsonl(self._path, self._lines)
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self._tensorboard), purge_step=step)  # what came after is done again
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)

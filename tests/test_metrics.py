@@ -1,0 +1,243 @@
+"""A step's metrics: what they say, where they go, and that none goes undocumented."""
+
+import json
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from metaalign_rl import needs, runtime
+from metaalign_rl.config import Config, RunConfig
+from metaalign_rl.data.world import build
+from metaalign_rl.files import read_jsonl, read_log
+from metaalign_rl.folder import RunFolder
+from metaalign_rl.ppo import catalog
+from metaalign_rl.ppo.experience import Rollout, to_batch
+from metaalign_rl.ppo.metrics import describe
+from metaalign_rl.ppo.metrics_log import MetricsLog, open_log
+from metaalign_rl.ppo.sinks import TensorBoard
+from metaalign_rl.reward_worker import Reward
+from metaalign_rl.rollout.types import Sample
+
+STEP = {
+    **dict.fromkeys((*catalog.ANSWERS, *catalog.STEP), 0.5),
+    **{f"tier/user/{name}": 0.25 for name in catalog.ANSWERS},
+    **{f"seconds_{part}": 1.0 for part in catalog.PARTS},
+    "seconds_step": 6.0,
+    "samples": 8,
+}
+
+
+def metrics(step: int, **figures: float) -> dict[str, float]:
+    return {**STEP, "step": step, **figures}
+
+
+def steps_in(path: Path) -> list[int]:
+    return [line["step"] for _, line in read_jsonl(path)]
+
+
+# What they say.
+
+
+def describe_two(first_versions: tuple[int, int] = (0, 0), version: int = 0) -> dict[str, float]:
+    """Of an answer of one token for the system's tier, worth 1, and one of three for the user's, worth 0."""
+    rows = build.prompts(0, 50)
+    rollouts = []
+    for tier, tokens, value, first in zip(("system", "user"), (1, 3), (1.0, 0.0), first_versions, strict=True):
+        row = next(row for row in rows if row.tier == tier)
+        sample = Sample(0, [1], [2] * tokens, [-1.0] * tokens, "x", True, version, first)
+        rollouts.append(Rollout(row, sample, Reward(value, value, None)))
+    batch = to_batch(rollouts, pad_id=0)
+    mask = batch.action_mask.float()
+    return describe(rollouts, replace(batch, logprobs=-mask, ref_logprobs=-1.5 * mask), version)
+
+
+def test_a_steps_means_are_over_answers_and_its_nats_over_tokens() -> None:
+    found = describe_two()
+    assert found["reward"] == 0.5
+    assert (found["response_tokens"], found["tier/user/response_tokens"]) == (2.0, 3.0)
+    assert found["kl"] == found["tier/user/kl"] == pytest.approx(0.5)
+    assert found["surprisal"] == found["tier/system/surprisal"] == pytest.approx(1.0)
+
+
+def test_staleness_counts_the_updates_since_an_answers_first_token() -> None:
+    found = describe_two(first_versions=(7, 4), version=7)
+    assert (found["staleness"], found["staleness_max"]) == (1.5, 3)
+
+
+# Where they go.
+
+
+def test_metrics_of_a_step_that_is_done_again_replace_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for first in (1, 2):
+        with MetricsLog(path, TensorBoard(tmp_path / "tensorboard")) as log:
+            log.write(metrics(first))
+            log.write(metrics(first + 1))
+    assert steps_in(path) == [1, 2, 3]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("step")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("left", [0, 1, 20, -1])
+def test_what_a_kill_left_of_a_line_breaks_neither_reading_nor_going_on(tmp_path: Path, left: int) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        log.write(metrics(1))
+        whole = path.stat().st_size
+        log.write(metrics(2))
+    path.write_bytes(path.read_bytes()[whole:][:left].join([path.read_bytes()[:whole], b""]))
+    assert [line["step"] for line in read_log(path)] == [1]
+    with MetricsLog(path) as log:
+        log.write(metrics(2))
+    assert steps_in(path) == [1, 2]
+
+
+def test_a_steps_line_costs_the_same_however_long_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(metrics(step)) + "\n" for step in range(1, 2001)))
+    with MetricsLog(path) as log:
+        log.write(metrics(2001))
+        before = path.stat()
+        for name in ("read_log", "write_jsonl"):  # only the first line of a process may look at the others
+            monkeypatch.delattr(f"metaalign_rl.ppo.metrics_log.{name}")
+        log.write(metrics(2002))
+    after = path.stat()
+    assert after.st_ino == before.st_ino
+    assert after.st_size - before.st_size == len(path.read_text().splitlines()[-1]) + 1
+
+
+def test_an_alarm_is_recorded_and_said_once_also_over_a_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for steps in (range(1, 31), range(31, 41)):
+        with MetricsLog(path) as log:
+            for step in steps:
+                log.write(metrics(step, kl=0.1 if step < 25 else 5.0))
+    rang = [line["step"] for line in read_log(path) if line["alarm"]]
+    assert rang == list(range(26, 41))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("ALARM at step 26: the KL explodes since step 24")
+
+
+@pytest.mark.slow
+def test_every_exported_name_is_on_the_page_that_prometheus_scrapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "200")
+    config = Config(run=RunConfig(name="seen"))
+    with runtime.connect(config), open_log(config, RunFolder(tmp_path)) as log:
+        log.write(metrics(1))
+        page = scrape(ray.nodes()[0], until="ray_metaalign_ppo_step_seconds_count")
+    kinds = dict(re.findall(r"# TYPE ray_(metaalign_ppo_\w+?)(?:_total)? (\w+)", page))
+    assert kinds == {name: exported.kind for name, exported in catalog.EXPORTED.items()}
+    assert value(page, "reward", run="seen", tier="all", relation="all") == 0.5
+    assert value(page, "reward", run="seen", tier="user", relation="all") == 0.25
+    assert value(page, "samples_total", run="seen") == 8
+    assert value(page, "seconds_total", run="seen", part="learn") == 1.0
+    assert value(page, "step_seconds_count", run="seen") == 1
+
+
+def scrape(node: dict, until: str) -> str:
+    """The page of metrics of a node that listens on the loopback alone."""
+    assert node["NodeManagerAddress"] == "127.0.0.1"
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        with urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics") as answer:
+            page = answer.read().decode()
+        if until in page:
+            return page
+        time.sleep(0.2)
+    raise AssertionError(f"no {until} in\n{page}")
+
+
+def value(page: str, name: str, **tags: str) -> float:
+    (line,) = [
+        line
+        for line in page.splitlines()
+        if line.startswith(f"ray_metaalign_ppo_{name}{{") and all(f'{k}="{v}"' in line for k, v in tags.items())
+    ]
+    return float(line.rpartition(" ")[2])
+
+
+class StubRun:
+    """What `wandb.init` returns, as far as it is used."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options, self.finished = options, False
+        self.logged: list[tuple[int, float]] = []
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.logged.append((step, metrics["reward"]))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[StubRun]:
+    """The runs that were begun on a stub of the package."""
+    runs: list[StubRun] = []
+
+    def init(**options: Any) -> StubRun:
+        runs.append(StubRun(**options))
+        return runs[-1]
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    return runs
+
+
+def test_a_resumed_run_goes_on_as_the_same_run_on_weights_and_biases(wandb_runs: list[StubRun], tmp_path: Path) -> None:
+    config = Config(run=RunConfig(name="seen", wandb_project="tiers"))
+    for step in (1, 2):
+        with open_log(config, RunFolder(tmp_path / "run")) as log:
+            log.write(metrics(step, reward=step / 10))
+    first, second = wandb_runs
+    assert first.options["project"] == "tiers" and first.options["name"] == "seen"
+    assert first.options["id"] == second.options["id"]
+    assert second.options["resume"] == "allow"
+    assert second.options["config"]["ppo"]["kl_coef"] == config.ppo.kl_coef
+    assert (first.logged, second.logged) == ([(1, 0.1)], [(2, 0.2)])
+    assert first.finished and second.finished
+
+
+def test_a_project_without_the_package_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    (check,) = needs.check_wandb(Config(run=RunConfig(wandb_project="tiers")))
+    assert not check.ok
+    assert "pip install wandb" in check.remedy
+    assert list(needs.check_wandb(Config())) == []
+
+
+# What is written about them.
+
+
+def documented() -> set[str]:
+    """The names in the first column of the tables of docs/metrics.md."""
+    text = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    first = re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE)
+    return {name for cell in first for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_metric_and_every_exported_name_is_documented() -> None:
+    known = {*catalog.ANSWERS, *catalog.STEP, catalog.SAMPLES, catalog.STEP_SECONDS}
+    known |= {f"seconds_{part}" for part in catalog.PARTS} | set(catalog.EXPORTED)
+    known |= {f"{cut}/<{cut}>/{name}" for cut in ("tier", "relation") for name in catalog.ANSWERS}
+    assert documented() == known
+
+
+def test_every_metric_of_a_real_run_is_in_the_catalog(tiny_run: Path) -> None:
+    unknown = {key for line in read_log(tiny_run / "metrics.jsonl") for key in line if not catalog.is_known(key)}
+    assert not unknown, f"add to metaalign_rl/ppo/catalog.py and docs/metrics.md: {sorted(unknown)}"
