@@ -11,6 +11,7 @@ from metaalign_rl.learner.group import LearnerGroup
 from metaalign_rl.ppo.controller import Actors, Controller, Metrics
 from metaalign_rl.ppo.records import RolloutLog
 from metaalign_rl.progress import Bar, Update
+from metaalign_rl.reward_function import absolute
 from metaalign_rl.reward_worker import RewardWorker
 from metaalign_rl.runtime import actor_options
 
@@ -53,6 +54,8 @@ def start_scorers(context: RunContext) -> list[ray.actor.ActorHandle]:
         config.ppo.checks_weight,
         config.reward.view,
         config.model.dtype,
+        absolute(config.reward.function) if config.reward.function else None,
+        config.ppo.function_weight,
     )
     return [actor.remote(*arguments) for _ in range(count)]
 
