@@ -29,6 +29,7 @@ KINDS = {  # of operations, by parts of their names
     "softmax and log-probabilities": ("softmax", "logsumexp", "gather", "log"),
     "optimizer and gradients' norm": ("adam", "norm", "foreach"),
     "copies and casts": ("copy", "cat", "index", "clone", "fill", "zero"),
+    "element by element": ("mul", "add", "div", "sub", "pow", "mean", "sum", "silu", "sqrt", "neg", "exp"),
 }
 
 
