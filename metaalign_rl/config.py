@@ -12,6 +12,7 @@ from metaalign_rl.learner.config import LearnerConfig
 from reward.controls import Control, View
 
 _NAME = re.compile(r"\w[\w.-]*")
+_FUNCTION = re.compile(r".+\.py:\w+")
 
 
 def _require(key: str, good: bool, expected: str, found: Any) -> None:
@@ -127,6 +128,7 @@ class RewardConfig:
 
     path: str = ""  # an existing reward model; empty trains one
     url: str = ""  # a server that scores for PPO instead, as metaalign-reward serve; its token: METAALIGN_REWARD_TOKEN
+    function: str = ""  # your own, path/to/file.py:name, on storage that every node sees: (rows, answers) -> numbers
     mode: Literal["tier", "overall", "composed"] = "overall"
     view: View = "whole"  # what of a row PPO's reward model sees; less than the whole is for ablations
     devices: int = 1  # that train a model together; with more than one the controls follow it, one after the other
@@ -156,6 +158,8 @@ class RewardConfig:
         _require_positive(self, "reward", "learning_rate epochs lora_alpha")
         _require("reward.url", not self.url or "://" in self.url, "such as http://127.0.0.1:8300", self.url)
         _require("reward.url", not (self.url and self.path), "nothing beside reward.path", self.url)
+        good = not self.function or bool(_FUNCTION.fullmatch(self.function))
+        _require("reward.function", good, "path/to/file.py:name", self.function)
         if self.view != "whole":
             _require("reward.path", bool(self.path), f"a control's folder beside reward.view={self.view}", self.path)
             _require("reward.mode", self.mode == "overall", f"overall beside reward.view={self.view}", self.mode)
@@ -189,6 +193,7 @@ class PPOConfig:
     samples_per_prompt: int = 4
     model_weight: float = 1.0  # weight of the reward model in the reward
     checks_weight: float = 0.0  # weight of the rows' own gold checks in the reward
+    function_weight: float = 0.0  # weight of reward.function in the reward, which is the weighted mean of the three
     sampler: dict[str, float] = field(
         default_factory=dict
     )  # weight by "tier" or "tier/relation"; empty: as in the data
@@ -212,11 +217,9 @@ class PPOConfig:
     keep_checkpoints: int = 2  # the newest ones; the best by gold, as `best`, comes on top
 
     def __post_init__(self) -> None:
-        _require_least(
-            self, "ppo", 1, "steps prompts_per_step samples_per_prompt reward_workers parts save_steps kl_horizon"
-        )
-        _require_least(self, "ppo", 1, "keep_checkpoints")
-        _require_least(self, "ppo", 0, "model_weight checks_weight kl_coef")
+        _require_least(self, "ppo", 1, "steps prompts_per_step samples_per_prompt reward_workers parts kl_horizon")
+        _require_least(self, "ppo", 1, "save_steps keep_checkpoints")
+        _require_least(self, "ppo", 0, "model_weight checks_weight function_weight kl_coef")
         _require_positive(self, "ppo", "kl_target max_mismatch")
         for key in ("gamma", "lam"):
             _require(f"ppo.{key}", 0 <= getattr(self, key) <= 1, "a number from 0 to 1", getattr(self, key))
@@ -230,8 +233,11 @@ class PPOConfig:
             least = f"2 or more {name}, which compares a prompt's answers"
             _require("ppo.samples_per_prompt", self.samples_per_prompt >= 2, least, self.samples_per_prompt)
             _require("ppo.gamma", self.gamma == 1, f"1 {name}, to which an answer is one action", self.gamma)
-        if self.model_weight + self.checks_weight == 0:
-            raise UserError("ppo.model_weight and ppo.checks_weight are both 0, which leaves no reward; raise one")
+        if self.model_weight + self.checks_weight + self.function_weight == 0:
+            raise UserError(
+                "ppo.model_weight, ppo.checks_weight and ppo.function_weight are all 0, which leaves no reward; "
+                "raise one"
+            )
 
     @property
     def kl_in_loss(self) -> bool:
@@ -289,6 +295,9 @@ class Config:
     def __post_init__(self) -> None:
         _require("learners", self.learners >= 1, "1 or more", self.learners)
         self.learner.check_dtype(self.model.dtype)
+        weight, function = self.ppo.function_weight, self.reward.function
+        needed = "above 0 beside reward.function" if function else "0 without reward.function=path/to/file.py:name"
+        _require("ppo.function_weight", bool(function) == (weight > 0), needed, weight)
         good = self.sft.batch_size >= self.learners
         _require("sft.batch_size", good, f"at least learners={self.learners}", self.sft.batch_size)
         for name, tokens in (("rollout", self.rollout.max_new_tokens), ("evaluate", self.evaluate.max_new_tokens)):

@@ -130,6 +130,9 @@ def check_sources(config: Config) -> list[Check]:
         checks.append(_check_path("model.path", config.model.path, "a checkpoint folder", _is_checkpoint))
     if config.reward.path:
         checks.append(_check_path("reward.path", config.reward.path, "a checkpoint folder", _is_checkpoint))
+    if config.reward.function:
+        path = config.reward.function.rpartition(":")[0]
+        checks.append(_check_path("reward.function", path, "a readable Python file", Path.is_file))
     if config.reward.url:
         checks.append(_check_url("reward.url", config.reward.url))
     return checks

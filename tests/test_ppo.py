@@ -103,7 +103,7 @@ def test_the_checks_alone_can_be_the_reward(rows):
 
 
 def test_a_reward_without_a_source_is_refused():
-    with pytest.raises(UserError, match="both 0"):
+    with pytest.raises(UserError, match="all 0"):
         RewardWorker(None, "tier", 0.0, 0.0)
     with pytest.raises(UserError, match="no reward model"):
         RewardWorker(None, "tier", 1.0, 0.0)

@@ -10,6 +10,7 @@ from metaalign_rl.ppo.metrics_log import open_log
 from metaalign_rl.ppo.records import RolloutLog
 from metaalign_rl.ppo.shaping import needs_critic
 from metaalign_rl.progress import Bar, Update
+from metaalign_rl.reward_function import absolute
 from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.reward_worker import RewardWorker
 from metaalign_rl.runtime import actor_options
@@ -47,6 +48,8 @@ def start_scorers(context: RunContext) -> RewardPool:
         config.ppo.checks_weight,
         config.reward.view,
         config.model.dtype,
+        absolute(config.reward.function) if config.reward.function else None,
+        config.ppo.function_weight,
     )
     limits = config.faults
     return RewardPool(

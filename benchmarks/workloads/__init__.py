@@ -1,0 +1,1 @@
+"""What `benchmarks/ppo.py` measures, one module a workload."""

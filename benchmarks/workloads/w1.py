@@ -1,0 +1,186 @@
+"""W1, PPO beside OpenRLHF and RLOO beside TRL; `benchmarks/peers/openrlhf_on_cpu/w1.py` says what the workload is.
+
+Each round runs the systems one after the other. Ours is `metaalign-rl run` on a config as a user would write it. It
+reads the same prompts under the project's chat template, which adds two tokens to each.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.openrlhf_on_cpu.w1 import make_workload
+from benchmarks.workloads.common import CPUS, TAIL, Timing, machine, parts_of, prompt, train, write_config
+from metaalign_rl.files import read_jsonl, write_json, write_jsonl, write_text
+
+PEERS = Path(__file__).resolve().parents[1] / "peers"
+SAMPLES, NEW_TOKENS, MICRO_BATCH, CONTEXT = 128, 32, 32, 128
+# Ours over theirs, at most. TRL's RLOO has no critic, as ours; OpenRLHF's PPO has one, as ours.
+BARS = {
+    "startup: ours / openrlhf": 1 / 3,
+    "step: ours / openrlhf": 1 / 3,
+    "step: ours_rloo / trl_rloo": 1.0,
+}
+REWARD = """def count_of_a(rows, answers):
+    return [answer.count("a") / 10 for answer in answers]
+"""
+SETTINGS = {
+    "run.stages": ["data", "ppo"],
+    "cluster.cpus": CPUS,
+    "cluster.memory_gib": 4,
+    "data.source": "jsonl",
+    "model.max_tokens": CONTEXT,
+    "rollout.max_new_tokens": NEW_TOKENS,
+    "learner.learning_rate": 1e-5,
+    "learner.critic_learning_rate": 1e-4,
+    "learner.minibatch_size": SAMPLES,
+    "learner.epochs": 1,
+    "learner.value_clip": 0.5,
+    "ppo.model_weight": 0.0,
+    "ppo.function_weight": 1.0,
+    "ppo.kl_coef": 0.01,
+    "ppo.lam": 1.0,
+}
+PPO = {
+    "model.dtype": "bfloat16",
+    "learner.zero_stage": 2,
+    "ppo.prompts_per_step": SAMPLES,
+    "ppo.samples_per_prompt": 1,
+    "ppo.max_mismatch": 0.05,  # bfloat16 has 3 digits
+}
+RLOO = {
+    "ppo.algorithm": "rloo",
+    "model.dtype": "float32",
+    "learner.zero_stage": 0,
+    "ppo.prompts_per_step": SAMPLES // 2,
+    "ppo.samples_per_prompt": 2,
+}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure the systems in turns, and write after each round what there is."""
+    chosen = {name: system for name, system in SYSTEMS.items() if name in (args.only or SYSTEMS)}
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    for number in range(1, args.rounds + 1):
+        for name, system in chosen.items():
+            with tempfile.TemporaryDirectory() as folder:
+                found = system(Path(folder), args.steps)
+            rounds[name].append(found)
+            startup, step = found["startup_s"], found["step_s_median"]
+            print(f"round {number}  {name:<10} start-up {startup:6.1f} s  step {step:.3f} s", flush=True)
+        done = {name: summary(runs) for name, runs in rounds.items()}
+        figures = {"command": " ".join(["python", *sys.argv]), **machine(), **done, "ratios": ratios(done)}
+        write_json(args.json, figures)
+    for name, ratio in figures["ratios"].items():
+        print(f"{name:<28} {ratio:.3f}, wanted at most {BARS[name]:.3f}: {'ok' if ratio <= BARS[name] else 'MISSED'}")
+
+
+def summary(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of start-up and step over the rounds, the first step of each left out, and the rounds themselves."""
+    step = statistics.median(second for one in rounds for second in one["step_s"][1:])
+    return {
+        "startup_s": statistics.median(one["startup_s"] for one in rounds),
+        "step_s_median": step,
+        "step_s": [second for one in rounds for second in one["step_s"]],
+        "samples_per_second": SAMPLES / step,
+        "rounds": list(rounds),
+    }
+
+
+def ratios(systems: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Ours over theirs, of the systems that were measured."""
+    found = {}
+    for name in BARS:
+        figure, _, pair = name.partition(": ")
+        ours, theirs = pair.split(" / ")
+        key = "startup_s" if figure == "startup" else "step_s_median"
+        if ours in systems and theirs in systems:
+            found[name] = systems[ours][key] / systems[theirs][key]
+    return found
+
+
+def ours(settings: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
+    """`metaalign-rl run`, from the command to the last step."""
+    longest = make_ours(folder, steps * SAMPLES)
+    places = {
+        "run.name": "run",
+        "run.root": str(folder),
+        "data.path": str(folder / "data"),
+        "model.path": str(folder / "policy"),
+        "reward.function": f"{folder}/reward.py:count_of_a",
+        "learner.micro_batch_tokens": MICRO_BATCH * (longest + NEW_TOKENS),
+        "ppo.steps": steps,
+        "ppo.save_steps": steps,
+    }
+    write_config(folder / "config.yaml", SETTINGS | settings | places)
+    timing, lines = train(folder / "config.yaml", folder / "run")
+    return _found(timing) | {"parts": parts_of(lines)}
+
+
+def make_ours(folder: Path, prompts: int) -> int:
+    """The peers' model with the project's template, their prompts as rows, the reward; the longest prompt's tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from metaalign_rl.meta_prompt import SPECIAL_TOKENS, MetaPrompt, encode, install, load_tokenizer
+
+    logging.set_verbosity_error()  # it explains the few new embeddings at length
+    logging.disable_progress_bar()
+    make_workload(str(folder), prompts)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS[2:])})
+    install(tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype="auto")
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+    texts = [line["input"] for _, line in read_jsonl(folder / "prompts.jsonl")]
+    write_jsonl(folder / "data" / "prompts.jsonl", (prompt(number, text) for number, text in enumerate(texts)))
+    write_text(folder / "reward.py", REWARD)
+    saved = load_tokenizer(folder / "policy")
+    dialogs = [[{"role": "user", "content": text}] for text in texts]
+    return max(len(encode(saved, MetaPrompt(), dialog, max_tokens=CONTEXT)) for dialog in dialogs)
+
+
+def openrlhf(folder: Path, steps: int) -> dict[str, Any]:
+    """Stock OpenRLHF; it says its start-up itself, found as ours is: by the first step's end."""
+    said, _ = _peer("openrlhf_on_cpu/w1.py", folder, steps)
+    return _found(Timing(said["startup_s"], said["step_s"]))
+
+
+def trl_rloo(folder: Path, steps: int) -> dict[str, Any]:
+    """TRL's trainer; its start-up is all that is not in a step, the making of the workload and the end included."""
+    said, took = _peer("trl_rloo_w1.py", folder, steps)
+    return _found(Timing(took - sum(said["step_s"]), said["step_s"]))
+
+
+def _peer(script: str, folder: Path, steps: int) -> tuple[dict[str, Any], float]:
+    """What a peer's script says in its last line, and its seconds."""
+    command = [sys.executable, str(PEERS / script), "--steps", str(steps), "--workdir", str(folder)]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True)
+    took = time.monotonic() - began
+    if done.returncode:
+        log = folder / "log.txt"
+        sys.exit(f"{script}: {done.stderr[-TAIL:]}\n{log.read_text()[-TAIL:] if log.is_file() else ''}")
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said, took
+
+
+def _found(timing: Timing) -> dict[str, Any]:
+    return {"startup_s": timing.startup_s, "step_s_median": timing.median, "step_s": timing.step_s}
+
+
+SYSTEMS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+    "ours": partial(ours, PPO),
+    "openrlhf": openrlhf,
+    "ours_rloo": partial(ours, RLOO),
+    "trl_rloo": trl_rloo,
+}
