@@ -28,7 +28,8 @@ class Device:
             where the FLOP/s are a whole model's and hold that already.
         slack: resident memory over the bytes of activations in use; on a CPU the heap keeps much of what is freed.
         offload: bytes a second from and to optimizer states that are kept in main memory, by one rank.
-        seconds: fixed costs: of a "layer" in one pass, of an "engine_step", of an "answer_token" sampled, of a "row"
+        seconds: fixed costs: of a "layer" in one pass, of an "engine_step" and an
+            "engine_layer" in it (none where the step is one CUDA graph), of an "answer_token" sampled, of a "row"
             scored, of a "call" of all learners, and of an "update", a step of one optimizer.
         process_gib: what a process holds beside what it computes with, by role.
     """

@@ -63,7 +63,7 @@ def rollout_seconds(case: Case) -> Seconds:
         2 * (shape.body + shape.vocabulary * shape.hidden) + shape.attention_flops(2 * int(context))
     )
     wait = max(read / device.bandwidth, operations / device.decode[case.dtype]) / parallel
-    fixed = device.seconds["engine_step"] + shape.layers * device.seconds["layer"]
+    fixed = device.seconds["engine_step"] + shape.layers * device.seconds["engine_layer"]
     sampled = samples * work.answer_tokens * device.seconds["answer_token"]
     prefill = forward_seconds(case, shape, prompt, devices=parallel)
     return {"prefill": prefill, "decode": steps * (wait + fixed) + sampled}
