@@ -78,10 +78,11 @@ def _plan(args: argparse.Namespace) -> None:
         return
     if args.config is None:
         raise UserError("give a config file, such as configs/quickstart.yaml; or --check RUN_DIR")
-    case, devices = _case(args)
+    given, devices = _case(args)
+    case = replace(given, config=replace(given.config, cluster=replace(given.config.cluster, gpus=devices.gpus)))
     words = layout.propose(case, devices)
-    planned = layout.apply(case, words)
-    print(json.dumps(page.figures(planned, words), indent=2) if args.json else page.render(planned, words))
+    planned, changes = layout.apply(case, words), layout.changes(given, words)
+    print(json.dumps(page.figures(planned, words), indent=2) if args.json else page.render(planned, changes))
 
 
 def _case(args: argparse.Namespace) -> "tuple[Case, Devices]":
@@ -93,6 +94,8 @@ def _case(args: argparse.Namespace) -> "tuple[Case, Devices]":
 
     config = args.load(args)
     gpus = 0 if args.gpu == "cpu" else args.gpus or config.cluster.gpus
+    if args.gpu not in ("", "cpu") and not gpus:
+        raise UserError(f"--gpu {args.gpu}: how many? give --gpus N")
     nodes = args.nodes or -(-gpus // 8) or 1
     if gpus % nodes:
         raise UserError(f"--gpus {gpus} --nodes {nodes}: give as many GPUs to each node")
@@ -102,7 +105,6 @@ def _case(args: argparse.Namespace) -> "tuple[Case, Devices]":
             f"model.path: {config.model.path!r} is the hub's, and its shape is not known here; give --model"
         )
     device = find_device(args.gpu or "h100" if gpus else "cpu", config.cluster.cpus)
-    config = replace(config, cluster=replace(config.cluster, gpus=gpus))
     work = work_of(config, args.prompt_tokens, args.answer_tokens)
     reward = cases.reward_shape(config, policy)
     case = Case(config=config, policy=policy, reward=reward, device=device, work=work, nodes=nodes)

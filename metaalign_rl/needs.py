@@ -23,7 +23,7 @@ class Check:
     Attributes:
         name: the key of the config that asks for it.
         remedy: what to do when it is not there.
-        tight: it may fail, since an estimate came close; a run starts all the same.
+        tight: it may fail or wait: an estimate came close, or others hold it; a run starts all the same.
     """
 
     name: str

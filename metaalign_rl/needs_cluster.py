@@ -82,6 +82,20 @@ def check_places(bundles: list[Bundle], found: list[Node]) -> Iterator[Check]:
         yield Check(name, f"{needed} for {bundle.who}", reason, False, remedy)
 
 
+def check_free(bundles: list[Bundle]) -> Iterator[Check]:
+    """A warning where other jobs hold what the actors will ask for: they would wait until those end."""
+    import ray
+
+    free = ray.available_resources()
+    sums = {"GPU": sum(bundle.gpus for bundle in bundles), "CPU": sum(bundle.cpus for bundle in bundles)}
+    for kind, needed in sums.items():
+        found = free.get(kind, 0.0)
+        if needed > found + 1e-6:
+            remedy = "wait for the other jobs, or stop them: `ray status` and `ray job list` say who has what"
+            text = f"{needed:g} {kind}s that no other job holds"
+            yield Check(f"cluster.{kind.lower()}s", text, f"{found:g} free", True, remedy, tight=True)
+
+
 def check_storage(config: Config) -> Iterator[Check]:
     """Whether every node sees what this one writes under run.root."""
     import ray

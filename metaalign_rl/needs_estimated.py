@@ -89,7 +89,7 @@ def _check_gpus(case: Case) -> Iterator[Check]:
 def _check_store(case: Case) -> Check:
     """Weights pass through Ray's object store on CPUs, so that a copy of the policy must fit."""
     needed = memory.BYTES[case.dtype] * case.policy.parameters if case.device.is_cpu else 0.0
-    store = memory.host_memory(case)["object store"]
+    store = memory.object_store(case.config.cluster)
     enough = needed / memory.OBJECT_STORE_SHARE / GIB
     remedy = f"set cluster.memory_gib={enough:.0f} or more: a share of {memory.OBJECT_STORE_SHARE:g} of it is the store"
     return compare("cluster.memory_gib", "Ray's object store for the policy", needed, store, remedy)

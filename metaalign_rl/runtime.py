@@ -11,8 +11,8 @@ from typing import Any
 from metaalign_rl import needs, needs_cluster, needs_estimated
 from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
-from metaalign_rl.needs import GIB, Check
-from metaalign_rl.plan.memory import LEAST_OBJECT_STORE, OBJECT_STORE_SHARE
+from metaalign_rl.needs import Check
+from metaalign_rl.plan.memory import object_store
 from metaalign_rl.plan.nodes import Bundle
 
 PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
@@ -60,7 +60,8 @@ def preflight(config: Config) -> list[Check]:
     devices = list(needs_cluster.check_devices(config))
     checks += devices
     if needs.is_connected() and not devices:
-        checks += needs_cluster.check_places(bundles(config), needs_cluster.nodes())
+        places = list(needs_cluster.check_places(bundles(config), needs_cluster.nodes()))
+        checks += places or needs_cluster.check_free(bundles(config))
     if needs.is_connected() and os.environ.get("RAY_ADDRESS"):
         checks += needs_cluster.check_storage(config)
     checks += [needs.check_disk(config), *needs.check_sources(config)]
@@ -72,7 +73,7 @@ def require(checks: list[Check]) -> None:
     for check in checks:
         if check.tight:
             needed = f"{check.name}: needs {check.needed}, found {check.found}"
-            print(f"warning: {needed}; should it fail, {check.remedy}", file=sys.stderr)
+            print(f"warning: {needed}; if need be, {check.remedy}", file=sys.stderr)
     missing = [f"{c.name}: needs {c.needed}, found {c.found}; {c.remedy}" for c in checks if not c.ok]
     if len(missing) > 1:
         raise UserError("\n  ".join([f"{len(missing)} things that the run needs are missing:", *missing]))
@@ -109,12 +110,11 @@ def _start(config: Config) -> None:
     # reads the variable on import, which may have been before this; its processes read it when they start.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    store = max(LEAST_OBJECT_STORE, int(OBJECT_STORE_SHARE * config.cluster.memory_gib * GIB))
     ray.init(
         address="local",
         num_cpus=config.cluster.cpus,
         include_dashboard=False,
-        object_store_memory=store,
+        object_store_memory=object_store(config.cluster),
         log_to_driver=False,
         logging_level="WARNING",
     )

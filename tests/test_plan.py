@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metaalign_rl import cli
 from metaalign_rl.config import ClusterConfig, Config, ModelConfig, PPOConfig, RolloutConfig
 from metaalign_rl.errors import UserError
 from metaalign_rl.learner.config import LearnerConfig
@@ -21,6 +22,7 @@ from metaalign_rl.plan.rates import find_device, names
 from metaalign_rl.plan.shape import KNOWN, find_shape, new_shape, read_shape
 from metaalign_rl.plan.work import Case, work_of
 
+ROOT = Path(__file__).resolve().parents[1]
 WORK = Config(
     cluster=ClusterConfig(gpus=8),
     model=ModelConfig(max_tokens=2048, dtype="bfloat16"),
@@ -65,24 +67,25 @@ def test_a_shape_counts_what_transformers_makes(tmp_path: Path) -> None:
             assert read_shape(tmp_path / "config.json").parameters == real
 
 
-def test_a_layer_keeps_what_autograd_keeps_of_it() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_keeps_what_autograd_keeps_of_it(dtype: str) -> None:
     """The bytes that a real model saves for its backward pass, within 5 %."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model = ModelConfig(hidden_size=128, layers=3, heads=4)
-    shape = new_shape(model)
+    shape = new_shape(ModelConfig(hidden_size=128, layers=3, heads=4))
     sizes = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256}
-    for dtype in ("float32", "bfloat16"):
-        body = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=800)).to(getattr(torch, dtype)).model
-        weights = {parameter.untyped_storage().data_ptr() for parameter in body.parameters()}
-        kept: dict[int, torch.Tensor] = {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: kept.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor
-        ):
-            body(input_ids=torch.randint(0, 800, (4, 128)), use_cache=False)
-        saved = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
-        assert memory.activations(shape, 4 * 128, dtype, checkpointing=False) == pytest.approx(saved, rel=0.05)
+    body = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=800)).to(getattr(torch, dtype)).model
+    weights = {parameter.untyped_storage().data_ptr() for parameter in body.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        return kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        body(input_ids=torch.randint(0, 800, (4, 128)), use_cache=False)
+    saved = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
+    assert memory.activations(shape, 4 * 128, dtype, checkpointing=False) == pytest.approx(saved, rel=0.05)
 
 
 def test_a_model_that_is_not_estimated_is_refused_by_name(tmp_path: Path) -> None:
@@ -117,7 +120,9 @@ def test_keys_and_values_of_a_token() -> None:
     """Qwen2.5-7B: 2 * 28 layers * 4 heads * 128 numbers of 2 bytes = 56 KiB."""
     assert KNOWN["7B"].kv_bytes("bfloat16") == 57_344
     one, two = (case("7B", replace(WORK, rollout=replace(WORK.rollout, tensor_parallel=n))) for n in (1, 2))
-    assert memory.kv_tokens(two) > 2 * memory.kv_tokens(one)  # each has half the heads, and half the weights beside them
+    assert memory.kv_tokens(two) > 2 * memory.kv_tokens(
+        one
+    )  # each has half the heads, and half the weights beside them
 
 
 SIZES, RANKS = st.sampled_from(sorted(KNOWN)), st.integers(1, 128)
@@ -255,9 +260,9 @@ def test_the_estimate_beside_what_a_run_measured(tmp_path: Path) -> None:
     run.mkdir()
     (run / "config.yaml").write_text(config_files.dump(Config()))
     steps = [
-        {"step": n, "response_tokens": 7.0, "seconds_rollout": 1.0, "seconds_reward": 0.5, "seconds_learn": 9.0 if n else 2.0,
-         "seconds_reference": 0.4, "seconds_transfer": 0.04, "seconds_step": 4.0}
-        for n in (1, 0, 0)
+        {"step": n, "response_tokens": 7.0, "seconds_rollout": 1.0, "seconds_reward": 0.5, "seconds_reference": 0.4,
+         "seconds_learn": learn, "seconds_transfer": 0.04}
+        for n, learn in enumerate((9.0, 2.0, 2.0), start=1)
     ]  # fmt: skip
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     found = check.compare(run, "cpu", prompt_tokens=40)
@@ -271,3 +276,11 @@ def test_the_estimate_beside_what_a_run_measured(tmp_path: Path) -> None:
     assert "learn" in check.render(found)
     with pytest.raises(UserError, match="no metrics.jsonl there"):
         check.compare(tmp_path, "cpu")
+
+
+def test_the_page_of_the_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "plan.md").read_text()
+    command, example = page.partition("$ metaalign-rl ")[2].partition("\n```")[0].replace("\\\n", "").split("\n", 1)
+    words = [word.replace("configs/", f"{ROOT}/configs/") for word in command.split()]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.rstrip() == example

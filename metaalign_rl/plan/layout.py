@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 from metaalign_rl.config import Config
@@ -57,6 +58,11 @@ def apply(case: Case, words: Words) -> Case:
     top = sections.pop("", {})
     changed = {name: replace(getattr(case.config, name), **values) for name, values in sections.items()}
     return replace(case, config=replace(case.config, **changed, **top))
+
+
+def changes(case: Case, words: Words) -> Words:
+    """Those of the words that say something else than the case's config."""
+    return {key: value for key, value in words.items() if attrgetter(key)(case.config) != value}
 
 
 def fits(case: Case) -> bool:
@@ -118,9 +124,7 @@ def _engine_share(case: Case) -> float:
     assert case.device.memory_gib is not None
     if not is_shared(case.config):
         return ENGINE_SHARE
-    learner = memory.learner_memory(case)
-    states = sum(learner[part] for part in learner if part not in ("activations", "logits", "buffers"))
-    states += sum(memory.reward_memory(case).values())
+    states = memory.resting(memory.learner_memory(case)) + sum(memory.reward_memory(case).values())
     left = HEADROOM - states / (case.device.memory_gib * GIB)
     return max(0.05, int(left * 20) / 20)
 

@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+from metaalign_rl.config import ClusterConfig
 from metaalign_rl.plan.shape import BYTES, Shape
 from metaalign_rl.plan.work import Case
 
@@ -125,27 +126,35 @@ def reward_memory(case: Case) -> Memory:
     }
 
 
+def resting(learner: Memory) -> float:
+    """Bytes that a learner keeps between its steps."""
+    return sum(size for part, size in learner.items() if part not in ("activations", "logits", "buffers"))
+
+
 def colocated_memory(learner: Memory, engine: Memory) -> float:
     """Bytes that a device needs for a learner and an engine that sleeps while the learner works.
 
     While the engine draws, the learner keeps its states, and nothing of a micro-batch.
     """
-    states = sum(bytes_ for part, bytes_ in learner.items() if part not in ("activations", "logits", "buffers"))
+    states = resting(learner)
     return max(states + sum(engine.values()), sum(learner.values()) + engine["process"])
+
+
+def object_store(cluster: ClusterConfig) -> int:
+    """Bytes of Ray's object store on this machine, which takes them from main memory as it fills."""
+    return max(LEAST_OBJECT_STORE, int(OBJECT_STORE_SHARE * cluster.memory_gib * GIB))
 
 
 def host_memory(case: Case) -> Memory:
     """Bytes of main memory over all nodes, by role; on CPUs it holds the models too."""
-    config = case.config
-    store = max(LEAST_OBJECT_STORE, OBJECT_STORE_SHARE * config.cluster.memory_gib * GIB)
-    found = {"driver and Ray": DRIVER, "object store": store}
+    config, weights = case.config, BYTES[case.dtype] * case.policy.parameters
+    found = {"driver and Ray": DRIVER, "object store": min(weights, object_store(config.cluster))}
     if case.device.is_cpu:
         return found | {
             "learners": config.learners * sum(learner_memory(case).values()),
             "engines": config.rollout.engines * sum(engine_memory(case).values()),
             "reward workers": config.ppo.reward_workers * sum(reward_memory(case).values()),
         }
-    weights = BYTES[case.dtype] * case.policy.parameters
     # A rank reads a whole checkpoint into main memory before it goes to the device, at stage 3 only its share.
     sharded = config.learners if config.learner.zero_stage == 3 else 1
     found["learners"] = config.learners * (PROCESS + weights / sharded) + _offloaded(case)

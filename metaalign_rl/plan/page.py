@@ -1,6 +1,7 @@
 """A plan as tables for reading."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from metaalign_rl.plan import memory
@@ -40,7 +41,7 @@ def device_memory(case: Case) -> dict[str, Memory]:
 
 
 def render(case: Case, words: Words) -> str:
-    """The plan for reading: layout, memory, time, and how far to trust them."""
+    """The plan for reading: layout, memory, time, the settings to change, and how far to trust it all."""
     parts = [_headline(case), _layout(case), memory_table(case), _time(case), _settings(words), _trust(case)]
     return "\n\n".join(parts)
 
@@ -51,7 +52,7 @@ def _headline(case: Case) -> str:
     return (
         f"A policy of {_count(case.policy.parameters)} parameters in {case.dtype}, {scorer}. A step: "
         f"{work.samples} answers to {work.prompts} prompts,\n{work.prompt_tokens:.0f} + {work.answer_tokens:.0f} "
-        "tokens each (as long as the config allows, unless --prompt-tokens and --answer-tokens say otherwise)."
+        "tokens each in the mean."
     )
 
 
@@ -69,22 +70,45 @@ def _layout(case: Case) -> str:
 
 
 def memory_table(case: Case) -> str:
-    """Memory a device by role and part, main memory and disk."""
+    """Memory a device by part and role, main memory and disk."""
     roles = {role: _gib(parts) for role, parts in device_memory(case).items()}
-    rows = [(role, _parts(parts), f"{sum(parts.values()):.1f}") for role, parts in roles.items()]
-    for name, parts in (("main memory", _gib(memory.host_memory(case))), ("disk", _gib(memory.disk(case)))):
-        rows.append((f"{name}, in all", _parts(parts), f"{sum(parts.values()):.1f}"))
-    unit = "a process" if case.device.is_cpu else f"a device of {case.device.memory_gib:g}"
-    return f"Memory, GiB {unit}, by estimate:\n" + _table(rows)
+    parts = list(dict.fromkeys(part for found in roles.values() for part in found))
+    rows = [["", *roles]] + [[part, *(_amount(found.get(part, 0.0)) for found in roles.values())] for part in parts]
+    rows.append(["total", *(_amount(sum(found.values())) for found in roles.values())])
+    unit = "of each process" if case.device.is_cpu else f"of each device, which has {case.device.memory_gib:g}"
+    found = {"Main memory of all nodes": memory.host_memory(case), "Disk under the run's folder": memory.disk(case)}
+    sums = [f"{name}, GiB: {_sum(_gib(values))}" for name, values in found.items()]
+    return "\n".join([f"Memory {unit}, GiB, by estimate:", _table(rows, right=1), *sums])
+
+
+def _sum(parts: Mapping[str, float]) -> str:
+    named = ", ".join(f"{name} {_amount(value)}" for name, value in parts.items())
+    return f"{_amount(sum(parts.values()))} ({named})"
+
+
+def _amount(gib: float) -> str:
+    return (
+        f"{gib:.0f}"
+        if gib >= 100
+        else f"{gib:.1f}"
+        if gib >= 1
+        else f"{gib:.2f}"
+        if gib >= 0.005
+        else "<0.01"
+        if gib
+        else "-"
+    )
 
 
 def _time(case: Case) -> str:
     seconds, rollout = step_seconds(case), rollout_seconds(case)
     notes = {
         "rollout": ", ".join(f"{part} {value:.3g}" for part, value in rollout.items()),
-        "reward": "all of it" if case.device.is_cpu else "beyond the rollout, beside which it goes on",
+        "reward": "beside the rollout, on the same CPUs"
+        if case.device.is_cpu
+        else "beyond the rollout: all workers share one GPU",
         "reference": "log-probabilities and values of the step's answers",
-        "learn": f"{case.config.learner.epochs} epochs",
+        "learn": f"passes over them: {case.config.learner.epochs}",
         "transfer": "new weights to the engines",
         "step": f"{case.work.samples / seconds['step']:.3g} answers a second",
     }
@@ -93,15 +117,17 @@ def _time(case: Case) -> str:
 
 
 def _settings(words: Words) -> str:
-    return "To use it, behind `metaalign-rl run CONFIG`:\n  " + " ".join(
-        f"{key}={_word(value)}" for key, value in words.items()
-    )
+    """The words that differ from what the config says already."""
+    if not words:
+        return "The config says all of this already."
+    lines = wrap(" ".join(f"{key}={_word(value)}" for key, value in words.items()), 110)
+    return "To use it, behind `metaalign-rl run CONFIG`:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def _trust(case: Case) -> str:
     how = "measured on a CPU" if case.device.measured else "not measured on such a device"
     return (
-        f"All of it is estimated, from rates {how} ({case.device.source}).\n"
+        f"All of it is estimated, from rates {how}: {case.device.source}.\n"
         "docs/plan.md says how the figures are made and how well they held where they could be checked."
     )
 
@@ -114,17 +140,18 @@ def _gib(parts: Mapping[str, float]) -> dict[str, float]:
     return {name: value / GIB for name, value in parts.items()}
 
 
-def _parts(parts: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.{1 if value >= 1 else 2}f}" for name, value in parts.items() if value >= 0.005)
-
-
 def _count(parameters: float) -> str:
     return f"{parameters / 1e9:.3g}B" if parameters >= 1e9 else f"{parameters / 1e6:.3g}M"
 
 
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    rows = list(rows)
+def _table(rows: Sequence[Sequence[str]], right: int = 99) -> str:
+    """Rows in columns; those from `right` on end flush."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    lines = (
+        "  ".join(
+            text.rjust(width) if column >= right else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
     )
+    return "\n".join(f"  {line}".rstrip() for line in lines)
