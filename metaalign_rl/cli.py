@@ -14,6 +14,7 @@ from pathlib import Path
 import metaalign_rl
 from metaalign_rl import settings
 from metaalign_rl.cli_parts import Commands, add_command, at_least_one
+from metaalign_rl.cli_plan import add_plan_commands
 from metaalign_rl.cli_policy import add_policy_commands
 from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
@@ -23,6 +24,7 @@ EXAMPLES = """examples:
   metaalign-rl run configs/quickstart.yaml                               # into runs/quickstart
   metaalign-rl run configs/quickstart.yaml run.name=mine ppo.steps=100   # any setting, by its dotted key
   metaalign-rl preflight configs/verih.yaml data.path=verih.jsonl        # is there all that the run needs?
+  metaalign-rl plan configs/quickstart.yaml --model 7B --gpus 64         # which layout, how much memory, how fast?
   metaalign-rl config --describe                                         # every setting and its meaning
   metaalign-rl data validate rows.jsonl                                  # is my data file sound?
   metaalign-rl report runs/quickstart                                    # the results again
@@ -121,24 +123,6 @@ def _run(args: argparse.Namespace) -> None:
     _start(_load(args))
 
 
-def _preflight(args: argparse.Namespace) -> int:
-    from metaalign_rl import runtime
-
-    config = _load(args)
-    if os.environ.get("RAY_ADDRESS") or config.cluster.gpus:  # what only Ray can tell
-        with runtime.connect(config):
-            checks = runtime.preflight(config)
-    else:
-        checks = runtime.preflight(config)
-    rows = [("", "setting", "needs", "found")]
-    rows += [("ok" if check.ok else "MISSING", check.name, check.needed, check.found) for check in checks]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    runtime.require(checks)
-    return 0
-
-
 def _config(args: argparse.Namespace) -> None:
     if args.describe:
         print(settings.describe(Config))
@@ -195,12 +179,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run_commands(commands: Commands) -> None:
     run = add_command(commands, "run", "run the pipeline, or resume it", _run, "configs/quickstart.yaml run.name=mine")
-    needs = "show what a run needs beside what is there"
-    preflight = add_command(commands, "preflight", needs, _preflight, "configs/quickstart.yaml cluster.cpus=4")
+    add_plan_commands(commands, _add_settings, _load)
     config = add_command(commands, "config", "print a run's settings", _config, "configs/quickstart.yaml ppo.steps=100")
     config.add_argument("--describe", action="store_true", help="list every setting: type, default, meaning")
     _add_settings(run)
-    _add_settings(preflight)
     _add_settings(config, nargs="?")
 
 

@@ -54,6 +54,7 @@ class ClusterConfig:
 
     cpus: int = 2  # CPUs that the run's actors share; each gets its part, and as many threads
     gpus: int = 0  # GPUs; 0 runs everything on CPUs
+    layout: Literal["apart", "colocated"] = "apart"  # learners and engines on GPUs of their own, or on the same ones
     memory_gib: float = 8.0  # memory that the run needs on the machine where it starts
     disk_gib: float = 1.0  # free space needed under run.root
 

@@ -1,4 +1,4 @@
-"""What a run needs, compared with what is there. Light: Ray is asked only where it is connected already."""
+"""What a run needs of this machine, compared with what is there. Light."""
 
 import os
 import re
@@ -24,6 +24,7 @@ class Check:
     Attributes:
         name: the key of the config that asks for it.
         remedy: what to do when it is not there.
+        tight: it may fail or wait: an estimate came close, or others hold it; a run starts all the same.
     """
 
     name: str
@@ -31,6 +32,12 @@ class Check:
     found: str
     ok: bool
     remedy: str
+    tight: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        return "MISSING" if not self.ok else "TIGHT" if self.tight else "ok"
 
 
 def is_submitted() -> bool:
@@ -38,61 +45,8 @@ def is_submitted() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray's job supervisor sets it for the driver
 
 
-def check_cluster(config: Config) -> Iterator[Check]:
-    """CPUs and GPUs, and whether every node sees run.root.
-
-    A cluster on this machine has as many CPUs as the machine, whatever it was told. GPUs and other clusters
-    are known only once Ray is connected, and left out before.
-    """
-    is_local = not os.environ.get("RAY_ADDRESS")
-    where = "this machine" if is_local else "the cluster"
-    resources: dict[str, float] = {}
-    if _is_connected():
-        import ray
-
-        resources = ray.cluster_resources()
-    if is_local:
-        resources["CPU"] = len(os.sched_getaffinity(0))
-    for name, kind, needed in (("cpus", "CPU", config.cluster.cpus), ("gpus", "GPU", config.cluster.gpus)):
-        if _is_connected() or kind in resources:
-            found = int(resources.get(kind, 0))
-            remedy = f"{where} has {found}: set cluster.{name}={found}, or run where there are more"
-            yield Check(f"cluster.{name}", f"{needed} {kind}s", str(found), found >= needed, remedy)
-    if _is_connected() and not is_local:
-        yield from _check_nodes(config)
-
-
-def _check_nodes(config: Config) -> Iterator[Check]:
-    """Whether every node sees what this one writes under run.root."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    root = Path(config.run.root).absolute()
-    if not others or not _is_writable(root):
-        return
-    root.mkdir(parents=True, exist_ok=True)
-    mark = root / f".seen-by-every-node-{os.getpid()}"
-    mark.touch()
-    pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others]
-    exists = ray.remote(num_cpus=0)(os.path.exists)
-    try:
-        seen = ray.get([exists.options(scheduling_strategy=node).remote(str(mark)) for node in pinned])
-    finally:
-        mark.unlink()
-    blind = [node["NodeManagerAddress"] for node, sees in zip(others, seen, strict=True) if not sees]
-    yield Check(
-        "run.root",
-        "storage that every node sees",
-        f"{root}, which {', '.join(blind)} cannot see" if blind else f"seen by {len(others) + 1} nodes",
-        not blind,
-        "give a folder on shared storage, such as a mounted volume",
-    )
-
-
 def check_memory(config: Config) -> Check:
-    needed, found = config.cluster.memory_gib, _free_memory() / GIB
+    needed, found = config.cluster.memory_gib, free_memory() / GIB
     remedy = "free some memory, or lower the batch sizes and cluster.memory_gib with them"
     return Check("cluster.memory_gib", f"{needed:g} GiB free", f"{found:.1f} GiB", found >= needed, remedy)
 
@@ -102,14 +56,14 @@ def check_root(config: Config) -> Check:
     if is_submitted() and not root.is_absolute():
         remedy = "the job works in a copy that Ray deletes: give a folder on storage that every node sees"
         return Check("run.root", "an absolute folder", repr(config.run.root), False, remedy)
-    good = _is_writable(root)
+    good = is_writable(root)
     found = str(root.absolute()) if good else f"{root.absolute()}, not writable"
     return Check("run.root", "a writable folder", found, good, "give another folder as run.root=FOLDER")
 
 
 def check_disk(config: Config) -> Check:
     needed = config.cluster.disk_gib
-    found = shutil.disk_usage(_nearest_folder(Path(config.run.root))).free / GIB
+    found = shutil.disk_usage(nearest_folder(Path(config.run.root))).free / GIB
     remedy = "free some space, or give a run.root on another disk"
     return Check("cluster.disk_gib", f"{needed:g} GiB free", f"{found:.1f} GiB", found >= needed, remedy)
 
@@ -146,7 +100,8 @@ def check_wandb(config: Config) -> Iterator[Check]:
         yield Check("run.wandb_project", "the package wandb", "installed" if found else "not installed", found, remedy)
 
 
-def _is_connected() -> bool:
+def is_connected() -> bool:
+    """Whether this process is connected to Ray."""
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
@@ -180,16 +135,17 @@ def _is_hub_id(value: str) -> bool:
     return bool(_HUB_ID.fullmatch(value)) and value[0] != "." and not Path(value.split("/")[0]).exists()
 
 
-def _is_writable(path: Path) -> bool:
-    return (path.is_dir() or not path.exists()) and os.access(_nearest_folder(path), os.W_OK | os.X_OK)
+def is_writable(path: Path) -> bool:
+    """Whether files can be written under the folder, which need not exist yet."""
+    return (path.is_dir() or not path.exists()) and os.access(nearest_folder(path), os.W_OK | os.X_OK)
 
 
-def _nearest_folder(path: Path) -> Path:
+def nearest_folder(path: Path) -> Path:
     """The folder itself, or the nearest one above it that exists."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes that this machine, or the container's limit, leaves free. Cached files count as free."""
     free = _table(Path("/proc/meminfo"))["MemAvailable:"] * 1024
     group = Path("/sys/fs/cgroup")

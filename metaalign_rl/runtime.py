@@ -2,20 +2,19 @@
 
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from metaalign_rl import needs
+from metaalign_rl import needs, needs_cluster, needs_estimated
 from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
-from metaalign_rl.needs import GIB, Check
+from metaalign_rl.needs import Check
+from metaalign_rl.plan.memory import object_store
+from metaalign_rl.plan.nodes import Bundle
 
-OBJECT_STORE_SHARE = (
-    0.1  # of cluster.memory_gib; experience passes through it, and weights: one copy of the policy must fit
-)
-LEAST_OBJECT_STORE = 128 * 2**20  # bytes; Ray refuses less than 75 MiB
 PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
 
 
@@ -57,13 +56,24 @@ def actor_env(threads: int) -> dict[str, str]:
 
 def preflight(config: Config) -> list[Check]:
     """What the config needs beside what this machine has, and once Ray is connected, what its cluster has."""
-    checks = [*needs.check_cluster(config), needs.check_memory(config), needs.check_root(config)]
-    checks += [*_check_devices(config), needs.check_disk(config), *needs.check_sources(config)]
-    return [*checks, *needs.check_wandb(config)]
+    checks = [*needs_cluster.check_counts(config), needs.check_memory(config), needs.check_root(config)]
+    devices = list(needs_cluster.check_devices(config))
+    checks += devices
+    if needs.is_connected() and not devices:
+        places = list(needs_cluster.check_places(bundles(config), needs_cluster.nodes()))
+        checks += places or needs_cluster.check_free(bundles(config))
+    if needs.is_connected() and os.environ.get("RAY_ADDRESS"):
+        checks += needs_cluster.check_storage(config)
+    checks += [needs.check_disk(config), *needs.check_sources(config), *needs.check_wandb(config)]
+    return [*checks, *needs_estimated.check_estimates(config)]
 
 
 def require(checks: list[Check]) -> None:
-    """Raise a `UserError` that lists what is missing, with the remedies."""
+    """Raise a `UserError` that lists what is missing, with the remedies; warn of what is tight."""
+    for check in checks:
+        if check.tight:
+            needed = f"{check.name}: needs {check.needed}, found {check.found}"
+            print(f"warning: {needed}; if need be, {check.remedy}", file=sys.stderr)
     missing = [f"{c.name}: needs {c.needed}, found {c.found}; {c.remedy}" for c in checks if not c.ok]
     if len(missing) > 1:
         raise UserError("\n  ".join([f"{len(missing)} things that the run needs are missing:", *missing]))
@@ -100,12 +110,11 @@ def _start(config: Config) -> None:
     # reads the variable on import, which may have been before this; its processes read it when they start.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    store = max(LEAST_OBJECT_STORE, int(OBJECT_STORE_SHARE * config.cluster.memory_gib * GIB))
     ray.init(
         address="local",
         num_cpus=config.cluster.cpus,
         include_dashboard=False,
-        object_store_memory=store,
+        object_store_memory=object_store(config.cluster),
         log_to_driver=False,
         logging_level="WARNING",
     )
@@ -137,27 +146,27 @@ def _whole_gpu(config: Config, role: str, count: int) -> float:
     return 1.0 if count <= devices else 1.0 / count
 
 
-def _check_devices(config: Config) -> Iterator[Check]:
-    """Whether the GPUs can be dealt out as `actor_options` does it."""
-    gpus, engines, learners = config.cluster.gpus, config.rollout.engines, config.learners
-    if gpus == 1:
-        needed, good = "1 learner and 1 engine on the one GPU", learners == engines == 1
-    else:
-        needed, good = f"{learners + engines + 1} GPUs", gpus == 0 or gpus > learners + engines
-    remedy = "give each learner and engine a GPU and the reward workers one, or set cluster.gpus=1 with one of each"
-    if not good:
-        yield Check("cluster.gpus", needed, f"{gpus} for learners={learners}, engines={engines}", good, remedy)
-    ranks, room = config.reward.devices, _training_room(config)
-    if ranks > room:
-        kind = "GPUs beside the engines'" if gpus else "CPUs"
-        yield Check("reward.devices", f"{ranks} {kind}", str(room), False, f"set reward.devices={room} or less")
-    if gpus and config.rollout.tensor_parallel > 1:
-        found = str(config.rollout.tensor_parallel)
-        remedy = "set rollout.tensor_parallel=1: an engine has one device"
-        yield Check("rollout.tensor_parallel", "1", found, False, remedy)
+def bundles(config: Config) -> list[Bundle]:
+    """What the PPO stage's actors ask of Ray, by what must lie on one node: an engine with all its devices.
+
+    Colocated, an engine brings the learners on its devices along.
+    """
+    counts = {"learner": config.learners, "rollout": config.rollout.engines, "reward": config.ppo.reward_workers}
+    asked = {role: actor_options(config, role, count) for role, count in counts.items()}
+    names = {"learner": "learner", "rollout": "rollout engine", "reward": "reward worker"}
+    return [
+        Bundle(f"{names[role]} {number}", options["num_cpus"], _gpus(config, role, number, options["num_gpus"]))
+        for role, options in asked.items()
+        for number in range(counts[role])
+    ]
 
 
-def _training_room(config: Config) -> int:
-    """How many ranks can train at once; the engines keep their GPUs meanwhile, or share the only one."""
-    gpus = config.cluster.gpus
-    return max(1, gpus - config.rollout.engines if gpus else config.cluster.cpus)
+def _gpus(config: Config, role: str, number: int, asked: float) -> float:
+    """GPUs that an actor adds: an engine all of its devices; colocated, what shares an engine's device none."""
+    if config.cluster.gpus <= 1:
+        return asked
+    if role == "rollout":
+        return float(config.rollout.tensor_parallel)
+    engines = config.rollout.engines * config.rollout.tensor_parallel
+    shares = needs_cluster.is_colocated(config) and (role == "reward" or number < engines)
+    return 0.0 if shares else asked

@@ -101,6 +101,16 @@ MISTAKES = {
     "setting out of range": ("run config.yaml ppo.steps=0", "ppo.steps: expected 1 or more, found 0"),
     "unknown control": ("run config.yaml reward.controls=[tier]", "'reward.controls[0]': expected one of preference_"),
     "no run": ("report nowhere", "nowhere: no such folder"),
+    "unknown GPU": ("plan config.yaml --gpus 8 --gpu h1000", "--gpu h1000: unknown device; did you mean 'h100'"),
+    "GPUs without a number": ("plan config.yaml --gpu h100", "--gpu h100: how many? give --gpus N"),
+    "uneven nodes": ("plan config.yaml --gpus 9 --nodes 2", "--gpus 9 --nodes 2: give as many GPUs to each node"),
+    "unknown size": ("plan config.yaml --gpus 8 --model 6B", "--model 6B: no such checkpoint; give its folder, or"),
+    "too large a model": (
+        "plan config.yaml --gpus 1 --model 70B",
+        "1 x NVIDIA H100 SXM cannot hold it: a learner needs",
+    ),
+    "nothing to check": ("plan --check nowhere", "nowhere: no metrics.jsonl there; give the folder of a run"),
+    "plan of nothing": ("plan", "give a config file, such as configs/quickstart.yaml; or --check RUN_DIR"),
 }
 
 
@@ -142,6 +152,31 @@ def test_preflight_prints_a_table_and_says_what_is_missing(workplace: Path, caps
     assert "MISSING  cluster.cpus" in output.out
     assert "2 things that the run needs are missing" in output.err
     assert "set cluster.cpus=" in output.err
+
+
+def test_plan_prints_settings_that_the_config_takes(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "config.yaml", "--model", "7B", "--gpus", "64", "model.max_tokens=2048", "--answer-tokens", "20"]
+    assert cli.main(asked) == 0
+    page = capsys.readouterr().out
+    assert "A policy of 7.62B parameters in bfloat16" in page
+    assert "Layout: 64 x NVIDIA H100 SXM on 8 nodes" in page
+    assert "not measured on such a device" in page
+    words = page.partition("behind `metaalign-rl run CONFIG`:")[2].partition("\n\n")[0].split()
+    assert cli.main([*asked, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    config = settings.load(Config, Path("config.yaml"), [*words, "model.max_tokens=2048"])
+    assert config.cluster.gpus == 64
+    assert config.learners == figures["settings"]["learners"]
+    assert config.learner.zero_stage == figures["settings"]["learner.zero_stage"]
+    assert figures["seconds"]["step"] > 0 and figures["memory_gib"]["engine"]["KV cache"] > 0
+
+
+def test_plan_for_this_machine_has_nothing_to_change(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "config.yaml"]) == 0
+    page = capsys.readouterr().out
+    assert "Layout: 1 CPUs, taken in turns" in page
+    assert "The config says all of this already." in page
+    assert "from rates measured on a CPU" in page
 
 
 def test_config_prints_what_load_reads_back(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

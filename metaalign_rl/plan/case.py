@@ -1,0 +1,48 @@
+"""From a config to what an estimate is made of."""
+
+from pathlib import Path
+
+from metaalign_rl.config import Config
+from metaalign_rl.errors import UserError
+from metaalign_rl.folder import RunFolder
+from metaalign_rl.plan.rates import CPU, Device, find_device
+from metaalign_rl.plan.shape import Shape, new_shape, read_shape
+from metaalign_rl.plan.work import Case, work_of
+
+
+def policy_shape(config: Config) -> Shape | None:
+    """The policy's shape, with an output layer of its own; None for a hub's model, whose shape only the hub knows.
+
+    Raises:
+        UserError: the config names a checkpoint that is not estimated.
+    """
+    folder, path = RunFolder.of(config), Path(config.model.path)
+    for known in (folder.sft, folder.base, path):
+        if (known / "config.json").is_file() and (known != path or config.model.path):
+            return read_shape(known / "config.json").untied()
+    return None if config.model.path else new_shape(config.model)
+
+
+def reward_shape(config: Config, policy: Shape) -> Shape | None:
+    """The reward model's shape: the config's, else it starts from the policy; None: none scores here."""
+    if config.reward.url or config.ppo.model_weight == 0:
+        return None
+    path = Path(config.reward.path) / "config.json"
+    return read_shape(path) if config.reward.path and path.is_file() else policy
+
+
+def case_of(config: Config, device: Device | None = None, nodes: int = 1) -> Case | None:
+    """The config's case; None where its model's shape is not known before it is fetched, or is not estimated.
+
+    Args:
+        device: what runs it; without one the config's CPUs.
+    """
+    try:
+        policy = policy_shape(config)
+        reward = reward_shape(config, policy) if policy else None
+    except UserError:
+        return None
+    if policy is None:
+        return None
+    device = device or find_device(CPU, config.cluster.cpus)
+    return Case(config=config, policy=policy, reward=reward, device=device, work=work_of(config), nodes=nodes)

@@ -1,0 +1,87 @@
+"""The estimate beside what a run measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from metaalign_rl import settings
+from metaalign_rl.config import Config
+from metaalign_rl.errors import UserError
+from metaalign_rl.files import read_jsonl
+from metaalign_rl.folder import RunFolder
+from metaalign_rl.plan.case import case_of
+from metaalign_rl.plan.rates import find_device
+from metaalign_rl.plan.speed import step_seconds
+from metaalign_rl.plan.work import work_of
+
+# By what is compared: parts of the estimate, and the metrics that they come to. Scoring goes on beside the rollout, so
+# the two are compared together; `evaluate` is what runs of before called the reference's part.
+PARTS = {
+    "rollout and reward": (("rollout", "reward"), ("rollout", "reward")),
+    "reference": (("reference",), ("reference", "evaluate")),
+    "learn": (("learn",), ("learn",)),
+    "transfer": (("transfer",), ("transfer",)),
+}
+
+
+def compare(run: Path, device: str, prompt_tokens: float | None = None) -> dict[str, dict[str, float]]:
+    """By part of a step, and for all of it: seconds "estimated", "measured" (the median step) and their "ratio".
+
+    Args:
+        device: the name of what it ran on.
+        prompt_tokens: mean length of the prompts; without it, that of the run's own rows.
+
+    Raises:
+        UserError: the folder holds no steps of PPO, or its model is not estimated.
+    """
+    folder = RunFolder(run)
+    if not folder.metrics.is_file():
+        raise UserError(f"{run}: no {folder.metrics.name} there; give the folder of a run that did the stage ppo")
+    steps = [line for _, line in read_jsonl(folder.metrics)]
+    config = settings.load(Config, folder.config, [f"run.root={run.absolute().parent}", f"run.name={run.name}"])
+    case = case_of(config, find_device(device, config.cluster.cpus))
+    if case is None:
+        raise UserError(f"{run}: the shape of its model {config.model.path!r} is not known, so nothing is estimated")
+    lengths = prompt_tokens or mean_prompt(folder), fmean(step["response_tokens"] for step in steps)
+    case = type(case)(
+        config=config, policy=case.policy, reward=case.reward, device=case.device, work=work_of(config, *lengths)
+    )
+    return _table(step_seconds(case), steps)
+
+
+def mean_prompt(folder: RunFolder, rows: int = 500) -> float:
+    """The mean length, in tokens, of the first of a run's prompts."""
+    from metaalign_rl.meta_prompt import MetaPrompt, encode, load_tokenizer
+    from metaalign_rl.schema import read_rows
+
+    tokenizer = load_tokenizer(folder.policy if folder.policy.is_dir() else folder.sft)
+    lengths = []
+    for _, row in zip(range(rows), read_rows(folder.rows("prompts")), strict=False):
+        ids = encode(
+            tokenizer, MetaPrompt(row.system_info, row.user_info), row.messages, max_tokens=10**6, place=row.id
+        )
+        lengths.append(len(ids))
+    return fmean(lengths)
+
+
+def _table(estimated: dict[str, float], steps: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    found = {}
+    for name, (parts, metrics) in PARTS.items():
+        measured = median(sum(step.get(f"seconds_{metric}", 0.0) for metric in metrics) for step in steps)
+        found[name] = _beside(sum(estimated[part] for part in parts), measured)
+    sums = [sum(entry[kind] for entry in found.values()) for kind in ("estimated", "measured")]
+    return found | {"step": _beside(*sums)}
+
+
+def _beside(estimated: float, measured: float) -> dict[str, float]:
+    ratio = estimated / measured if measured else float("nan")
+    return {"estimated": estimated, "measured": measured, "ratio": ratio}
+
+
+def render(found: dict[str, dict[str, float]]) -> str:
+    """The comparison for reading."""
+    lines = ["                      estimated   measured   ratio"]
+    for name, entry in found.items():
+        lines.append(f"{name:<20} {entry['estimated']:>9.3f} s {entry['measured']:>8.3f} s {entry['ratio']:>7.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,181 @@
+"""Bytes a device by part, of each role."""
+
+from typing import TypeAlias
+
+from metaalign_rl.config import ClusterConfig
+from metaalign_rl.plan.shape import BYTES, Shape
+from metaalign_rl.plan.work import Case
+
+GIB = 2**30
+Memory: TypeAlias = dict[str, float]  # bytes by part
+
+BUCKET = 5e8  # numbers that DeepSpeed reduces at a time (`reduce_bucket_size`)
+LIVE = 1e9  # weights that ZeRO-3 keeps gathered at most (`stage3_max_live_parameters`)
+SCORED_TOKENS = 16_384  # of one forward pass of the scorer
+# Of cluster.memory_gib, for Ray's object store: experience passes through it, and weights, a copy of the policy.
+OBJECT_STORE_SHARE = 0.1
+LEAST_OBJECT_STORE = 128 * 2**20  # bytes; Ray refuses less than 75 MiB
+DRIVER = 1.0 * GIB  # the run's driver and Ray's own processes
+PROCESS = 3.0 * GIB  # main memory of a process that works on a GPU
+CHECKPOINTS = 2  # that PPO keeps at a time: the last one goes when the next is whole
+TEXT_BYTES = 2.0  # of a kept token, compressed
+SAMPLER_COPIES = 3  # of an engine's logits, in float32, while it samples with log-probabilities
+
+
+def model_states(parameters: float, ranks: int, stage: int, dtype: str, offload: bool = False) -> Memory:
+    """Bytes on one of `ranks` devices of a model in training, by ZeRO stage.
+
+    arXiv:1910.02054, section 5: of weights, gradients and optimizer states, stage 1 shards the last, stage 2 also the
+    gradients, stage 3 all. Adam keeps two float32 numbers a weight, and DeepSpeed a float32 copy of the weights
+    beside them: under bfloat16, and under ZeRO for float32 too. In bfloat16 that is the paper's 2 + 2 + 12 bytes.
+    """
+    size, states = BYTES[dtype], 8 + 4 * (dtype == "bfloat16" or stage > 0)
+    return {
+        "weights": size * parameters / (ranks if stage == 3 else 1),
+        "gradients": size * parameters / (ranks if stage >= 2 else 1),
+        "optimizer states": 0.0 if offload else states * parameters / (ranks if stage >= 1 else 1),
+    }
+
+
+def gathered(parameters: float, ranks: int, dtype: str) -> float:
+    """Bytes of other ranks' weights that ZeRO-3 holds at a time."""
+    return min(parameters, LIVE) * BYTES[dtype] * (1 - 1 / ranks)
+
+
+def activations(shape: Shape, tokens: float, dtype: str, checkpointing: bool) -> float:
+    """Bytes kept for the backward pass of `tokens` tokens; see `Shape.layer_activations`.
+
+    With gradient checkpointing the input of each layer, and one layer's own while it is computed again.
+    """
+    layer = shape.layer_activations(dtype)
+    kept = shape.layers * shape.hidden * BYTES[dtype] + layer if checkpointing else shape.layers * layer
+    return tokens * kept
+
+
+def logits(shape: Shape, tokens: float, dtype: str) -> float:
+    """Bytes of the logits of `tokens` response tokens: in float32, their softmax, its gradient, and copies in dtype."""
+    copies = 12 if dtype == "float32" else 12 + 2 * BYTES[dtype]
+    return tokens * shape.vocabulary * copies
+
+
+def micro_batch(case: Case) -> float:
+    """Tokens of one micro-batch on one rank."""
+    learner, length = case.config.learner, case.work.length
+    share = learner.minibatch_size / case.config.learners * length
+    return max(length, min(learner.micro_batch_tokens, share))
+
+
+def learner_memory(case: Case) -> Memory:
+    """Of one learner: policy, critic, reference and the largest micro-batch."""
+    config, learner, shape, dtype = case.config, case.config.learner, case.policy, case.dtype
+    ranks, stage = config.learners, learner.zero_stage
+    tokens = micro_batch(case)
+    found = model_states(shape.parameters, ranks, stage, dtype, learner.offload_optimizer)
+    if case.has_critic:
+        found["critic"] = sum(model_states(shape.backbone, ranks, stage, dtype, learner.offload_optimizer).values())
+    sharded = ranks if stage == 3 else 1
+    found["reference"] = BYTES[dtype] * shape.parameters / sharded
+    kept = activations(shape, tokens, dtype, learner.gradient_checkpointing)
+    found["activations"] = kept * case.device.slack
+    found["logits"] = logits(shape, tokens * case.work.answer_tokens / case.work.length, dtype)
+    found["buffers"] = _buffers(case)
+    found["process"] = case.device.process_gib["learner"] * GIB
+    return found
+
+
+def _buffers(case: Case) -> float:
+    """DeepSpeed's: a bucket of gradients (on a GPU whole from the start) and the weights gathered by ZeRO-3."""
+    config, shape = case.config, case.policy
+    stage, size = config.learner.zero_stage, BYTES[case.dtype]
+    bucket = size * (min(BUCKET, shape.parameters) if case.device.is_cpu or stage == 0 else BUCKET)
+    return bucket + (gathered(shape.parameters, config.learners, case.dtype) if stage == 3 else 0.0)
+
+
+def engine_memory(case: Case) -> Memory:
+    """Of one of an engine's devices. On a GPU keys and values get what its share of the memory leaves."""
+    rollout, shape, size = case.config.rollout, case.policy, BYTES[case.dtype]
+    weights = size * shape.parameters / rollout.tensor_parallel
+    found = {"weights": weights, "process": case.device.process_gib["engine"] * GIB}
+    found["sampler"] = _concurrency(case) * shape.vocabulary * 4.0 * SAMPLER_COPIES
+    if case.device.memory_gib is None:
+        return found | {"KV cache": rollout.kv_cache_gib * GIB}
+    room = rollout.gpu_memory_utilization * case.device.memory_gib * GIB - sum(found.values())
+    return found | {"KV cache": max(0.0, room)}
+
+
+def _concurrency(case: Case) -> float:
+    return min(case.config.rollout.max_sequences, case.work.samples / case.config.rollout.engines)
+
+
+def kv_tokens(case: Case) -> float:
+    """Tokens whose keys and values one engine has room for."""
+    rollout = case.config.rollout
+    split = min(rollout.tensor_parallel, case.policy.kv_heads)  # a head is not cut
+    return engine_memory(case)["KV cache"] / (case.policy.kv_bytes(case.dtype) / split)
+
+
+def reward_memory(case: Case) -> Memory:
+    """Of one reward worker: weights and one forward pass."""
+    if case.reward is None:
+        return {"process": case.device.process_gib["reward"] * GIB}
+    layer = case.reward.layer_activations(case.dtype)
+    return {
+        "weights": float(BYTES[case.dtype] * case.reward.backbone),
+        "activations": float(layer * SCORED_TOKENS),
+        "process": case.device.process_gib["reward"] * GIB,
+    }
+
+
+def resting(learner: Memory) -> float:
+    """Bytes that a learner keeps between its steps."""
+    return sum(size for part, size in learner.items() if part not in ("activations", "logits", "buffers"))
+
+
+def colocated_memory(learner: Memory, engine: Memory) -> float:
+    """Bytes that a device needs for a learner and an engine that sleeps while the learner works.
+
+    While the engine draws, the learner keeps its states, and nothing of a micro-batch.
+    """
+    states = resting(learner)
+    return max(states + sum(engine.values()), sum(learner.values()) + engine["process"])
+
+
+def object_store(cluster: ClusterConfig) -> int:
+    """Bytes of Ray's object store on this machine, which takes them from main memory as it fills."""
+    return max(LEAST_OBJECT_STORE, int(OBJECT_STORE_SHARE * cluster.memory_gib * GIB))
+
+
+def host_memory(case: Case) -> Memory:
+    """Bytes of main memory over all nodes, by role; on CPUs it holds the models too."""
+    config, weights = case.config, BYTES[case.dtype] * case.policy.parameters
+    found = {"driver and Ray": DRIVER, "object store": min(weights, object_store(config.cluster))}
+    if case.device.is_cpu:
+        return found | {
+            "learners": config.learners * sum(learner_memory(case).values()),
+            "engines": config.rollout.engines * sum(engine_memory(case).values()),
+            "reward workers": config.ppo.reward_workers * sum(reward_memory(case).values()),
+        }
+    # A rank reads a whole checkpoint into main memory before it goes to the device, at stage 3 only its share.
+    sharded = config.learners if config.learner.zero_stage == 3 else 1
+    found["learners"] = config.learners * (PROCESS + weights / sharded) + _offloaded(case)
+    found["engines"] = config.rollout.engines * config.rollout.tensor_parallel * PROCESS
+    found["reward workers"] = config.ppo.reward_workers * PROCESS
+    return found
+
+
+def _offloaded(case: Case) -> float:
+    states = BYTES["float32"] * 3 * (case.policy.parameters + case.has_critic * case.policy.backbone)
+    return states if case.config.learner.offload_optimizer else 0.0
+
+
+def disk(case: Case) -> Memory:
+    """Bytes under the run's folder by its end: PPO's checkpoints, models, kept rollouts."""
+    config, size = case.config, BYTES[case.dtype]
+    trained = case.policy.parameters + case.has_critic * case.policy.backbone
+    states = size + 8 + 4 * (case.dtype == "bfloat16" or config.learner.zero_stage > 0)
+    models = size * case.policy.parameters * 3  # base, sft, policy
+    if not config.reward.path and case.reward:
+        models += size * case.reward.backbone * (1 + len(config.reward.controls))
+    steps = config.ppo.steps // config.run.keep_rollouts if config.run.keep_rollouts else 0
+    rollouts = steps * case.work.samples * case.work.length * TEXT_BYTES
+    return {"checkpoints": CHECKPOINTS * states * trained, "models": models, "rollouts": rollouts}

@@ -1,0 +1,173 @@
+"""Preflight against a cluster of two nodes: which node lacks what, before an actor waits for it without a word."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metaalign_rl import cli, needs_estimated, runtime
+from metaalign_rl.config import ClusterConfig, Config, LearnerConfig, ModelConfig, RolloutConfig, RunConfig
+from metaalign_rl.errors import UserError
+from metaalign_rl.needs import Check
+from metaalign_rl.plan.memory import GIB
+from metaalign_rl.plan.shape import KNOWN
+
+SMALL = "cluster: {cpus: 4, gpus: 4, memory_gib: 0, disk_gib: 0}\nmodel: {dtype: bfloat16}\n"
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[str]:
+    """The address of a cluster of two nodes, with 4 and 2 CPUs and what Ray takes for 2 H100 each."""
+    from ray.cluster_utils import Cluster
+
+    store = 2**27
+    common = {"num_gpus": 2, "object_store_memory": store, "resources": {"accelerator_type:H100": 1}}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False, **common})
+    cluster.add_node(num_cpus=2, **common)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, two_nodes: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a config that asks for both nodes' GPUs, and that cluster to be joined."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", two_nodes)
+    Path("config.yaml").write_text(f"run: {{root: {tmp_path}}}\n{SMALL}")
+    return tmp_path
+
+
+def test_two_nodes_that_have_everything(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["preflight", "config.yaml", "rollout.tensor_parallel=2"]) == 0
+    output = capsys.readouterr().out
+    assert "MISSING" not in output
+    assert "4 CPUs, 2 GPUs" in output and "2 CPUs, 2 GPUs" in output
+    assert "GPUs: learners 1, engines 2, reward 1 (apart)" in output
+    assert "optimizer states" in output and "KV cache" in output
+    assert "seen by 2 nodes" in output
+
+
+def test_an_engine_wider_than_a_node_names_each_node_and_what_it_lacks(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["rollout.tensor_parallel=4", "cluster.layout=colocated"]
+    assert cli.main(["preflight", "config.yaml", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: rollout.tensor_parallel: needs 4 GPUs and 1.2 CPUs on one node for rollout engine 0"
+    )
+    assert error.count(") lacks 2 GPUs") == 2
+    assert "lower it to at most a node's GPUs" in error
+
+
+def test_a_run_stops_before_it_starts_anything(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "config.yaml", "cluster.cpus=7"]) == 2
+    assert "cluster.cpus: needs 7 CPUs, found 6; the cluster has 6" in capsys.readouterr().err
+    assert not list(workplace.glob("*/"))
+
+
+def test_gpus_that_the_roles_do_not_fit_on(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["preflight", "config.yaml", "learners=3"]) == 2
+    error = capsys.readouterr().err
+    assert "cluster.gpus: needs 5 GPUs (apart: learners 3, engines 1, reward 1), found 4" in error
+    assert "cluster.layout=colocated" in error
+    assert cli.main(["preflight", "config.yaml", "learners=4", "cluster.layout=colocated"]) == 0
+
+
+def test_a_model_too_large_for_the_nodes_gpus(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = KNOWN["7B"]
+    Path("model").mkdir()
+    described = {
+        "hidden_size": shape.hidden, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads, "intermediate_size": shape.intermediate, "vocab_size": shape.vocabulary,
+    }  # fmt: skip
+    Path("model/config.json").write_text(json.dumps(described))
+    assert cli.main(["preflight", "config.yaml", "model.path=model"]) == 2
+    error = capsys.readouterr().err
+    assert "learner: needs a GPU for a learner, by estimate" in error and "found 79.0 GiB" in error
+    assert "learner.zero_stage=3" in error
+
+
+def test_gpus_that_another_job_holds_are_said_to_be_waited_for(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    with runtime.connect(Config()):
+
+        @ray.remote(num_gpus=1, num_cpus=0)
+        class Other:
+            def ready(self) -> None:
+                pass
+
+        other = Other.remote()
+        ray.get(other.ready.remote())
+        assert cli.main(["preflight", "config.yaml", "rollout.tensor_parallel=2"]) == 0
+        output = capsys.readouterr()
+        assert "TIGHT  cluster.gpus" in output.out
+        assert "needs 4 GPUs that no other job holds, found 3 free" in output.err
+        assert "wait for the other jobs" in output.err
+
+
+# Without a cluster
+
+
+def cpu_config(root: Path) -> Config:
+    cluster = ClusterConfig(cpus=1, memory_gib=1.0, disk_gib=0.0)
+    return Config(run=RunConfig(root=str(root)), cluster=cluster)
+
+
+def estimated(config: Config) -> dict[str, Check]:
+    return {check.needed.partition(",")[0]: check for check in needs_estimated.check_estimates(config)}
+
+
+def test_an_estimate_near_the_limit_warns_and_one_far_above_it_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = cpu_config(tmp_path)
+    monkeypatch.setattr(needs_estimated, "free_memory", lambda: int(100 * GIB))
+    check = estimated(config)["memory for all processes"]
+    assert check.verdict == "ok"
+    needed = float(check.needed.split("estimate ")[1].split()[0])
+    monkeypatch.setattr(needs_estimated, "free_memory", lambda: int(0.9 * needed * GIB))
+    check = estimated(config)["memory for all processes"]
+    assert check.verdict == "TIGHT"
+    runtime.require([check])
+    assert "warning: memory: needs memory for all processes" in capsys.readouterr().err
+    monkeypatch.setattr(needs_estimated, "free_memory", lambda: int(0.5 * needed * GIB))
+    with pytest.raises(UserError, match="lower learner.micro_batch_tokens"):
+        runtime.require(list(needs_estimated.check_estimates(config)))
+
+
+def test_the_object_store_must_hold_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = ModelConfig(hidden_size=1024, layers=12, heads=16)
+    check = estimated(replace(cpu_config(tmp_path), model=wide))["Ray's object store for the policy"]
+    assert check.verdict == "MISSING"
+    assert "set cluster.memory_gib=5 or more" in check.remedy
+
+
+def test_nothing_is_estimated_where_ppo_does_not_run_or_the_model_is_the_hubs(tmp_path: Path) -> None:
+    config = cpu_config(tmp_path)
+    assert not estimated(replace(config, run=replace(config.run, stages=["data", "sft"])))
+    assert not estimated(replace(config, model=ModelConfig(path="Qwen/Qwen3-0.6B")))
+    said = needs_estimated.describe(replace(config, model=ModelConfig(path="a/b")), None)
+    assert "Memory is not estimated" in said
+
+
+def test_what_actors_ask_of_ray_by_layout() -> None:
+    """Apart, every learner and engine adds its GPUs; colocated, only those beyond the engines'."""
+    config = Config(
+        cluster=ClusterConfig(cpus=8, gpus=8),
+        learner=LearnerConfig(zero_stage=3),
+        learners=4,
+        rollout=RolloutConfig(engines=1, tensor_parallel=2),
+    )
+    apart = {bundle.who: bundle.gpus for bundle in runtime.bundles(config)}
+    assert apart["rollout engine 0"] == 2
+    assert sum(apart.values()) == 4 + 2 + 1
+    colocated = replace(config, cluster=replace(config.cluster, layout="colocated"))
+    assert sum(bundle.gpus for bundle in runtime.bundles(colocated)) == 4
