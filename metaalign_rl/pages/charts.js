@@ -43,7 +43,10 @@ function drawLines(figure, series, options = {}) {
     values.push(value);
     legend.append(make("span", {}, make("i", { style: `background: ${color}` }), `${one.name} `, value));
   });
-  for (const mark of options.marks || []) svg.append(make("line", { class: "mark", x1: x(mark), x2: x(mark), y1: TOP, y2: HEIGHT - BOTTOM }));
+  for (const mark of options.marks || []) {
+    const place = x(Math.min(x1, Math.max(x0, mark))); // a step that failed has no point
+    svg.append(make("line", { class: "mark", x1: place, x2: place, y1: TOP, y2: HEIGHT - BOTTOM }));
+  }
   const cursor = make("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   svg.append(cursor);
   // The values nearest to a place on the x axis; the last ones where nothing is pointed at.
@@ -115,4 +118,3 @@ const CHARTS = {
   ],
 };
 for (const figure of document.querySelectorAll("[data-chart]")) drawLines(figure, ...CHARTS[figure.dataset.chart]());
-

@@ -26,7 +26,7 @@ def show(root: Path) -> None:
     if folder.reward_evaluation.is_file():
         console.print(_reward_table(report))
     if report.get("ppo.alarms"):
-        console.print(f"{report['ppo.alarms']} alarms in training: see the page", style="red")
+        console.print(f"alarms in training: {report['ppo.alarms']}; see the page", style="red")
     console.print(_showcase_table(figures["showcase"]))
     total = sum(value for key, value in report.items() if key.startswith("seconds."))
     models = ", ".join(str(path) for path in (folder.policy, folder.reward) if path.is_dir())
