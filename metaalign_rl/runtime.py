@@ -11,10 +11,9 @@ from metaalign_rl import needs
 from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
 from metaalign_rl.needs import GIB, Check
+from metaalign_rl.placement import Role, placement, shares
 
-OBJECT_STORE_SHARE = (
-    0.1  # of cluster.memory_gib; experience passes through it, and weights: one copy of the policy must fit
-)
+OBJECT_STORE_SHARE = 0.1  # of cluster.memory_gib; experience passes through it, and weights: two buckets must fit
 LEAST_OBJECT_STORE = 128 * 2**20  # bytes; Ray refuses less than 75 MiB
 PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
 
@@ -110,37 +109,29 @@ def _start(config: Config) -> None:
     )
 
 
-# The share of the run's CPUs, and of its GPU where it has one, that all actors of a role take together. The roles work
-# in turns on the same devices, so a share is a place in Ray's books and no limit; each actor may use all of the run's
-# threads. Where there are several GPUs, each learner, each engine and each rank that trains has a whole one, since Ray
-# would pack shares of two learners onto one device, and the reward workers share one.
-SHARES = {"training": 0.3, "rollout": 0.3, "learner": 0.3, "reward": 0.1}
+def actor_options(
+    config: Config, role: Role, count: int = 1, index: int = 0, threads: int | None = None
+) -> dict[str, Any]:
+    """Ray's options for actor number `index` of `count` of a role, in its place (`placement`).
 
-
-def actor_options(config: Config, role: str, count: int = 1, threads: int | None = None) -> dict[str, Any]:
-    """Ray's options for one of `count` actors of a role."""
-    share = SHARES[role] / count
-    env = actor_env(threads or config.cluster.cpus)
+    Raises:
+        UserError: the cluster has no room for the run's actors.
+    """
+    options = placement(config).options(config, role, index)
+    environment = actor_env(threads or config.cluster.cpus) | options["runtime_env"]["env_vars"]
     if role in ("rollout", "reward"):  # they work side by side: threads that spin while they wait would slow the other
-        env["OMP_WAIT_POLICY"] = "PASSIVE"
-    return {
-        "num_cpus": config.cluster.cpus * share,
-        "num_gpus": config.cluster.gpus * share if config.cluster.gpus <= 1 else _whole_gpu(config, role, count),
-        "runtime_env": {"env_vars": env},
-    }
-
-
-def _whole_gpu(config: Config, role: str, count: int) -> float:
-    training = max(config.learners, config.reward.devices)
-    devices = {"rollout": config.rollout.engines, "reward": 1, "training": training, "learner": config.learners}[role]
-    return 1.0 if count <= devices else 1.0 / count
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    return options | shares(config, role, count) | {"runtime_env": {"env_vars": environment}}
 
 
 def _check_devices(config: Config) -> Iterator[Check]:
     """Whether the GPUs can be dealt out as `actor_options` does it."""
-    gpus, engines, learners = config.cluster.gpus, config.rollout.engines, config.learners
+    gpus, learners = config.cluster.gpus, config.learners
+    engines = config.rollout.engines * config.rollout.tensor_parallel  # their devices
     if gpus == 1:
         needed, good = "1 learner and 1 engine on the one GPU", learners == engines == 1
+    elif config.shares_devices:
+        needed, good = f"{engines} GPUs", gpus == 0 or gpus >= engines
     else:
         needed, good = f"{learners + engines + 1} GPUs", gpus == 0 or gpus > learners + engines
     remedy = "give each learner and engine a GPU and the reward workers one, or set cluster.gpus=1 with one of each"
@@ -150,13 +141,11 @@ def _check_devices(config: Config) -> Iterator[Check]:
     if ranks > room:
         kind = "GPUs beside the engines'" if gpus else "CPUs"
         yield Check("reward.devices", f"{ranks} {kind}", str(room), False, f"set reward.devices={room} or less")
-    if gpus and config.rollout.tensor_parallel > 1:
-        found = str(config.rollout.tensor_parallel)
-        remedy = "set rollout.tensor_parallel=1: an engine has one device"
-        yield Check("rollout.tensor_parallel", "1", found, False, remedy)
 
 
 def _training_room(config: Config) -> int:
     """How many ranks can train at once; the engines keep their GPUs meanwhile, or share the only one."""
     gpus = config.cluster.gpus
-    return max(1, gpus - config.rollout.engines if gpus else config.cluster.cpus)
+    if gpus and config.shares_devices:
+        return config.learners
+    return max(1, gpus - config.rollout.engines * config.rollout.tensor_parallel if gpus else config.cluster.cpus)

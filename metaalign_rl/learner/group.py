@@ -11,7 +11,6 @@ from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.worker import Learner
 from metaalign_rl.ranks import rendezvous
 from metaalign_rl.runtime import actor_options
-from metaalign_rl.weights import WeightUpdate
 
 
 class LearnerGroup:
@@ -20,12 +19,17 @@ class LearnerGroup:
     def __init__(self, config: Config, policy: Path, critic: Path | None, reference: Path) -> None:
         """Start the ranks; they load their models while the caller goes on."""
         ranks = config.learners
-        actor = ray.remote(Learner).options(**actor_options(config, "learner", ranks))
+        actor = ray.remote(Learner)
         config.learner.check_dtype(config.model.dtype)
         settings = replace(config.learner, total_steps=config.learner.total_steps or optimizer_steps(config))
         self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
-        self._ranks = [actor.remote(settings, rank, ranks, self._meeting, **same) for rank in range(ranks)]
-        self._ready = [rank.setup.remote(policy, critic, reference) for rank in self._ranks]
+        self.ranks = [
+            actor.options(**actor_options(config, "learner", ranks, rank)).remote(
+                settings, rank, ranks, self._meeting, **same
+            )
+            for rank in range(ranks)
+        ]
+        self._ready = [rank.setup.remote(policy, critic, reference) for rank in self.ranks]
 
     def wait(self) -> None:
         """Return once all models are loaded."""
@@ -38,12 +42,6 @@ class LearnerGroup:
     def train(self, batch: Batch) -> dict[str, float]:
         """One PPO update; see `Learner.train`."""
         return self._call("train", ray.put(batch))
-
-    def weights(self, version: int) -> "ray.ObjectRef[WeightUpdate]":
-        """The policy's weights as an update for the rollout engines, where the learner left it in the object store."""
-        update, *others = [rank.weights.remote(version) for rank in self._ranks]
-        ray.get(others)
-        return update
 
     def save_policy(self, path: Path) -> None:
         """Write the policy as a Hugging Face checkpoint."""
@@ -59,12 +57,12 @@ class LearnerGroup:
 
     def stop(self) -> None:
         """End the ranks' processes; where they met they may meet again until then."""
-        for rank in self._ranks:
+        for rank in self.ranks:
             ray.kill(rank)
         Path(self._meeting.removeprefix("file://")).unlink(missing_ok=True)
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks])[0]
+        return ray.get([getattr(rank, method).remote(*arguments) for rank in self.ranks])[0]
 
 
 def optimizer_steps(config: Config) -> int:

@@ -23,6 +23,7 @@ from metaalign_rl.refusals import is_refusal
 from metaalign_rl.rollout.pool import EnginePool
 from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.schema import Row
+from metaalign_rl.weights.transfer import make_transfer
 
 Metrics = dict[str, float]
 
@@ -57,6 +58,7 @@ class Controller:
         self.kl = make_kl_controller(config)
         self.step = 0
         self._checkpoints, self._log = checkpoints, log
+        self._transfer = make_transfer(config)
 
     def steps(self) -> Iterator[Metrics]:
         """Run the steps that are left; yields each one's metrics.
@@ -99,7 +101,8 @@ class Controller:
         return encode(self.tokenizer, meta, row.messages, max_tokens=room, place=f"row {row.id!r}")
 
     def _send_weights(self) -> None:
-        self.actors.engines.load_weights(self.actors.learners.weights(self.step))
+        engines = dict(enumerate(self.actors.engines.engines))
+        self._transfer.send(self.actors.learners.ranks, engines, self.step)
 
     def _save(self) -> None:
         def fill(folder: Path) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import ray
 
 from metaalign_rl.config import Config
-from metaalign_rl.rollout.engine import RolloutEngine
+from metaalign_rl.rollout.engine import THREADS, RolloutEngine
 from metaalign_rl.rollout.types import Request, Sample, Sampling
 from metaalign_rl.runtime import actor_options
-from metaalign_rl.weights import WeightUpdate, confirm, pack
+from metaalign_rl.weights import confirm
+from metaalign_rl.weights.route import backend_of
 
 
 class EnginePool:
@@ -23,9 +24,9 @@ class EnginePool:
     def start(cls, config: Config, model_path: Path) -> "EnginePool":
         """Start the engines; they load `model_path` while the caller goes on."""
         rollout = config.rollout
-        actor = ray.remote(RolloutEngine).options(**actor_options(config, "rollout", config.rollout.engines))
+        actor = ray.remote(**THREADS)(RolloutEngine)
         engines = [
-            actor.remote(
+            actor.options(**actor_options(config, "rollout", rollout.engines, index)).remote(
                 str(model_path),
                 max_tokens=config.model.max_tokens,
                 max_sequences=rollout.max_sequences,
@@ -34,6 +35,8 @@ class EnginePool:
                 kv_cache_gib=rollout.kv_cache_gib,
                 gpu_memory_utilization=rollout.gpu_memory_utilization,
                 tensor_parallel=rollout.tensor_parallel,
+                sleeps=config.cluster.layout == "colocated",
+                backend=backend_of(config),
                 threads=config.cluster.cpus,
                 number=index,
             )
@@ -64,24 +67,16 @@ class EnginePool:
         samples = [sample for part in self.generate(requests, sampling) for sample in part]
         return sorted(samples, key=lambda sample: sample.index)
 
-    def load_weights(self, update: "ray.ObjectRef[WeightUpdate]") -> None:
-        """Give every engine the weights in Ray's object store and hold each to its confirmation.
+    def load_checkpoint(self, checkpoint: Path) -> None:
+        """Give every engine the weights in a checkpoint's folder, which all nodes see.
 
         Raises:
-            StaleEngine: an engine took something else.
+            StaleEngine: an engine took something else than the first one.
         """
-        answers = ray.get([engine.load_weights.remote(update) for engine in self.engines])
-        sent = ray.get(update)  # read in place, where learner and driver share a machine
-        for index, answer in enumerate(answers):
-            confirm(sent, *answer, engine=f"rollout engine {index}")
-
-    def load_checkpoint(self, checkpoint: Path) -> None:
-        """Give every engine the weights in a checkpoint's folder."""
-        from safetensors.torch import load_file
-
-        tensors = {name: t for file in sorted(checkpoint.glob("*.safetensors")) for name, t in load_file(file).items()}
         version = max(ray.get([engine.ready.remote() for engine in self.engines])) + 1
-        self.load_weights(ray.put(pack(tensors.items(), version)))
+        answers = ray.get([engine.load_checkpoint.remote(str(checkpoint), version) for engine in self.engines])
+        for index, answer in enumerate(answers):
+            confirm(answers[0], answer, engine=f"rollout engine {index}")
 
     def stop(self) -> None:
         """End the engines' processes."""

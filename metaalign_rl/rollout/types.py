@@ -38,8 +38,9 @@ class Sample:
             distribution (temperature 1), whatever temperature it was drawn at.
         text: the answer decoded, without special tokens.
         finished: the model ended by itself; False: cut at `max_new_tokens`.
-        weight_version: of the weights that drew it.
+        weight_version: of the weights that drew its last token.
         engine: the number of the engine that drew it, from 0.
+        first_version: of the weights that drew its first token; older where new weights came meanwhile.
     """
 
     index: int
@@ -50,3 +51,4 @@ class Sample:
     finished: bool
     weight_version: int
     engine: int = 0
+    first_version: int = 0

@@ -45,7 +45,7 @@ def start_scorers(context: RunContext) -> list[ray.actor.ActorHandle]:
     """The reward workers, loading."""
     config = context.config
     count = config.ppo.reward_workers
-    actor = ray.remote(RewardWorker).options(**actor_options(config, "reward", count))
+    actor = ray.remote(RewardWorker)
     arguments = (
         context.scorer(),
         config.reward.mode,
@@ -54,7 +54,8 @@ def start_scorers(context: RunContext) -> list[ray.actor.ActorHandle]:
         config.reward.view,
         config.model.dtype,
     )
-    return [actor.remote(*arguments) for _ in range(count)]
+    options = [actor_options(config, "reward", count, index) for index in range(count)]
+    return [actor.options(**option).remote(*arguments) for option in options]
 
 
 class MetricsLog:

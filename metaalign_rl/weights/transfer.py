@@ -1,0 +1,62 @@
+"""Sending weights, as the controller sees it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import ray
+from ray.actor import ActorHandle
+
+from metaalign_rl.config import Config
+from metaalign_rl.weights.client import failure
+from metaalign_rl.weights.freshness import confirm
+from metaalign_rl.weights.route import Backend, Route, backend_of
+from metaalign_rl.weights.sender import Sent
+
+MIB = 2**20
+
+
+class WeightTransfer(Protocol):
+    """A way from learners to engines."""
+
+    def send(self, learners: Sequence[ActorHandle], engines: Mapping[int, ActorHandle], version: int) -> None:
+        """Give each engine (by its number) the learners' present weights, bucket by bucket, as `version`.
+
+        Engines may be generating: they pause between two steps. Call again with a new engine alone where one was
+        replaced.
+
+        Raises:
+            StaleEngine: an engine took something else; it is named.
+            EngineLost: an engine's process is gone. The others have the weights, but over NCCL, where all wait for the
+                lost one if it was lost on the way.
+            RayActorError: a learner's process is gone.
+        """
+
+
+def make_transfer(config: Config) -> WeightTransfer:
+    """The transfer that suits the run's devices."""
+    return LearnerTransfer(backend_of(config), config.rollout.tensor_parallel, config.rollout.bucket_mib * MIB)
+
+
+@dataclass
+class LearnerTransfer:
+    """Learner rank 0 sends; all ranks gather. Only small answers pass through the caller."""
+
+    backend: Backend
+    devices: int  # of one engine
+    bucket_bytes: int
+    _ends: tuple[list[ActorHandle], dict[int, ActorHandle]] | None = field(default=None, init=False)
+
+    def send(self, learners: Sequence[ActorHandle], engines: Mapping[int, ActorHandle], version: int) -> None:
+        """See `WeightTransfer.send`."""
+        ends = list(learners), dict(engines)
+        if self._ends != ends:  # an engine was replaced, or this is the first time
+            self._ends = None
+            route = Route(self.backend, ends[1], self.devices, self.bucket_bytes)
+            ray.get([learner.connect_weights.remote(route) for learner in learners])
+            self._ends = ends
+        sent: Sent = ray.get([learner.send_weights.remote(version) for learner in learners])[0]
+        for number, answer in sent.taken.items():
+            confirm((version, sent.checksum), answer, engine=f"rollout engine {number}")
+        for number, error in sent.failed.items():
+            raise failure(number, error)
