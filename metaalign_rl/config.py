@@ -54,11 +54,14 @@ class ClusterConfig:
 
     cpus: int = 2  # CPUs that the run's actors share; each gets its part, and as many threads
     gpus: int = 0  # GPUs; 0 runs everything on CPUs
-    layout: Literal["apart", "colocated"] = "apart"  # learners and engines on GPUs of their own, or on the same ones
     memory_gib: float = 8.0  # memory that the run needs on the machine where it starts
     disk_gib: float = 1.0  # free space needed under run.root
+    layout: Literal["apart", "colocated"] = "apart"  # colocated: each engine on its learners' devices, asleep when they
+    # train; apart: devices of its own. One GPU is shared either way
+    placement_timeout: float = 120.0  # seconds in which the cluster must have room for all actors
 
     def __post_init__(self) -> None:
+        _require_positive(self, "cluster", "placement_timeout")
         _require_least(self, "cluster", 1, "cpus")
         _require_least(self, "cluster", 0, "gpus memory_gib disk_gib")
 
@@ -176,9 +179,10 @@ class RolloutConfig:
     max_new_tokens: int = 32
     kv_cache_gib: float = 1.0  # CPU only
     gpu_memory_utilization: float = 0.4  # share of the device's memory
+    bucket_mib: int = 128  # weights that are on their way to the engines at a time, twice in Ray's object store
 
     def __post_init__(self) -> None:
-        _require_least(self, "rollout", 1, "engines tensor_parallel max_sequences max_new_tokens")
+        _require_least(self, "rollout", 1, "engines tensor_parallel max_sequences max_new_tokens bucket_mib")
         _require_positive(self, "rollout", "kv_cache_gib gpu_memory_utilization")
         share = self.gpu_memory_utilization
         _require("rollout.gpu_memory_utilization", share <= 1, "a share, at most 1", share)
@@ -304,3 +308,12 @@ class Config:
         for name, tokens in (("rollout", self.rollout.max_new_tokens), ("evaluate", self.evaluate.max_new_tokens)):
             room = f"less than model.max_tokens={self.model.max_tokens}"
             _require(f"{name}.max_new_tokens", tokens < self.model.max_tokens, room, tokens)
+        if self.cluster.layout == "colocated":
+            devices = self.rollout.engines * self.rollout.tensor_parallel
+            wanted = f"rollout.engines * rollout.tensor_parallel = {devices} under cluster.layout=colocated"
+            _require("learners", self.learners == devices, wanted, self.learners)
+
+    @property
+    def shares_devices(self) -> bool:
+        """Whether the engines work on the learners' devices."""
+        return self.cluster.layout == "colocated" or self.cluster.gpus == 1

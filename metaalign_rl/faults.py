@@ -18,8 +18,11 @@ class Lost(RuntimeError):
     """
 
     def __init__(self, who: str, cause: BaseException) -> None:
-        super().__init__(f"{who} is lost: {cause}")
+        super().__init__(who, cause)  # both, so that it can be pickled
         self.who, self.cause = who, cause
+
+    def __str__(self) -> str:
+        return f"{self.who} is lost: {self.cause}"
 
 
 class EngineLost(Lost):
@@ -28,6 +31,9 @@ class EngineLost(Lost):
     def __init__(self, number: int, cause: BaseException) -> None:
         super().__init__(f"rollout engine {number}", cause)
         self.number = number
+
+    def __reduce__(self) -> tuple[type, tuple[int, BaseException]]:
+        return EngineLost, (self.number, self.cause)
 
 
 class LearnersLost(Lost):

@@ -21,15 +21,10 @@ def gpus_by_role(config: Config) -> dict[str, int]:
     return {"learners": config.learners, "engines": engines, "reward": 1} if config.cluster.gpus else {}
 
 
-def is_colocated(config: Config) -> bool:
-    """Whether learners and engines share devices: as the config says, and always on a single GPU."""
-    return config.cluster.layout == "colocated" or config.cluster.gpus == 1
-
-
 def gpus_needed(config: Config) -> int:
     """GPUs of the PPO stage."""
     found = gpus_by_role(config)
-    return max(found.values(), default=0) if is_colocated(config) else sum(found.values())
+    return max(found.values(), default=0) if config.shares_devices else sum(found.values())
 
 
 def check_devices(config: Config) -> Iterator[Check]:
@@ -37,7 +32,7 @@ def check_devices(config: Config) -> Iterator[Check]:
     gpus, needed = config.cluster.gpus, gpus_needed(config)
     if needed > gpus:
         roles = ", ".join(f"{role} {count}" for role, count in gpus_by_role(config).items())
-        kind = "colocated" if is_colocated(config) else "apart"
+        kind = "colocated" if config.shares_devices else "apart"
         less = "lower learners or rollout.engines"
         other = less if kind == "colocated" else f"{less}, or set cluster.layout=colocated, which shares GPUs"
         remedy = f"set cluster.gpus={needed} where there are as many, {other}"

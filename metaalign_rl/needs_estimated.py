@@ -6,7 +6,7 @@ from pathlib import Path
 
 from metaalign_rl.config import Config
 from metaalign_rl.needs import Check, free_memory, is_connected, nearest_folder
-from metaalign_rl.needs_cluster import gpus_by_role, is_colocated
+from metaalign_rl.needs_cluster import gpus_by_role
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.memory import GIB
@@ -72,7 +72,7 @@ def _check_gpus(case: Case) -> Iterator[Check]:
     assert case.device.memory_gib is not None
     learner, engine, room = memory.learner_memory(case), memory.engine_memory(case), case.device.memory_gib * GIB
     fewer = "set learner.zero_stage=3, gradient_checkpointing=true, micro_batch_tokens lower, or learners higher"
-    if is_colocated(case.config):
+    if case.config.shares_devices:
         needed = memory.colocated_memory(learner, engine)
         yield compare("learner", "a GPU for a learner and an engine", needed, room, f"{fewer}; or cluster.layout=apart")
     else:
@@ -105,7 +105,7 @@ def _check_disk(case: Case) -> Check:
 def describe(config: Config, case: Case | None) -> str:
     """What the PPO stage takes, for reading: devices by role, memory by part, ports."""
     roles = ", ".join(f"{role} {count}" for role, count in gpus_by_role(config).items())
-    kind = "colocated" if is_colocated(config) else "apart"
+    kind = "colocated" if config.shares_devices else "apart"
     devices = (
         f"GPUs: {roles} ({kind})"
         if roles

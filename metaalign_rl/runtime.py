@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from metaalign_rl import needs, needs_cluster, needs_estimated
+from metaalign_rl import needs, needs_cluster, needs_estimated, placement
 from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
 from metaalign_rl.needs import Check
+from metaalign_rl.placement import Role
 from metaalign_rl.plan.memory import object_store
 from metaalign_rl.plan.nodes import Bundle
 
@@ -60,8 +61,8 @@ def preflight(config: Config) -> list[Check]:
     devices = list(needs_cluster.check_devices(config))
     checks += devices
     if needs.is_connected() and not devices:
-        places = list(needs_cluster.check_places(bundles(config), needs_cluster.nodes()))
-        checks += places or needs_cluster.check_free(bundles(config))
+        asked = [Bundle(who, part["CPU"], part.get("GPU", 0.0)) for who, part in placement.named_bundles(config)]
+        checks += list(needs_cluster.check_places(asked, needs_cluster.nodes())) or needs_cluster.check_free(asked)
     if needs.is_connected() and os.environ.get("RAY_ADDRESS"):
         checks += needs_cluster.check_storage(config)
     checks += [needs.check_disk(config), *needs.check_sources(config), *needs.check_wandb(config)]
@@ -120,53 +121,16 @@ def _start(config: Config) -> None:
     )
 
 
-# The share of the run's CPUs, and of its GPU where it has one, that all actors of a role take together. The roles work
-# in turns on the same devices, so a share is a place in Ray's books and no limit; each actor may use all of the run's
-# threads. Where there are several GPUs, each learner, each engine and each rank that trains has a whole one, since Ray
-# would pack shares of two learners onto one device, and the reward workers share one.
-SHARES = {"training": 0.3, "rollout": 0.3, "learner": 0.3, "reward": 0.1}
+def actor_options(
+    config: Config, role: Role, count: int = 1, index: int = 0, threads: int | None = None
+) -> dict[str, Any]:
+    """Ray's options for actor number `index` of `count` of a role, in its place (`placement`).
 
-
-def actor_options(config: Config, role: str, count: int = 1, threads: int | None = None) -> dict[str, Any]:
-    """Ray's options for one of `count` actors of a role."""
-    share = SHARES[role] / count
-    env = actor_env(threads or config.cluster.cpus)
-    if role in ("rollout", "reward"):  # they work side by side: threads that spin while they wait would slow the other
-        env["OMP_WAIT_POLICY"] = "PASSIVE"
-    return {
-        "num_cpus": config.cluster.cpus * share,
-        "num_gpus": config.cluster.gpus * share if config.cluster.gpus <= 1 else _whole_gpu(config, role, count),
-        "runtime_env": {"env_vars": env},
-    }
-
-
-def _whole_gpu(config: Config, role: str, count: int) -> float:
-    training = max(config.learners, config.reward.devices)
-    devices = {"rollout": config.rollout.engines, "reward": 1, "training": training, "learner": config.learners}[role]
-    return 1.0 if count <= devices else 1.0 / count
-
-
-def bundles(config: Config) -> list[Bundle]:
-    """What the PPO stage's actors ask of Ray, by what must lie on one node: an engine with all its devices.
-
-    Colocated, an engine brings the learners on its devices along.
+    Raises:
+        UserError: the cluster has no room for the run's actors.
     """
-    counts = {"learner": config.learners, "rollout": config.rollout.engines, "reward": config.ppo.reward_workers}
-    asked = {role: actor_options(config, role, count) for role, count in counts.items()}
-    names = {"learner": "learner", "rollout": "rollout engine", "reward": "reward worker"}
-    return [
-        Bundle(f"{names[role]} {number}", options["num_cpus"], _gpus(config, role, number, options["num_gpus"]))
-        for role, options in asked.items()
-        for number in range(counts[role])
-    ]
-
-
-def _gpus(config: Config, role: str, number: int, asked: float) -> float:
-    """GPUs that an actor adds: an engine all of its devices; colocated, what shares an engine's device none."""
-    if config.cluster.gpus <= 1:
-        return asked
-    if role == "rollout":
-        return float(config.rollout.tensor_parallel)
-    engines = config.rollout.engines * config.rollout.tensor_parallel
-    shares = needs_cluster.is_colocated(config) and (role == "reward" or number < engines)
-    return 0.0 if shares else asked
+    options = placement.placement(config).options(config, role, index)
+    environment = actor_env(threads or config.cluster.cpus) | options["runtime_env"]["env_vars"]
+    if role in ("rollout", "reward"):  # they work side by side: threads that spin while they wait would slow the other
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    return options | placement.shares(config, role, count) | {"runtime_env": {"env_vars": environment}}

@@ -22,6 +22,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from metaalign_rl.config import Config, PPOConfig, RunConfig
@@ -449,12 +451,30 @@ def test_there_need_not_be_a_critic(folder):
 
 
 def test_weights_for_the_engines_have_the_names_of_the_checkpoint(folder):
-    update = pytest.importorskip("metaalign_rl.weights")
+    from metaalign_rl.learner.engines import stream_weights
+
     learner = make_learner(folder)
-    packed = learner.weights(version=3)
-    assert packed.version == 3
     expected = load_file(folder / "policy" / "model.safetensors")
-    found = dict(update.unpack(packed))
+    for gathered_bytes in (1, 5_000, 10**9):
+        found = dict(stream_weights(learner.policy.module.model, gathered_bytes))
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor)
+
+
+def test_weights_that_transformers_joined_are_taken_apart_as_in_the_checkpoint(tmp_path):
+    from metaalign_rl.learner.engines import stream_weights
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "moe_intermediate_size": 8, "intermediate_size": 8, "head_dim": 8}
+    config = Qwen3MoeConfig(
+        vocab_size=20, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, num_experts=4, **sizes
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    expected = load_file(tmp_path / "model.safetensors")
+    found = dict(stream_weights(model, gathered_bytes=1))
+    assert "model.layers.1.mlp.experts.3.gate_proj.weight" in expected
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
@@ -490,6 +510,8 @@ VARIANTS = {0: PLAIN, 1: EVERYTHING, 2: EVERYTHING, 3: PLAIN}  # by ZeRO stage
 
 def run_rank(folder: Path, batch: Batch, rank: int) -> None:
     """Two updates at each ZeRO stage on one of two ranks; rank 0 leaves policy and metrics in `folder`."""
+    from metaalign_rl.learner.engines import stream_weights
+
     torch.set_num_threads(1)
     for stage, (changes, kl_coef) in VARIANTS.items():
         config = replace(CONFIG, zero_stage=stage, micro_batch_tokens=30, **changes)
@@ -501,6 +523,10 @@ def run_rank(folder: Path, batch: Batch, rank: int) -> None:
         expected = learner.train(batch, kl_coef)
         learner.load_state(folder / f"state{stage}")
         assert learner.train(batch, kl_coef) == expected
+        streamed = {name: t.clone() for name, t in stream_weights(learner.policy.module.model, 5_000)}
+        learner.save_policy(folder / f"streamed{stage}")
+        for name, tensor in load_file(folder / f"streamed{stage}" / "model.safetensors").items():
+            torch.testing.assert_close(streamed[name], tensor, rtol=0, atol=0)
         if rank == 0:
             torch.testing.assert_close(again.logprobs, batch.logprobs)
             torch.testing.assert_close(again.values, batch.values)

@@ -11,9 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from metaalign_rl.errors import UserError
-from metaalign_rl.rollout.engine import RolloutEngine, refuse_tied_embeddings, tensor_names
+from metaalign_rl.rollout.engine import THREADS, RolloutEngine
+from metaalign_rl.rollout.launch import refuse_tied_embeddings, tensor_names
 from metaalign_rl.rollout.types import Request, Sample, Sampling
-from metaalign_rl.weights import StaleEngine, WeightUpdate, assert_fresh, confirm, mismatch, pack
+from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, mismatch, store
+from metaalign_rl.weights.route import Route
+from metaalign_rl.weights.sender import Sender
 
 EOS = 1
 VOCABULARY = ["<pad>", "<eos>", "<User>", *(f"w{i}" for i in range(297))]
@@ -65,22 +68,33 @@ def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
     class BreakableEngine(RolloutEngine):  # here, so that Ray ships its code: workers cannot import tests
         def break_loader(self) -> None:
             """From now on weights are accepted, checksummed and confirmed, but not loaded."""
-            from metaalign_rl.rollout.receiver import WeightReceiver
+            from metaalign_rl.weights.receiver import Watched
 
-            WeightReceiver.receive_weights = lambda self, update: update.checksum
+            Watched.load_weights = lambda self, weights: list(self._digest.watch(weights))
 
-    actor = ray.remote(BreakableEngine).remote(str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, threads=1)
+    actor = ray.remote(**THREADS)(BreakableEngine).remote(
+        str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, threads=1
+    )
+    return calls_of(actor)
 
+
+def calls_of(actor: ray.actor.ActorHandle) -> SimpleNamespace:
     def stream(requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
         for reference in actor.generate.options(num_returns="streaming").remote(requests, sampling):
             yield ray.get(reference)
 
-    return SimpleNamespace(
-        ready=lambda: ray.get(actor.ready.remote()),
-        stream=stream,
-        load_weights=lambda update: ray.get(actor.load_weights.remote(ray.put(update))),
-        break_loader=lambda: ray.get(actor.break_loader.remote()),
-    )
+    def call(method: str, *arguments: object) -> object:
+        return ray.get(getattr(actor, method).remote(*arguments))
+
+    return SimpleNamespace(actor=actor, stream=stream, call=call)
+
+
+def send(engine: SimpleNamespace, parameters: object, version: int) -> None:
+    """What a learner does, in buckets of 50 kB, of which the tiny model fills several."""
+    sent = Sender(Route("store", {0: engine.actor}, 1, 50_000), rank=0, passes=lambda: iter(parameters)).send(version)
+    for error in sent.failed.values():
+        raise error
+    confirm((version, sent.checksum), sent.taken[0], engine="engine 0")
 
 
 def draw(engine: SimpleNamespace, requests: list[Request] = REQUESTS, **sampling: float) -> list[Sample]:
@@ -100,13 +114,13 @@ def learner_logprobs(model: LlamaForCausalLM, samples: list[Sample]) -> list[lis
     return result
 
 
-def changed(model: LlamaForCausalLM, version: int) -> tuple[LlamaForCausalLM, WeightUpdate]:
-    """The model after a step that moves every tensor, and the update that carries it."""
-    generator = torch.Generator().manual_seed(version)
+def changed(seed: int) -> LlamaForCausalLM:
+    """The model after a step that moves every tensor."""
+    model, generator = tiny_model(), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model, pack(model.named_parameters(), version, bucket_bytes=50_000)
+    return model
 
 
 def engine_mismatch(model: LlamaForCausalLM, samples: list[Sample]) -> float:
@@ -115,7 +129,7 @@ def engine_mismatch(model: LlamaForCausalLM, samples: list[Sample]) -> float:
 
 def test_a_fresh_engine_holds_version_zero_and_answers_every_request_once(engine):
     samples = draw(engine)
-    assert engine.ready() == 0
+    assert engine.call("ready") == 0
     assert [(s.index, s.prompt_ids, s.weight_version) for s in samples] == [
         (r.index, r.prompt_ids, 0) for r in REQUESTS
     ]
@@ -191,40 +205,97 @@ def test_a_caller_that_stops_listening_leaves_nothing_behind(engine):
 def test_after_new_weights_the_engine_answers_as_the_changed_model(engine):
     before = draw(engine, temperature=0.0)
     for version in (1, 2):
-        model, update = changed(tiny_model(), version)
-        confirm(update, *engine.load_weights(update))
+        model = changed(version)
+        send(engine, list(model.named_parameters()), version)
         samples = draw(engine, temperature=0.0)
-        assert engine.ready() == version
-        assert {sample.weight_version for sample in samples} == {version}
+        assert engine.call("ready") == version
+        assert {(sample.first_version, sample.weight_version) for sample in samples} == {(version, version)}
         assert engine_mismatch(model, samples) < 1e-4
         assert engine_mismatch(model, before) > 0.1, "the test needs weights that matter"
 
 
-def test_an_update_damaged_on_its_way_is_found_by_the_checksum(engine):
-    _, update = changed(tiny_model(), 3)
-    update.buckets[0][1000] ^= 1
-    with pytest.raises(StaleEngine, match="expected checksum"):
-        confirm(update, *engine.load_weights(update), engine="engine 0")
+def test_new_weights_take_over_between_two_tokens_of_answers_that_are_being_drawn(engine):
+    old, new = changed(1), changed(2)
+    send(engine, list(old.named_parameters()), 10)
+    requests = [Request(i, PROMPTS[i % 8]) for i in range(200)]
+    stream = engine.stream(requests, Sampling(max_new_tokens=50))
+    samples = list(next(stream))
+    send(engine, list(new.named_parameters()), 11)
+    samples += [sample for batch in stream for sample in batch]
+
+    assert sorted(sample.index for sample in samples) == list(range(200))
+    assert {(s.first_version, s.weight_version) for s in samples} == {(10, 10), (10, 11), (11, 11)}
+    for sample in samples:
+        drawn = torch.tensor(sample.logprobs)
+        by = {10: learner_logprobs(old, [sample])[0], 11: learner_logprobs(new, [sample])[0]}
+        fits = {version: (drawn - torch.tensor(by[version])).abs() < 1e-4 for version in by}
+        assert fits[sample.first_version][0] and fits[sample.weight_version][-1]
+        changes = [k for k in range(len(drawn) + 1) if fits[10][:k].all() and fits[11][k:].all()]
+        assert changes, "tokens are the old model's up to one place, and the new one's from there"
+
+
+def test_an_engine_that_waits_for_weights_is_heard_of_and_goes_on_when_they_are_there(engine):
+    engine.call("start_weight_update")
+    stream = engine.stream(REQUESTS, Sampling())
+    assert [next(stream), next(stream)] == [[], []]
+    send(engine, list(changed(1).named_parameters()), 12)  # begins anew: who started the last update never came back
+    assert len([sample for batch in stream for sample in batch]) == len(REQUESTS)
+
+
+def test_a_checkpoint_is_loaded_as_weights_that_were_sent(engine, model_folder):
+    answer = engine.call("load_checkpoint", str(model_folder), 13)
+    assert answer == engine.call("load_checkpoint", str(model_folder), 13)
+    samples = draw(engine)
+    assert {sample.weight_version for sample in samples} == {13}
+    assert engine_mismatch(tiny_model(), samples) < 1e-4
+
+
+def test_sleep_does_nothing_on_a_cpu(engine):
+    engine.call("sleep")
+    assert len(draw(engine)) == len(REQUESTS)
+    engine.call("wake_up")
+
+
+def test_an_update_damaged_on_its_way_is_found_by_the_checksum(engine, monkeypatch):
+    def fill(tensors, bucket_bytes):
+        for bucket in buckets.fill(tensors, bucket_bytes):
+            bucket.data[0] ^= 1
+            yield bucket
+
+    monkeypatch.setattr(store, "fill", fill)
+    with pytest.raises(StaleEngine, match="engine 0 did not take weight update 3: expected checksum"):
+        send(engine, list(changed(3).named_parameters()), 3)
 
 
 def test_an_update_that_lacks_a_tensor_is_refused(engine):
     parameters = [(name, p) for name, p in tiny_model().named_parameters() if name != "lm_head.weight"]
     with pytest.raises(StaleEngine, match=r"weight update 4 lacks 1 of the model's .* 'lm_head.weight'"):
-        engine.load_weights(pack(parameters, 4))
+        send(engine, parameters, 4)
 
 
 def test_an_engine_that_confirms_new_weights_but_keeps_the_old_ones_is_caught_by_its_log_probabilities(
     engine,
 ):
-    _, update = changed(tiny_model(), 5)
-    confirm(update, *engine.load_weights(update))
-    engine.break_loader()
+    send(engine, list(changed(5).named_parameters()), 5)
+    engine.call("break_loader")
 
-    model, update = changed(tiny_model(), 6)
-    confirm(update, *engine.load_weights(update))  # nothing to see here
+    model = changed(6)
+    send(engine, list(model.named_parameters()), 6)  # nothing to see here
     samples = draw(engine)
     with pytest.raises(StaleEngine, match="weight version 6"):
         assert_fresh(engine_mismatch(model, samples), limit=0.01, version=samples[0].weight_version)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_model_and_its_new_weights(model_folder, cluster):
+    actor = ray.remote(**THREADS)(RolloutEngine).remote(
+        str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, threads=1, tensor_parallel=2
+    )
+    pair, model = calls_of(actor), changed(1)
+    assert engine_mismatch(tiny_model(), draw(pair)) < 1e-4
+    send(pair, list(model.named_parameters()), 1)
+    assert engine_mismatch(model, draw(pair)) < 1e-4
+    ray.kill(actor)
 
 
 def test_a_tied_model_is_refused_on_a_cpu_with_the_remedy(tmp_path):

@@ -1,4 +1,4 @@
-"""Weight updates: packing, checksums, and the errors that a stale engine raises."""
+"""Weights in buckets, their checksums, and the errors that a stale engine raises."""
 
 import math
 
@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaalign_rl.weights import StaleEngine, assert_fresh, confirm, mismatch, pack, unpack
+from metaalign_rl.weights import StaleEngine, assert_fresh, confirm, mismatch
+from metaalign_rl.weights.buckets import Bucket, fill, unpack
+from metaalign_rl.weights.checksum import CHUNK, Digest
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64]
 
@@ -32,36 +34,54 @@ def bits(tensor: torch.Tensor) -> list[int]:
     return tensor.contiguous().view(-1).view(torch.uint8).tolist()
 
 
-@settings(max_examples=200, deadline=None)
-@given(tensors=named_tensors(), bucket_bytes=st.integers(1, 300), version=st.integers(0, 2**40))
-def test_unpacking_gives_back_what_was_packed_in_buckets_of_any_size(tensors, bucket_bytes, version):
-    update = pack(iter(tensors), version, bucket_bytes)
-    unpacked = list(unpack(update))
+def checksum(tensors: object) -> str:
+    digest = Digest()
+    for name, tensor in tensors:
+        digest.add(name, tensor)
+    return digest.hexdigest()
 
-    assert update.version == version
+
+@settings(max_examples=200, deadline=None)
+@given(tensors=named_tensors(), bucket_bytes=st.integers(1, 300))
+def test_unpacking_gives_back_what_was_packed_in_buckets_of_any_size(tensors, bucket_bytes):
+    buckets = list(fill(iter(tensors), bucket_bytes))
+    unpacked = [pair for bucket in buckets for pair in unpack(bucket)]
+
     assert [name for name, _ in unpacked] == [name for name, _ in tensors]
     for (_, found), (_, original) in zip(unpacked, tensors, strict=True):
         assert found.dtype == original.dtype
         assert found.shape == original.shape
         assert bits(found) == bits(original)
-    assert update.checksum == pack(unpacked, 1).checksum == pack(reversed(tensors), 1).checksum
-    for index, bucket in enumerate(update.buckets):
-        filled = [entry for entry in update.entries if entry.bucket == index and math.prod(entry.shape) > 0]
-        assert bucket.size <= bucket_bytes or len(filled) == 1
+    assert checksum(unpacked) == checksum(tensors) == checksum(reversed(tensors))
+    for bucket in buckets:
+        filled = [entry for entry in bucket.entries if math.prod(entry.shape) > 0]
+        assert bucket.data.size <= bucket_bytes or len(filled) == 1
 
 
 def test_a_packed_tensor_is_a_copy_that_later_training_steps_do_not_change():
     weight = torch.zeros(3)
-    update = pack([("w", weight)], version=1)
+    (bucket,) = fill([("w", weight)], 100)
     weight += 1
-    assert dict(unpack(update))["w"].tolist() == [0, 0, 0]
+    assert dict(unpack(bucket))["w"].tolist() == [0, 0, 0]
+
+
+def test_a_tensor_is_packed_before_the_next_one_is_asked_for():
+    """Under ZeRO-3 it is gone then."""
+
+    def passing():
+        for name in "ab":
+            weight = torch.ones(3)
+            yield name, weight
+            weight.zero_()
+
+    assert [t.tolist() for bucket in fill(passing(), 64) for _, t in unpack(bucket)] == [[1, 1, 1]] * 2
 
 
 def test_read_only_buckets_such_as_ray_returns_are_read_in_place_and_without_a_warning(recwarn):
-    update = pack([("w", torch.arange(4.0))], version=1)
-    update.buckets[0].flags.writeable = False
-    tensor = dict(unpack(update))["w"]
-    assert tensor.data_ptr() == update.buckets[0].ctypes.data
+    (bucket,) = fill([("w", torch.arange(4.0))], 100)
+    bucket.data.flags.writeable = False
+    tensor = dict(unpack(Bucket(bucket.entries, bucket.data)))["w"]
+    assert tensor.data_ptr() == bucket.data.ctypes.data
     assert not recwarn.list
 
 
@@ -80,20 +100,30 @@ BASE = [("a", torch.tensor([1.0, 2.0])), ("b", torch.tensor([[3.0, 4.0]]))]
     ],
 )
 def test_the_checksum_sees_every_difference(other):
-    assert pack(other, version=1).checksum != pack(BASE, version=1).checksum
+    assert checksum(other) != checksum(BASE)
 
 
-def test_an_engine_that_answers_with_the_update_s_version_and_checksum_is_confirmed():
-    update = pack(BASE, version=3)
-    confirm(update, 3, update.checksum)
+def test_the_checksum_sees_a_bit_and_a_place_anywhere_in_a_large_tensor():
+    large = torch.zeros(3 * CHUNK // 4 + 5)
+    found = {checksum([("w", large)])}
+    for places in ([0], [1], [CHUNK // 4], [len(large) - 1], [0, 1], [CHUNK // 4, CHUNK // 2]):
+        changed = large.clone()
+        changed[places] = -0.0  # the sign bit alone
+        found.add(checksum([("w", changed)]))
+    assert len(found) == 7
+
+
+def test_the_checksum_of_a_tensor_does_not_depend_on_where_in_memory_it_starts():
+    halves = torch.arange(7, dtype=torch.float16)
+    assert checksum([("w", halves[1:])]) == checksum([("w", halves[1:].clone())])
 
 
 def test_an_engine_that_answers_with_another_version_or_checksum_is_named_with_what_was_expected_and_found():
-    update = pack(BASE, version=3)
+    confirm((3, "ab"), (3, "ab"))
     with pytest.raises(StaleEngine, match="engine 1 did not take weight update 3: expected version 3, found 2"):
-        confirm(update, 2, update.checksum, engine="engine 1")
-    with pytest.raises(StaleEngine, match=f"expected checksum {update.checksum}, found 00"):
-        confirm(update, 3, "00", engine="engine 1")
+        confirm((3, "ab"), (2, "ab"), engine="engine 1")
+    with pytest.raises(StaleEngine, match="expected checksum ab, found 00"):
+        confirm((3, "ab"), (3, "00"), engine="engine 1")
 
 
 def test_mismatch_is_the_mean_absolute_difference_a_token_over_ragged_samples():
@@ -114,9 +144,9 @@ def test_a_mismatch_above_the_limit_or_not_a_number_says_that_the_engine_is_stal
             assert_fresh(bad, limit=0.01, version=4, engine="engine 0")
 
 
-def test_an_update_of_half_precision_is_half_the_size():
+def test_weights_of_half_precision_are_half_the_size():
     sizes = {}
     for dtype in (torch.float32, torch.bfloat16):
-        update = pack([("w", torch.zeros(64, 100, dtype=dtype))], version=1)
-        sizes[dtype] = sum(bucket.nbytes for bucket in update.buckets)
+        (bucket,) = fill([("w", torch.zeros(64, 100, dtype=dtype))], 30_000)
+        sizes[dtype] = bucket.data.size
     assert sizes == {torch.float32: 25_600, torch.bfloat16: 12_800}

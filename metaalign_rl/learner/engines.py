@@ -1,6 +1,8 @@
 """DeepSpeed engines from a `LearnerConfig`, and whole weights out of them."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 import deepspeed
@@ -12,6 +14,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from metaalign_rl.learner.config import LearnerConfig
+
+GATHERED_BYTES = 256 * 2**20  # at a time, where all weights are wanted in the end
 
 
 def deepspeed_config(config: LearnerConfig, dtype: torch.dtype, learning_rate: float | None) -> dict[str, Any]:
@@ -88,13 +92,56 @@ def whole_weights(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:
             dictionary. Copies on the CPU under ZeRO-3, else the live tensors.
     """
     weights: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        sharded = hasattr(parameter, "ds_id")
-        with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
-            if keep:
-                weights[name] = parameter.detach().cpu().clone() if sharded else parameter.detach()
-    if not keep:
-        return {}
+    sharded = is_sharded(model)
+    for name, tensor in stream_weights(model, GATHERED_BYTES):
+        if keep:
+            weights[name] = tensor.cpu().clone() if sharded else tensor
+    return weights
+
+
+def stream_weights(model: PreTrainedModel, gathered_bytes: int) -> Iterator[tuple[str, Tensor]]:
+    """The weights under the names of a Hugging Face checkpoint, one at a time; tied ones once.
+
+    Under ZeRO-3 about `gathered_bytes` are gathered at a time, and a tensor is to be copied before the next one is
+    taken: every rank must go through all of them.
+    """
+    sharded = is_sharded(model)
+    for group in _groups(model, gathered_bytes):
+        with deepspeed.zero.GatheredParameters(list(group.values()), enabled=sharded):
+            yield from revert_weight_conversion(
+                model, {name: weight.detach() for name, weight in group.items()}
+            ).items()
     saved = model.state_dict().keys()
-    weights |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
-    return revert_weight_conversion(model, weights)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    yield from revert_weight_conversion(model, buffers).items()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank holds a part of every weight (ZeRO-3)."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def _groups(model: PreTrainedModel, most_bytes: int) -> Iterator[dict[str, nn.Parameter]]:
+    """Neighbouring parameters of up to `most_bytes` together, or one unit that is larger.
+
+    A unit is a parameter; or a layer, where transformers joins a checkpoint's tensors as it loads them: what it joined
+    must be together to be taken apart.
+    """
+    group: dict[str, nn.Parameter] = {}
+    used = 0
+    by_layer = getattr(model, "_weight_conversions", None)
+    for _, unit in groupby(model.named_parameters(), lambda item: _layer(item[0]) if by_layer else item[0]):
+        named = dict(unit)
+        size = sum(getattr(weight, "ds_numel", weight.numel()) * weight.element_size() for weight in named.values())
+        if group and used + size > most_bytes:
+            yield group
+            group, used = {}, 0
+        group |= named
+        used += size
+    if group:
+        yield group
+
+
+def _layer(name: str) -> str:
+    """`model.layers.3` of `model.layers.3.mlp.experts.7.w1`: up to the outermost number; "" where there is none."""
+    return found[0] if (found := re.match(r".*?\.\d+(?=\.)", name)) else ""

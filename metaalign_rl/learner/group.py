@@ -58,25 +58,19 @@ class LearnerGroup:
 
     def train(self, batch: Batch, kl_coef: float = 0.0) -> dict[str, float]:
         """One update, with the KL in the loss by `kl_coef`; see `Learner.train`."""
-        return self._call("train", ray.put(batch), kl_coef, self._config.ppo.kl_by)
-
-    def weights(self, version: int) -> "ray.ObjectRef[Any]":
-        """The policy's weights as an update for the rollout engines, where the learner left it in the object store."""
-        call = self._begin("weights", version)
-        self.result(Call(call.method, call.answers[1:]))
-        return call.answers[0]
+        return self.call("train", ray.put(batch), kl_coef, self._config.ppo.kl_by)
 
     def save_policy(self, path: Path) -> None:
         """Write the policy as a Hugging Face checkpoint."""
-        self._call("save_policy", path)
+        self.call("save_policy", path)
 
     def save_state(self, path: Path) -> None:
         """Write all that the next update depends on."""
-        self._call("save_state", path)
+        self.call("save_state", path)
 
     def load_state(self, path: Path) -> None:
         """Take up what `save_state` wrote."""
-        self._call("load_state", path)
+        self.call("load_state", path)
 
     def restart(self) -> None:
         """Put a new group, at the start, in the place of one that is lost."""
@@ -89,6 +83,10 @@ class LearnerGroup:
         for rank in self.ranks:
             kill(rank)
         Path(self._meeting.removeprefix("file://")).unlink(missing_ok=True)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Rank 0's answer to a method of `Learner` that every rank runs."""
+        return self.result(self._begin(method, *arguments))
 
     def result(self, call: Call) -> Any:
         """Rank 0's answer, once every rank has answered."""
@@ -109,11 +107,14 @@ class LearnerGroup:
 
     def _launch(self) -> None:
         config = self._config
-        actor = ray.remote(Learner).options(**actor_options(config, "learner", config.learners))
+        actor, ranks = ray.remote(Learner), config.learners
         settings = replace(config.learner, total_steps=config.learner.total_steps or optimizer_steps(config))
         self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
         self.ranks = [
-            actor.remote(settings, rank, config.learners, self._meeting, **same) for rank in range(config.learners)
+            actor.options(**actor_options(config, "learner", ranks, rank)).remote(
+                settings, rank, ranks, self._meeting, **same
+            )
+            for rank in range(ranks)
         ]
         self._ready = self._begin("setup", *self._models)
 
@@ -134,9 +135,6 @@ class LearnerGroup:
             except Exception:
                 continue
         return None
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        return self.result(self._begin(method, *arguments))
 
     def _begin(self, method: str, *arguments: Any) -> Call:
         with self._lock:

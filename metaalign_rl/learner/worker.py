@@ -17,7 +17,8 @@ from metaalign_rl.learner.batch import Batch, MicroBatch, plan_micro_batches
 from metaalign_rl.learner.config import LearnerConfig
 
 if TYPE_CHECKING:
-    from metaalign_rl.weights import WeightUpdate
+    from metaalign_rl.weights.route import Route
+    from metaalign_rl.weights.sender import Sent
 
 
 class Learner:
@@ -133,13 +134,16 @@ class Learner:
             means["explained_variance"] = explained_variance(batch)
         return means
 
-    def weights(self, version: int) -> WeightUpdate | None:
-        """On rank 0 the policy's weights, packed for the rollout engines; None on the others."""
-        from metaalign_rl.learner.engines import whole_weights
-        from metaalign_rl.weights import pack
+    def connect_weights(self, route: Route) -> None:
+        """Make ready to send the policy's weights over a route, in place of the last one."""
+        from metaalign_rl.learner.engines import stream_weights
+        from metaalign_rl.weights.sender import Sender
 
-        named = whole_weights(self.policy.module.model, keep=self.rank == 0)
-        return pack(named.items(), version) if self.rank == 0 else None
+        self._sender = Sender(route, self.rank, partial(stream_weights, self.policy.module.model, route.bucket_bytes))
+
+    def send_weights(self, version: int) -> Sent:
+        """Give the route's engines the policy's present weights as `version`; rank 0's answer tells what they took."""
+        return self._sender.send(version)
 
     def save_policy(self, path: str | Path) -> None:
         """Write the policy as a Hugging Face checkpoint with its tokenizer, in place of what is there."""

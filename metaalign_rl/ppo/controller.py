@@ -25,7 +25,7 @@ from metaalign_rl.ppo.shaping import add_advantages
 from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.rollout.pool import EnginePool
 from metaalign_rl.schema import Row
-from metaalign_rl.weights import send_weights
+from metaalign_rl.weights.transfer import make_transfer
 
 
 @dataclass
@@ -72,6 +72,7 @@ class Controller:
         self._collector = Collector(config, actors.engines, actors.scorers, actors.learners, tokenizer.pad_token_id)
         self._checkpoints = Checkpoints(checkpoints, config.ppo.keep_checkpoints)
         self._log, self._faults = log, faults
+        self._transfer = make_transfer(config)
         self._gold: list[float] = []  # of each step since the last checkpoint
         self._ahead: Future[Experience] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
@@ -170,8 +171,8 @@ class Controller:
         return encode(self.tokenizer, meta, row.messages, max_tokens=room, place=f"row {row.id!r}")
 
     def _send_weights(self) -> None:
-        learners, version = self.actors.learners, self.step
-        self.actors.engines.load(lambda engines: send_weights(learners.weights(version), engines))
+        version = self.step
+        self.actors.engines.load(lambda engines: self._transfer.send(self.actors.learners, engines, version))
 
     def _save_sometimes(self) -> None:
         if self.step % self.config.ppo.save_steps and self.step < self.config.ppo.steps:

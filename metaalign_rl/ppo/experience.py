@@ -28,11 +28,11 @@ class Rollout:
 
 
 class Part(NamedTuple):
-    """Samples of a step that are scored and evaluated while others still roll out."""
+    """Samples of a step that are scored, and evaluated, while others still roll out."""
 
     samples: list[Sample]
     scores: Ticket
-    evaluation: Call
+    evaluation: Call | None
 
 
 class Experience(NamedTuple):
@@ -60,7 +60,7 @@ class Collector:
         clock.lap("rollout")
         rewards = [reward for part in parts for reward in self._scorers.result(part.scores)]
         clock.lap("reward")
-        batches = [self._learners.result(part.evaluation) for part in parts]
+        batches = self._evaluated(parts)
         clock.lap("reference")
         samples = [sample for part in parts for sample in part.samples]
         order = sorted(range(len(samples)), key=lambda place: samples[place].index)
@@ -92,7 +92,17 @@ class Collector:
     def _send_on(self, asked: Sequence[Row], samples: list[Sample]) -> Part:
         rows, answers = [asked[sample.index] for sample in samples], [sample.text for sample in samples]
         scores = self._scorers.submit(rows, answers)
-        return Part(samples, scores, self._learners.begin_evaluate(to_batch(samples, self._pad_id)))
+        return Part(samples, scores, None if self._config.shares_devices else self._evaluate(samples))
+
+    def _evaluate(self, samples: list[Sample]) -> Call:
+        return self._learners.begin_evaluate(to_batch(samples, self._pad_id))
+
+    def _evaluated(self, parts: Sequence[Part]) -> list[Batch]:
+        """The parts' batches; where engines and learners share devices, the engines sleep before the learners work."""
+        if self._config.shares_devices:
+            self._engines.sleep()
+        calls = [part.evaluation or self._evaluate(part.samples) for part in parts]
+        return [self._learners.result(call) for call in calls]
 
 
 def whole_groups(finished: Iterable[list[Sample]], copies: int) -> Iterator[list[Sample]]:

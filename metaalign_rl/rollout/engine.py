@@ -1,24 +1,33 @@
 """A vLLM engine that samples answers and takes new weights while it runs."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, cast
 
+import ray
+
 from metaalign_rl.errors import UserError
+from metaalign_rl.rollout.launch import refuse_tied_embeddings, sampling_params, start, tensor_names
 from metaalign_rl.rollout.platform import prepare
 from metaalign_rl.rollout.types import Request, Sample, Sampling
-from metaalign_rl.weights import StaleEngine, WeightUpdate
+from metaalign_rl.weights import StaleEngine
+from metaalign_rl.weights.route import Backend
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
-    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm import RequestOutput
+
+    from metaalign_rl.weights.receiver import Receipt
 
 GIB = 2**30
+HEARTBEAT = 2.0  # seconds
+THREADS = {"concurrency_groups": {"control": 1}}  # of the actor: answers are drawn in another one
 CPU_BATCH_TOKENS = 8192  # prompt tokens of one step: all of 256 short prompts at once
 
 
 class RolloutEngine:
-    """One vLLM engine in its own process; the caller makes it a Ray actor (`ray.remote(RolloutEngine)`).
+    """One vLLM engine in its own process; the caller makes it a Ray actor: `ray.remote(**THREADS)(RolloutEngine)`.
 
     It speaks only to the caller: no network, no files but the model's folder, which must hold safetensors.
     """
@@ -35,6 +44,8 @@ class RolloutEngine:
         gpu_memory_utilization: float = 0.5,
         tensor_parallel: int = 1,
         threads: int | None = None,
+        sleeps: bool = False,
+        backend: Backend = "store",
         number: int = 0,
     ) -> None:
         """Load the model and its tokenizer. Weight version 0 is what the folder holds.
@@ -46,10 +57,12 @@ class RolloutEngine:
             seed: of everything drawn without a request's own seed.
             kv_cache_gib: memory for keys and values on a CPU.
             gpu_memory_utilization: share of the GPU's memory for weights, keys and values.
-            tensor_parallel: devices that share the model.
+            tensor_parallel: devices that share the model, of one node; on a CPU processes.
             threads: of a CPU; None leaves torch's own choice. Where other processes compute on the same
                 cores, more than one is several times slower, since idle threads spin, unless the process
                 starts with OMP_WAIT_POLICY=PASSIVE.
+            sleeps: whether `sleep` frees the GPU's memory, which costs some at the start.
+            backend: the way that new weights come.
             number: of this engine among the run's; its samples carry it.
 
         Raises:
@@ -69,21 +82,28 @@ class RolloutEngine:
             "enforce_eager": True,
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(CPU_BATCH_TOKENS, max_tokens),
-        } if on_cpu else {"gpu_memory_utilization": gpu_memory_utilization}  # fmt: skip
+        } if on_cpu else {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": sleeps}  # fmt: skip
         self._engine = start(
             model=model_path,
             dtype=dtype,
             seed=seed,
             max_model_len=max_tokens,
             max_num_seqs=max_sequences,
-            tensor_parallel_size=tensor_parallel,
+            tensor_parallel=tensor_parallel,
+            backend=backend,
             **for_device,
         )
         self._tokenizer: Any = self._engine.get_tokenizer()
-        self._max_tokens = max_tokens
+        self._max_tokens, self._number = max_tokens, number
         self._version = 0
-        self._number = number
+        self._first_versions: dict[str, int] = {}  # of requests whose first token is older than the present weights
+        self._lock = Lock()  # whoever works with `_engine` holds it
+        self._running = Event()  # not while weights change
+        self._running.set()
+        self._is_updating = False
+        self._sleeps, self._asleep = sleeps and not on_cpu, list[str]()
 
+    @ray.method(concurrency_group="control")
     def ready(self) -> int:
         """The version of the weights that it holds; answers once the model is loaded."""
         return self._version
@@ -91,7 +111,9 @@ class RolloutEngine:
     def generate(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
         """Draw one answer a request; yields, in the order they end, those that a step of the engine finished.
 
-        A Ray streaming generator: lists, because an object for each sample would cost about 1 ms each. The
+        A Ray streaming generator: lists, because an object for each sample would cost about 1 ms each. A list is empty
+        where nothing ended for `HEARTBEAT` seconds: an engine that yields nothing hangs. New weights may come between
+        two steps; then what was begun goes on with the new ones, its keys and values computed anew. The
         same calls in the same order on a fresh engine draw the same answers. A request's own `seed` makes its
         answer independent of what is drawn beside it, up to the arithmetic's last bits; on a CPU seeds cost
         10 to 40 % more time (256 requests, vocabulary of 1,200).
@@ -99,46 +121,135 @@ class RolloutEngine:
         Raises:
             UserError: a prompt is empty, or leaves less than `max_new_tokens` of the engine's `max_tokens`.
         """
-        from vllm.inputs.engine import tokens_input
-
         for request in requests:
             self._check_length(request, sampling)
         waiting = {str(position): request for position, request in enumerate(requests)}
         try:
-            for key, request in waiting.items():
-                prompt = tokens_input(list(request.prompt_ids))
-                self._engine.add_request(key, prompt, sampling_params(sampling, request.seed))
+            self._add(waiting, sampling)
+            told = time.monotonic()
             while waiting:
-                done = cast("list[RequestOutput]", self._engine.step())
-                if done:
-                    yield self._samples([waiting.pop(output.request_id) for output in done], done)
+                done = self._step()
+                if done or time.monotonic() - told >= HEARTBEAT:
+                    yield self._samples([waiting.pop(output.request_id) for output in done], done) if done else []
+                    told = time.monotonic()
         finally:  # the caller may stop listening
-            self._engine.abort_request(list(waiting))
+            with self._lock:
+                self._engine.abort_request(list(waiting))
+                self._first_versions.clear()
 
-    def abort(self) -> None:
-        """Interim."""
+    # What follows may come while answers are drawn: in another thread of the actor.
 
-    def load_weights(self, update: WeightUpdate) -> tuple[int, str]:
-        """Replace the model's weights; answers with the version and the checksum of what the loader took.
+    @ray.method(concurrency_group="control")
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Connect to a learner, as vLLM's engine of the backend does it."""
+        with self._lock:
+            self._on_devices("init_weight_transfer_engine", init_info)
+
+    @ray.method(concurrency_group="control")
+    def start_weight_update(self) -> None:
+        """Pause the drawing after the step that is under way, until the update is finished."""
+        self._running.clear()
+        with self._lock:
+            self._wake(["weights"])
+            if self._is_updating:  # who sent the last update is gone
+                self._on_devices("finish_weight_update")
+            self._on_devices("start_weight_update")
+            self._is_updating = True
+
+    @ray.method(concurrency_group="control")
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load one bucket."""
+        with self._lock:
+            try:
+                self._on_devices("update_weights", update_info)
+            except BaseException:
+                self._is_updating = False  # vLLM's workers have left the update too
+                raise
+
+    @ray.method(concurrency_group="control")
+    def finish_weight_update(self, version: int) -> tuple[int, str]:
+        """Go on with the new weights; answers with the version and the checksum of what the loader took.
 
         Raises:
             StaleEngine: the update lacks tensors of the model, which would keep their old values unnoticed,
-                or one device's loader took something else than another's.
+                or one device's loader took something else than another's. The engine stays paused.
         """
-        assert not self._engine.has_unfinished_requests(), "an answer must be drawn from one set of weights"
-        missing = self._expected - {entry.name for entry in update.entries}
+        with self._lock:
+            receipts = self._on_devices("weights_receipt")
+            self._on_devices("finish_weight_update")
+            self._is_updating = False
+            answer = self._adopt(version, receipts)
+        self._running.set()
+        return answer
+
+    @ray.method(concurrency_group="control")
+    def load_checkpoint(self, path: str, version: int) -> tuple[int, str]:
+        """Replace the weights by those in a checkpoint's folder; answers and raises as `finish_weight_update`."""
+        with self._lock:
+            self._wake(["weights"])
+            return self._adopt(version, self._on_devices("load_checkpoint_weights", path))
+
+    @ray.method(concurrency_group="control")
+    def sleep(self) -> None:
+        """Leave the GPU's memory to others: weights go to main memory, keys and values are dropped.
+
+        The engine wakes by itself: its weights when an update starts, the rest when it is asked to draw. Does nothing
+        on a CPU.
+        """
+        with self._lock:
+            assert not self._engine.has_unfinished_requests(), "answers are being drawn"
+            if self._sleeps and not self._asleep:
+                self._engine.sleep(level=1)
+                self._asleep = ["weights", "kv_cache"]
+
+    @ray.method(concurrency_group="control")
+    def wake_up(self) -> None:
+        """Take the memory back."""
+        with self._lock:
+            self._wake(["weights", "kv_cache"])
+
+    def _wake(self, parts: list[str]) -> None:
+        if sleeping := [part for part in self._asleep if part in parts]:
+            self._engine.wake_up(sleeping)
+            self._asleep = [part for part in self._asleep if part not in parts]
+
+    def _on_devices(self, method: str, *arguments: Any) -> list[Any]:
+        return self._engine.collective_rpc(method, args=arguments)
+
+    def _adopt(self, version: int, receipts: "list[Receipt]") -> tuple[int, str]:
+        checksums = [receipt.checksum for receipt in receipts]
+        if len(set(checksums)) != 1:
+            raise StaleEngine(f"weight update {version}: the engine's devices took different weights: {checksums}")
+        missing = self._expected - receipts[0].names
         if missing:
             raise StaleEngine(
-                f"weight update {update.version} lacks {len(missing)} of the model's {len(self._expected)} "
+                f"weight update {version} lacks {len(missing)} of the model's {len(self._expected)} "
                 f"tensors, such as {min(missing)!r}: the engine would keep their old values"
             )
-        taken = self._engine.collective_rpc("receive_weights", args=(update,))
-        if len(set(taken)) != 1:
-            raise StaleEngine(f"weight update {update.version}: the engine's devices took different weights: {taken}")
-        dropped = self._engine.reset_prefix_cache()
-        assert dropped, "keys and values of the old weights are still in use"
-        self._version = update.version
-        return self._version, taken[0]
+        # Keys and values of the old weights go; answers that were begun wait their turn to compute them again.
+        self._engine.reset_prefix_cache(reset_running_requests=True)
+        for state in self._engine.output_processor.request_states.values():
+            if not state.is_prefilling:  # it has tokens
+                self._first_versions.setdefault(state.external_req_id, self._version)
+        self._version = version
+        return version, checksums[0]
+
+    def _add(self, requests: dict[str, Request], sampling: Sampling) -> None:
+        from vllm.inputs.engine import tokens_input
+
+        with self._lock:
+            self._wake(["weights", "kv_cache"])
+            for key, request in requests.items():
+                prompt = tokens_input(list(request.prompt_ids))
+                self._engine.add_request(key, prompt, sampling_params(sampling, request.seed))
+
+    def _step(self) -> "list[RequestOutput]":
+        """What one step finished; nothing where the engine is paused for `HEARTBEAT` seconds."""
+        if not self._running.wait(HEARTBEAT):
+            return []
+        with self._lock:
+            # A pause may have begun just now.
+            return cast("list[RequestOutput]", self._engine.step()) if self._running.is_set() else []
 
     def _check_length(self, request: Request, sampling: Sampling) -> None:
         length = len(request.prompt_ids)
@@ -170,76 +281,8 @@ class RolloutEngine:
                     text=text,
                     finished=answer.finish_reason == "stop",
                     weight_version=self._version,
-                    first_version=self._version,
                     engine=self._number,
+                    first_version=self._first_versions.pop(output.request_id, self._version),
                 )
             )
         return samples
-
-
-def start(**options: Any) -> "LLMEngine":
-    """A vLLM engine with the settings that do not depend on the config; `prepare` comes first."""
-    from vllm import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    return LLMEngine.from_engine_args(
-        EngineArgs(
-            load_format="safetensors",
-            use_tqdm_on_load=False,
-            logprobs_mode="raw_logprobs",
-            disable_log_stats=True,
-            worker_extension_cls="metaalign_rl.rollout.receiver.WeightReceiver",
-            **options,
-        )
-    )
-
-
-def sampling_params(sampling: Sampling, seed: int | None) -> "SamplingParams":
-    """vLLM's parameters: one log-probability a token, no text, told once, when the answer has ended."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        temperature=sampling.temperature,
-        max_tokens=sampling.max_new_tokens,
-        seed=seed,
-        logprobs=0,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def tensor_names(model_path: Path) -> set[str]:
-    """The names of the tensors in a model folder.
-
-    Raises:
-        UserError: there is no such folder, or it holds no safetensors.
-    """
-    from safetensors import safe_open
-
-    if not model_path.is_dir():
-        raise UserError(f"{model_path}: no such model folder; a rollout engine loads from disk only")
-    names: set[str] = set()
-    for file in sorted(model_path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            names.update(tensors.keys())
-    if not names:
-        raise UserError(f"{model_path}: holds no *.safetensors; save the model with save_pretrained()")
-    return names
-
-
-def refuse_tied_embeddings(model_path: str) -> None:
-    """Refuse a model whose output layer is its embedding: on a CPU, vLLM 0.29 would keep the old one.
-
-    Raises:
-        UserError: says how to save the model untied.
-    """
-    from transformers import AutoConfig
-
-    if AutoConfig.from_pretrained(model_path).get_text_config().tie_word_embeddings:
-        raise UserError(
-            f"{model_path}: the model's input and output embeddings are tied, and on a CPU vLLM silently "
-            "keeps the old output embedding when it takes new weights. Save the model untied: "
-            "tie_word_embeddings=false in its config and lm_head.weight among its tensors"
-        )

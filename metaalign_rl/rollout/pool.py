@@ -14,10 +14,11 @@ import ray
 from metaalign_rl.actors import Gone, Patience, first_ready, get, kill
 from metaalign_rl.config import Config
 from metaalign_rl.faults import EngineLost, FaultLog, StepInterrupted
-from metaalign_rl.rollout.engine import RolloutEngine
+from metaalign_rl.rollout.engine import THREADS, RolloutEngine
 from metaalign_rl.rollout.types import Request, Sample, Sampling
 from metaalign_rl.runtime import actor_options
-from metaalign_rl.weights import send_checkpoint
+from metaalign_rl.weights import confirm
+from metaalign_rl.weights.route import backend_of
 
 Engines = Mapping[int, Any]  # Ray actors by number
 Send = Callable[[Engines], None]  # gives engines their weights; raises EngineLost
@@ -55,10 +56,10 @@ class EnginePool:
     def start(cls, config: Config, model_path: Path, faults: FaultLog) -> "EnginePool":
         """Start the engines of a run on the checkpoint `model_path`."""
         rollout = config.rollout
-        actor = ray.remote(RolloutEngine).options(**actor_options(config, "rollout", rollout.engines))
+        actor = ray.remote(**THREADS)(RolloutEngine)
 
         def start(number: int) -> Any:
-            return actor.remote(
+            return actor.options(**actor_options(config, "rollout", rollout.engines, number)).remote(
                 str(model_path),
                 max_tokens=config.model.max_tokens,
                 max_sequences=rollout.max_sequences,
@@ -67,6 +68,8 @@ class EnginePool:
                 kv_cache_gib=rollout.kv_cache_gib,
                 gpu_memory_utilization=rollout.gpu_memory_utilization,
                 tensor_parallel=rollout.tensor_parallel,
+                sleeps=config.cluster.layout == "colocated",
+                backend=backend_of(config),
                 threads=config.cluster.cpus,
                 number=number,
             )
@@ -121,8 +124,20 @@ class EnginePool:
         return engines
 
     def load_checkpoint(self, checkpoint: Path) -> None:
-        """Give every engine the weights in a checkpoint's folder."""
-        self.load(lambda engines: send_checkpoint(checkpoint, engines))
+        """Give every engine the weights in a checkpoint's folder, which all nodes see.
+
+        Raises:
+            StaleEngine: an engine took something else than the first one.
+        """
+        self.load(lambda engines: _load_checkpoint(checkpoint, engines))
+
+    def sleep(self) -> None:
+        """Have the engines leave their devices' memory to the learners; they wake by themselves."""
+        for number, call in [(number, engine.sleep.remote()) for number, engine in self.engines.items()]:
+            try:
+                _ask(number, call)
+            except EngineLost:
+                continue  # it is found out, and replaced, when it gets its next weights
 
     def replace(self, lost: EngineLost, engine: Any) -> None:
         """Start a new engine in the place of `engine`; it serves when it has been given weights."""
@@ -152,15 +167,27 @@ class EnginePool:
             ready, clock = engine.ready.remote(), self._clocks[number]
             if first_ready([ready], clock.left()) is None:
                 raise EngineLost(number, clock.error("loading"))
-            try:
-                get(ready)
-            except Gone as error:
-                raise EngineLost(number, error) from error
+            _ask(number, ready)
             clock.heard()
 
 
 def _nothing(engines: Engines) -> None:
     """New engines hold the weights of the checkpoint that they loaded."""
+
+
+def _load_checkpoint(checkpoint: Path, engines: Engines) -> None:
+    version = max(_ask(number, engine.ready.remote()) for number, engine in engines.items()) + 1
+    calls = {number: engine.load_checkpoint.remote(str(checkpoint), version) for number, engine in engines.items()}
+    answers = {number: _ask(number, call) for number, call in calls.items()}
+    for number, answer in answers.items():
+        confirm(next(iter(answers.values())), answer, engine=f"rollout engine {number}")
+
+
+def _ask(number: int, call: Any) -> Any:
+    try:
+        return get(call)
+    except Gone as error:
+        raise EngineLost(number, error) from error
 
 
 class _Round:

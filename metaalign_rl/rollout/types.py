@@ -39,8 +39,8 @@ class Sample:
         text: the answer decoded, without special tokens.
         finished: the model ended by itself; False: cut at `max_new_tokens`.
         weight_version: of the weights that drew its last token.
-        first_version: of those that drew its first; an older one where new weights came in between.
         engine: the number of the engine that drew it, from 0.
+        first_version: of the weights that drew its first token; older where new weights came meanwhile.
     """
 
     index: int
@@ -50,5 +50,5 @@ class Sample:
     text: str
     finished: bool
     weight_version: int
-    first_version: int = 0
     engine: int = 0
+    first_version: int = 0

@@ -40,7 +40,7 @@ def start_scorers(context: RunContext) -> RewardPool:
     """The reward workers, loading."""
     config = context.config
     count = config.ppo.reward_workers
-    actor = ray.remote(RewardWorker).options(**actor_options(config, "reward", count))
+    actor = ray.remote(RewardWorker)
     arguments = (
         context.scorer(),
         config.reward.mode,
@@ -53,7 +53,7 @@ def start_scorers(context: RunContext) -> RewardPool:
     )
     limits = config.faults
     return RewardPool(
-        lambda number: actor.remote(*arguments),
+        lambda number: actor.options(**actor_options(config, "reward", count, number)).remote(*arguments),
         count,
         context.faults,
         lambda: Patience(limits.start_s, limits.silence_s),

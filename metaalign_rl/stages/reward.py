@@ -101,10 +101,13 @@ def label_answers(row: Row, answers: Sequence[str]) -> Iterator[Row]:
 def _start_trainers(context: RunContext, names: Collection[str], ranks: int) -> Trainers:
     """An actor a model and rank, each with its share of the CPUs: small models gain little from a second thread."""
     threads = 1 if context.config.cluster.gpus == 0 else None
-    options = actor_options(context.config, "training", len(names) * ranks, threads=threads)
-    actor = ray.remote(RewardTrainer).options(**options)
+    actor, count = ray.remote(RewardTrainer), len(names) * ranks
+    options = [actor_options(context.config, "training", count, index, threads) for index in range(count)]
     meeting = rendezvous(context.config) if ranks > 1 else ""
-    return {name: [actor.remote(name, rank, ranks, meeting) for rank in range(ranks)] for name in names}
+    return {
+        name: [actor.options(**options.pop(0)).remote(name, rank, ranks, meeting) for rank in range(ranks)]
+        for name in names
+    }
 
 
 def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) -> None:

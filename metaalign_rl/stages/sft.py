@@ -13,9 +13,11 @@ def run(context: RunContext) -> None:
     """Train `sft/` from the base checkpoint; an interrupted training goes on from its last checkpoint."""
     config, folder = context.config, context.folder
     ranks = config.learners
-    actor = ray.remote(SFTWorker).options(**actor_options(config, "training", ranks))
-    meeting = rendezvous(config)
-    workers = [actor.remote(rank, ranks, meeting) for rank in range(ranks)]
+    actor, meeting = ray.remote(SFTWorker), rendezvous(config)
+    workers = [
+        actor.options(**actor_options(config, "training", ranks, rank)).remote(rank, ranks, meeting)
+        for rank in range(ranks)
+    ]
     if not folder.base.is_dir():
         ray.get(
             workers[0].prepare_base.remote(config.model, folder.rows("demonstrations"), config.run.seed, folder.base)

@@ -1,0 +1,39 @@
+"""Between GPUs: vLLM's NCCL broadcast from learner rank 0 to the devices of all engines. Not run on a GPU yet."""
+
+import socket
+from typing import Any
+
+import ray
+
+from metaalign_rl.rollout.platform import prepare
+from metaalign_rl.weights.client import EnginesClient
+from metaalign_rl.weights.route import Route
+from metaalign_rl.weights.source import Source
+
+
+def nccl_trainer(route: Route, rank: int, client: EnginesClient, source: Source) -> Any:
+    """vLLM's own engine, connected: all engines of the route and the sender are one NCCL group."""
+    prepare()  # the first import of vLLM in this process
+    from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+
+    return WeightTransferTrainerFactory.trainer_init(init_info(route, rank), client=client, source=source)
+
+
+def init_info(route: Route, rank: int) -> Any:
+    """Where the group meets, how many it has, and how large a bucket is; what ranks but 0 are told is not used."""
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    return NCCLTrainerInitInfo(
+        master_address=ray.util.get_node_ip_address(),
+        master_port=_free_port(),
+        world_size=1 + len(route.engines) * route.devices,
+        packed_buffer_size_bytes=route.bucket_bytes,
+        rank=rank,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("", 0))
+        port: int = found.getsockname()[1]
+        return port

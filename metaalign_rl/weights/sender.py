@@ -1,0 +1,56 @@
+"""A learner rank's part in sending weights."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from metaalign_rl.weights.client import EnginesClient
+from metaalign_rl.weights.route import Route
+from metaalign_rl.weights.source import Source
+
+
+class Sent(NamedTuple):
+    """What a send came to.
+
+    Attributes:
+        checksum: of the tensors that were sent.
+        taken: by engine, the version and checksum that it confirmed.
+        failed: by engine, its error.
+    """
+
+    checksum: str
+    taken: dict[int, tuple[int, str]]
+    failed: dict[int, Exception]
+
+
+class Sender:
+    """One end of a route, on every rank; rank 0 sends."""
+
+    def __init__(self, route: Route, rank: int, passes: Callable[[], Iterator[tuple[str, Tensor]]]) -> None:
+        """Connect. `passes`: see `Source`."""
+        self._client = EnginesClient(route.engines, route.devices, route.patience_s)
+        self._source = Source(passes, checked=rank == 0)
+        self._trainer = _trainer(route, rank, self._client, self._source)
+
+    def send(self, version: int) -> Sent:
+        """Give the engines the present weights as `version`; on every rank."""
+        self._client.version = version
+        self._trainer.send_weights()
+        return Sent(self._source.checksum, self._client.taken, dict(self._client.failed))
+
+
+def _trainer(route: Route, rank: int, client: EnginesClient, source: Source) -> Any:
+    match route.backend:
+        case "store":
+            from metaalign_rl.weights.store import StoreTrainer
+
+            return StoreTrainer(client, source, route.bucket_bytes, is_sender=rank == 0)
+        case "nccl":
+            from metaalign_rl.weights.nccl import nccl_trainer
+
+            return nccl_trainer(route, rank, client, source)
+        case "ipc":
+            from metaalign_rl.weights.ipc import ipc_trainer
+
+            return ipc_trainer(route, rank, client, source)

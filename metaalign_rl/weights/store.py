@@ -1,0 +1,41 @@
+"""Through Ray's object store: shared memory between processes of a node, and Ray's own network between nodes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+from torch import Tensor
+
+from metaalign_rl.weights.buckets import fill
+from metaalign_rl.weights.client import EnginesClient
+from metaalign_rl.weights.source import Source
+
+
+class StoreTrainer:
+    """The learner's end, as vLLM's `TrainerWeightTransferEngine`, whose import would cost a learner 8 s."""
+
+    def __init__(self, client: EnginesClient, source: Source, bucket_bytes: int, is_sender: bool) -> None:
+        self._client, self._source = client, source
+        self._bucket_bytes, self._is_sender = bucket_bytes, is_sender
+
+    def send_weights(self) -> None:
+        """One update of all engines, a call a bucket. The next bucket is filled while the engines load one."""
+        if not self._is_sender:
+            return self._source.exhaust()
+        self._client.start_weight_update()
+        for bucket in fill(self._source, self._bucket_bytes):
+            stored = ray.put({"entries": bucket.entries, "data": bucket.data})
+            self._client.wait()  # so that the store holds two buckets at most
+            self._client.begin_update(stored)
+            del stored
+        self._client.finish_weight_update()
+
+
+def tensors_of(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a folder's safetensors, one at a time."""
+    from safetensors import safe_open
+
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in sorted(tensors.keys()):
+                yield name, tensors.get_tensor(name)

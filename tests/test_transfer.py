@@ -1,0 +1,233 @@
+"""Sending weights: from learners' ends to several engines, over Ray's object store and through vLLM's own engines."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+import torch
+from ray.exceptions import RayActorError
+
+from metaalign_rl.config import ClusterConfig, Config, RolloutConfig
+from metaalign_rl.errors import UserError
+from metaalign_rl.faults import EngineLost
+from metaalign_rl.weights import StaleEngine, ipc, nccl
+from metaalign_rl.weights.client import EnginesClient
+from metaalign_rl.weights.route import Route, backend_of
+from metaalign_rl.weights.source import Source
+from metaalign_rl.weights.transfer import LearnerTransfer
+
+WEIGHTS = [(f"layers.{layer}.weight", torch.full((100,), float(layer))) for layer in range(5)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    yield
+    ray.shutdown()
+
+
+def start_engine(fault: str = "") -> ray.actor.ActorHandle:
+    """An engine's weight calls round a dictionary."""
+
+    class ToyEngine:
+        def __init__(self) -> None:
+            self.calls = []
+
+        def start_weight_update(self) -> None:
+            self.calls.append("start")
+            self.tensors = {}
+
+        def update_weights(self, bucket: dict) -> None:
+            from metaalign_rl.weights.buckets import Bucket, unpack
+
+            self.calls.append("update")
+            if fault == "dies":
+                ray.actor.exit_actor()
+            self.tensors |= {name: tensor.clone() for name, tensor in unpack(Bucket(**bucket))}
+
+        def finish_weight_update(self, version: int) -> tuple[int, str]:
+            from metaalign_rl.weights import StaleEngine
+            from metaalign_rl.weights.checksum import Digest
+
+            self.calls.append("finish")
+            if fault == "refuses":
+                raise StaleEngine("weight update 1 lacks a tensor")
+            digest = Digest()
+            for name, tensor in self.tensors.items():
+                digest.add(name, tensor + 1 if fault == "damages" else tensor)
+            return version, digest.hexdigest()
+
+        def seen(self) -> list[str]:
+            return self.calls
+
+    return ray.remote(num_cpus=0)(ToyEngine).remote()
+
+
+def start_learner(rank: int) -> ray.actor.ActorHandle:
+    class ToyLearner:
+        def connect_weights(self, route: Route) -> None:
+            from metaalign_rl.weights.sender import Sender
+
+            self._sender = Sender(route, rank, lambda: iter(WEIGHTS))
+
+        def send_weights(self, version: int) -> object:
+            return self._sender.send(version)
+
+    return ray.remote(num_cpus=0)(ToyLearner).remote()
+
+
+@pytest.fixture(scope="module")
+def learners(cluster: None) -> list[ray.actor.ActorHandle]:
+    return [start_learner(rank) for rank in range(2)]
+
+
+@pytest.fixture
+def transfer() -> LearnerTransfer:
+    return LearnerTransfer("store", devices=1, bucket_bytes=1000)  # two of the five tensors
+
+
+def test_every_engine_gets_an_update_in_buckets_between_a_start_and_a_finish(learners, transfer):
+    engines = {number: start_engine() for number in (0, 3)}
+    transfer.send(learners, engines, version=1)
+    transfer.send(learners, engines, version=2)
+    for engine in engines.values():
+        assert ray.get(engine.seen.remote()) == ["start", "update", "update", "update", "finish"] * 2
+
+
+def test_a_lost_engine_is_named_and_the_others_have_the_weights(learners, transfer):
+    engines = {number: start_engine("dies" if number == 1 else "") for number in range(3)}
+    with pytest.raises(EngineLost, match="rollout engine 1 is lost") as caught:
+        transfer.send(learners, engines, version=1)
+    assert caught.value.number == 1
+    assert isinstance(caught.value.cause, RayActorError)
+    assert ray.get(engines[2].seen.remote())[-1] == "finish"
+
+    engines[1] = start_engine()
+    transfer.send(learners, {1: engines[1]}, version=1)
+    transfer.send(learners, engines, version=2)
+    assert [len(ray.get(engine.seen.remote())) for engine in engines.values()] == [10, 10, 10]
+
+
+def test_an_engine_that_took_something_else_is_named(learners, transfer):
+    engines = {4: start_engine(), 5: start_engine("damages")}
+    with pytest.raises(StaleEngine, match="rollout engine 5 did not take weight update 7: expected checksum"):
+        transfer.send(learners, engines, version=7)
+
+
+def test_an_engine_s_own_refusal_passes_through(learners, transfer):
+    with pytest.raises(StaleEngine, match="lacks a tensor"):
+        transfer.send(learners, {0: start_engine("refuses")}, version=1)
+
+
+def test_a_lost_learner_is_rays_error(cluster, transfer):
+    learner = start_learner(0)
+    ray.kill(learner)
+    with pytest.raises(RayActorError):
+        transfer.send([learner], {0: start_engine()}, version=1)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "layout", "backend"),
+    [
+        (0, "apart", "store"),
+        (0, "colocated", "store"),
+        (1, "apart", "ipc"),
+        (8, "colocated", "ipc"),
+        (8, "apart", "nccl"),
+    ],
+)
+def test_the_devices_choose_the_way(gpus, layout, backend):
+    assert backend_of(Config(cluster=ClusterConfig(gpus=gpus, layout=layout))) == backend
+
+
+def test_colocated_learners_are_as_many_as_the_engines_devices():
+    with pytest.raises(UserError, match=r"learners: expected rollout.engines \* rollout.tensor_parallel = 4"):
+        Config(cluster=ClusterConfig(layout="colocated"), rollout=RolloutConfig(engines=2, tensor_parallel=2))
+
+
+# vLLM's engines for GPUs, up to where the GPU comes in
+
+
+class Recorder:
+    """vLLM's client for one engine."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+
+    def __getattr__(self, method: str) -> object:
+        return lambda *arguments: self.calls.append((method, *arguments))
+
+
+def test_nccl_gives_each_engine_s_devices_ranks_of_their_own(cluster):
+    class RankEngine:
+        def init_weight_transfer_engine(self, info: dict) -> None:
+            self.info = info
+
+        def told(self) -> dict:
+            return self.info
+
+    engines = {number: ray.remote(num_cpus=0)(RankEngine).remote() for number in (0, 2)}
+    client = EnginesClient(engines, devices=2)
+    client.init_weight_transfer_engine({"world_size": 5, "rank_offset": 1})
+    assert [ray.get(e.told.remote())["rank_offset"] for e in engines.values()] == [1, 3]
+
+
+def test_vllm_s_nccl_sender_takes_our_source_and_calls_in_order(cluster, monkeypatch):
+    from vllm.distributed.weight_transfer import nccl_engine
+
+    monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: f"group of {info.world_size}")
+    broadcast: list[str] = []
+
+    def producer(iterator: object, group: str, buffer_size_bytes: int, **rest: object) -> None:
+        assert (group, buffer_size_bytes) == ("group of 5", 1000)
+        broadcast.extend(name for name, _ in iterator)
+
+    monkeypatch.setattr(nccl_engine, "packed_nccl_broadcast_producer", producer)
+    client, source = Recorder(), Source(lambda: iter(WEIGHTS))
+    trainer = nccl.nccl_trainer(Route("nccl", {0: None, 1: None}, 2, 1000), 0, client, source)
+    trainer.send_weights()
+    steps = ["init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"]
+    assert [call[0] for call in client.calls] == steps
+    assert client.calls[2][1]["names"] == broadcast == [name for name, _ in WEIGHTS]
+    sent = Source(lambda: iter(reversed(WEIGHTS)))
+    sent.exhaust()
+    assert source.checksum == sent.checksum
+
+
+def test_the_ipc_bucket_holds_the_largest_tensor():
+    source = Source(lambda: iter(WEIGHTS))
+    infos = [ipc.init_info(Route("ipc", {}, 1, size), 0, source) for size in (10, 1000)]
+    assert [(info.packed, info.packed_buffer_size_bytes) for info in infos] == [(True, 400), (True, 1000)]
+
+
+@pytest.mark.parametrize("backend", ["nccl", "ipc"])
+def test_vllm_s_receivers_take_the_checksum_of_what_they_hand_to_the_loader(backend, monkeypatch):
+    from vllm.distributed.weight_transfer import ipc_engine, nccl_engine
+    from vllm.model_executor.model_loader import reload
+
+    from metaalign_rl.weights import receiver
+
+    monkeypatch.setattr(reload, "initialize_layerwise_reload", lambda model: None)
+    monkeypatch.setattr(
+        nccl_engine, "packed_nccl_broadcast_consumer", lambda post_unpack_func, **rest: post_unpack_func(WEIGHTS)
+    )
+    monkeypatch.setattr(ipc_engine, "packed_ipc_consumer", lambda **rest: WEIGHTS)
+
+    class Model:
+        def load_weights(self, weights: object) -> None:
+            self.loaded = dict(weights)
+
+    class Info:
+        names, dtype_names, shapes, tensor_sizes, ipc_handles = [], [], [], [], {}
+
+    kind = {"nccl": receiver.NCCLReceiver, "ipc": receiver.IPCReceiver}[backend]
+    engine = kind.__new__(kind)
+    engine.model, engine.packed, engine.device = Model(), True, torch.device("cpu", 0)
+    engine.packed_buffer_size_bytes = engine.packed_num_buffers = 1
+    engine.model_update_group = engine._packed_importer = object()
+    engine.start_weight_update()
+    engine.receive_weights(Info())
+    source = Source(lambda: iter(WEIGHTS))
+    source.exhaust()
+    assert engine.digest.hexdigest() == source.checksum
+    assert engine.model.loaded.keys() == dict(WEIGHTS).keys()
