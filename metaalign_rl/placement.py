@@ -36,6 +36,17 @@ def bundles(config: Config) -> list[Bundle]:
     return learning + [_bundle(cpus * ENGINES_CPUS / engines, devices * on_gpus)] * engines
 
 
+def named_bundles(config: Config) -> list[tuple[str, Bundle]]:
+    """The same, with what works there."""
+    engines = [f"rollout engine {number}" for number in range(config.rollout.engines)]
+    if config.shares_devices:
+        names = [f"{engine} and its learners" for engine in engines]
+    else:
+        names = [f"learner {rank}" for rank in range(config.learners)] + ["the reward workers"]
+        names += [f"training rank {rank}" for rank in range(len(names), _workers(config))] + engines
+    return list(zip(names, bundles(config), strict=True))
+
+
 def places(config: Config, role: Role) -> list[int]:
     """The bundles in which a role's actors work, in the order of their numbers; what comes after begins again."""
     engines, learners = config.rollout.engines, config.learners
