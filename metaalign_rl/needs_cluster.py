@@ -8,6 +8,7 @@ from typing import Any
 from metaalign_rl.config import Config
 from metaalign_rl.needs import Check, is_connected, is_writable
 from metaalign_rl.plan.nodes import Bundle, Node, unplaced
+from metaalign_rl.plan.work import is_colocated
 
 GIB = 2**30
 
@@ -19,11 +20,6 @@ def gpus_by_role(config: Config) -> dict[str, int]:
     """
     engines = config.rollout.engines * config.rollout.tensor_parallel
     return {"learners": config.learners, "engines": engines, "reward": 1} if config.cluster.gpus else {}
-
-
-def is_colocated(config: Config) -> bool:
-    """Whether learners and engines share devices: as the config says, and always on a single GPU."""
-    return config.cluster.layout == "colocated" or config.cluster.gpus == 1
 
 
 def gpus_needed(config: Config) -> int:

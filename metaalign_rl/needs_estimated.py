@@ -6,13 +6,13 @@ from pathlib import Path
 
 from metaalign_rl.config import Config
 from metaalign_rl.needs import Check, free_memory, is_connected, nearest_folder
-from metaalign_rl.needs_cluster import gpus_by_role, is_colocated
+from metaalign_rl.needs_cluster import gpus_by_role
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.memory import GIB
 from metaalign_rl.plan.page import memory_table
 from metaalign_rl.plan.rates import Device, find_device, names
-from metaalign_rl.plan.work import Case
+from metaalign_rl.plan.work import Case, is_colocated
 
 PORTS = (
     "Ports: none of its own. A Ray that the run starts listens on the loopback; learners meet in a file of the run's\n"
@@ -57,7 +57,7 @@ def check_estimates(config: Config) -> Iterator[Check]:
 
 def compare(name: str, what: str, needed: float, found: float, remedy: str) -> Check:
     """An estimate in bytes beside what is there; see `TRUST`."""
-    texts = f"{what}, by estimate {needed / GIB:.1f} GiB", f"{found / GIB:.1f} GiB"
+    texts = f"{what}, by estimate {needed / GIB:.3g} GiB", f"{found / GIB:.3g} GiB"
     return Check(name, *texts, ok=needed <= TRUST * found, remedy=remedy, tight=found < needed <= TRUST * found)
 
 

@@ -14,6 +14,7 @@ from metaalign_rl.errors import UserError
 from metaalign_rl.needs import Check
 from metaalign_rl.plan.memory import object_store
 from metaalign_rl.plan.nodes import Bundle
+from metaalign_rl.plan.work import is_colocated
 
 PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
 
@@ -168,5 +169,5 @@ def _gpus(config: Config, role: str, number: int, asked: float) -> float:
     if role == "rollout":
         return float(config.rollout.tensor_parallel)
     engines = config.rollout.engines * config.rollout.tensor_parallel
-    shares = needs_cluster.is_colocated(config) and (role == "reward" or number < engines)
+    shares = is_colocated(config) and (role == "reward" or number < engines)
     return 0.0 if shares else asked

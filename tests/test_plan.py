@@ -20,7 +20,7 @@ from metaalign_rl.plan.memory import GIB
 from metaalign_rl.plan.nodes import Bundle, Node, unplaced
 from metaalign_rl.plan.rates import find_device, names
 from metaalign_rl.plan.shape import KNOWN, find_shape, new_shape, read_shape
-from metaalign_rl.plan.work import Case, work_of
+from metaalign_rl.plan.work import Case, is_colocated, work_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = Config(
@@ -220,7 +220,7 @@ def test_a_proposed_layout_is_a_config_that_fits(size: str, gpus: int) -> None:
     planned = layout.apply(before, words)
     assert layout.fits(planned)
     used = planned.config.learners, planned.config.rollout.engines * planned.config.rollout.tensor_parallel
-    assert (max(used) if layout.is_shared(planned.config) else sum(used) + 1) <= gpus
+    assert (max(used) if is_colocated(planned.config) else sum(used) + 1) <= gpus
     assert planned.config.rollout.tensor_parallel <= devices.a_node
 
 

@@ -88,7 +88,7 @@ def test_a_model_too_large_for_the_nodes_gpus(workplace: Path, capsys: pytest.Ca
     Path("model/config.json").write_text(json.dumps(described))
     assert cli.main(["preflight", "config.yaml", "model.path=model"]) == 2
     error = capsys.readouterr().err
-    assert "learner: needs a GPU for a learner, by estimate" in error and "found 79.0 GiB" in error
+    assert "learner: needs a GPU for a learner, by estimate" in error and "found 79 GiB" in error
     assert "learner.zero_stage=3" in error
 
 

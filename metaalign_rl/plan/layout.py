@@ -6,12 +6,11 @@ from itertools import product
 from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
-from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.memory import GIB
 from metaalign_rl.plan.speed import step_seconds
-from metaalign_rl.plan.work import Case
+from metaalign_rl.plan.work import Case, is_colocated
 
 HEADROOM = 0.9  # of a device's memory that an estimate may fill
 ENGINE_SHARE = 0.9  # of a device that an engine has to itself
@@ -70,16 +69,11 @@ def fits(case: Case) -> bool:
     assert case.device.memory_gib is not None
     room = HEADROOM * case.device.memory_gib * GIB
     learner, engine = memory.learner_memory(case), memory.engine_memory(case)
-    shared = is_shared(case.config)
+    shared = is_colocated(case.config)
     needed = memory.colocated_memory(learner, engine) if shared else sum(learner.values())
     reward = sum(memory.reward_memory(case).values())
     together = needed + reward if shared else max(needed, reward)
     return together <= room and memory.kv_tokens(case) >= case.config.model.max_tokens
-
-
-def is_shared(config: Config) -> bool:
-    """Whether one device has a learner and an engine."""
-    return config.cluster.layout == "colocated" or config.cluster.gpus == 1
 
 
 def _layouts(case: Case, devices: Devices, offload: bool) -> Iterator[Words]:
@@ -122,7 +116,7 @@ def _engines(devices: Devices, learners: int, parallel: int, layout: str) -> int
 def _engine_share(case: Case) -> float:
     """The share of a device for an engine: what the learner's states leave, in steps of 0.05, and not all."""
     assert case.device.memory_gib is not None
-    if not is_shared(case.config):
+    if not is_colocated(case.config):
         return ENGINE_SHARE
     states = memory.resting(memory.learner_memory(case)) + sum(memory.reward_memory(case).values())
     left = HEADROOM - states / (case.device.memory_gib * GIB)

@@ -50,6 +50,11 @@ def work_of(config: Config, prompt_tokens: float | None = None, answer_tokens: f
     )
 
 
+def is_colocated(config: Config) -> bool:
+    """Whether learners and engines share devices: as the config says, and always on a single GPU."""
+    return config.cluster.layout == "colocated" or config.cluster.gpus == 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What an estimate is made of.
@@ -74,5 +79,5 @@ class Case:
 
     @property
     def has_critic(self) -> bool:
-        """Whether learners train a critic beside the policy."""
+        """Whether learners train a critic beside the policy: every algorithm that there is does."""
         return True
