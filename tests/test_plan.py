@@ -222,6 +222,7 @@ def test_a_proposed_layout_is_a_config_that_fits(size: str, gpus: int) -> None:
     used = planned.config.learners, planned.config.rollout.engines * planned.config.rollout.tensor_parallel
     assert (max(used) if is_colocated(planned.config) else sum(used) + 1) <= gpus
     assert planned.config.rollout.tensor_parallel <= devices.a_node
+    assert not is_colocated(planned.config) or used[0] == used[1]
 
 
 def test_what_cannot_fit_is_refused_with_what_it_would_need() -> None:

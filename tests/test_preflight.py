@@ -54,12 +54,11 @@ def test_two_nodes_that_have_everything(workplace: Path, capsys: pytest.CaptureF
 def test_an_engine_wider_than_a_node_names_each_node_and_what_it_lacks(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["rollout.tensor_parallel=4", "cluster.layout=colocated"]
+    words = ["cluster.cpus=2", "learners=4", "rollout.tensor_parallel=4", "cluster.layout=colocated"]
     assert cli.main(["preflight", "config.yaml", *words]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(
-        "error: rollout.tensor_parallel: needs 4 GPUs and 1.2 CPUs on one node for rollout engine 0"
-    )
+    assert error.startswith("error: rollout.tensor_parallel: needs 4 GPUs and ")
+    assert "on one node for rollout engine 0, found node " in error
     assert error.count(") lacks 2 GPUs") == 2
     assert "lower it to at most a node's GPUs" in error
 
@@ -75,7 +74,8 @@ def test_gpus_that_the_roles_do_not_fit_on(workplace: Path, capsys: pytest.Captu
     error = capsys.readouterr().err
     assert "cluster.gpus: needs 5 GPUs (apart: learners 3, engines 1, reward 1), found 4" in error
     assert "cluster.layout=colocated" in error
-    assert cli.main(["preflight", "config.yaml", "learners=4", "cluster.layout=colocated"]) == 0
+    colocated = ["learners=4", "rollout.engines=4", "cluster.layout=colocated"]
+    assert cli.main(["preflight", "config.yaml", *colocated]) == 0
 
 
 def test_a_model_too_large_for_the_nodes_gpus(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,13 +161,13 @@ def test_nothing_is_estimated_where_ppo_does_not_run_or_the_model_is_the_hubs(tm
 def test_what_actors_ask_of_ray_by_layout() -> None:
     """Apart, every learner and engine adds its GPUs; colocated, only those beyond the engines'."""
     config = Config(
-        cluster=ClusterConfig(cpus=8, gpus=8),
+        cluster=ClusterConfig(cpus=8, gpus=9),
         learner=LearnerConfig(zero_stage=3),
         learners=4,
-        rollout=RolloutConfig(engines=1, tensor_parallel=2),
+        rollout=RolloutConfig(engines=2, tensor_parallel=2),
     )
     apart = {bundle.who: bundle.gpus for bundle in runtime.bundles(config)}
     assert apart["rollout engine 0"] == 2
-    assert sum(apart.values()) == 4 + 2 + 1
+    assert sum(apart.values()) == 4 + 4 + 1
     colocated = replace(config, cluster=replace(config.cluster, layout="colocated"))
     assert sum(bundle.gpus for bundle in runtime.bundles(colocated)) == 4

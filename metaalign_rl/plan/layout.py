@@ -109,7 +109,7 @@ def _learners(case: Case, devices: Devices) -> list[int]:
 def _engines(devices: Devices, learners: int, parallel: int, layout: str) -> int:
     """Engines on what the learners, and the reward workers' one GPU, leave; each within a node."""
     if layout == "colocated":
-        return devices.nodes * (devices.a_node // parallel) if learners == devices.gpus else 0
+        return learners // parallel if learners == devices.gpus and devices.a_node % parallel == 0 else 0
     return min((devices.gpus - learners - 1) // parallel, devices.nodes * (devices.a_node // parallel))
 
 
