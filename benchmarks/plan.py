@@ -29,7 +29,7 @@ from metaalign_rl.plan.rates import CPU, RATES, find_device
 from metaalign_rl.plan.shape import read_shape
 from metaalign_rl.plan.work import Case, work_of
 
-SIZES = {"5M": (256, 6, 704), "25M": (512, 8, 1408)}  # hidden size, layers, feed-forward
+SIZES = {"13M": (384, 7, 1024), "25M": (512, 8, 1408)}  # hidden size, layers, feed-forward
 WORK = {"samples": 32, "prompt": 96, "answer": 32}
 TYPES = {"float32": 0, "bfloat16": 2}  # and the ZeRO stage beside them
 BARS = {"seconds": 2.0, "memory_gib": 1.3}

@@ -52,13 +52,10 @@ def _preflight(args: argparse.Namespace) -> int:
         checks, nodes, case = runtime.preflight(config), [], needs_estimated.find_case(config)
     rows = [("", "setting", "needs", "found")]
     rows += [(check.verdict, check.name, check.needed, check.found) for check in checks]
-    print(_columns(rows))
+    print(_columns(rows), end="\n\n")
     for node in nodes:
-        print(
-            f"\n{node.name}: {node.cpus:g} CPUs, {node.gpus:g} GPUs, {node.memory_gib:.0f} GiB of memory for actors",
-            end="",
-        )
-    print(f"\n{needs_estimated.describe(config, case)}")
+        print(f"{node.name}: {node.cpus:g} CPUs, {node.gpus:g} GPUs, {node.memory_gib:.0f} GiB of memory for actors")
+    print(needs_estimated.describe(config, case))
     runtime.require(checks)
     return 0
 
@@ -73,7 +70,7 @@ def _plan(args: argparse.Namespace) -> None:
     from metaalign_rl.plan import check, layout, page
 
     if args.check is not None:
-        found = check.compare(args.check, args.gpu or "cpu", args.prompt_tokens)
+        found = check.compare(args.check, args.gpu, args.prompt_tokens)
         print(json.dumps(found, indent=2) if args.json else check.render(found))
         return
     if args.config is None:

@@ -46,6 +46,8 @@ def check_devices(config: Config) -> Iterator[Check]:
 def training_room(config: Config) -> int:
     """How many ranks can train at once; the engines keep their GPUs meanwhile, or share the only one."""
     gpus = config.cluster.gpus
+    if gpus and config.shares_devices:
+        return config.learners
     engines = config.rollout.engines * config.rollout.tensor_parallel
     return max(1, gpus - engines if gpus else config.cluster.cpus)
 

@@ -57,7 +57,7 @@ def check_estimates(config: Config) -> Iterator[Check]:
 
 def compare(name: str, what: str, needed: float, found: float, remedy: str) -> Check:
     """An estimate in bytes beside what is there; see `TRUST`."""
-    texts = f"{what}, by estimate {needed / GIB:.1f} GiB", f"{found / GIB:.1f} GiB"
+    texts = f"{what}, by estimate {needed / GIB:.3g} GiB", f"{found / GIB:.3g} GiB"
     return Check(name, *texts, ok=needed <= TRUST * found, remedy=remedy, tight=found < needed <= TRUST * found)
 
 
@@ -87,12 +87,13 @@ def _check_gpus(case: Case) -> Iterator[Check]:
 
 
 def _check_store(case: Case) -> Check:
-    """Weights pass through Ray's object store on CPUs, so that a copy of the policy must fit."""
-    needed = memory.BYTES[case.dtype] * case.policy.parameters if case.device.is_cpu else 0.0
+    """Weights pass through Ray's object store on CPUs."""
+    needed = memory.in_store(case)
     store = memory.object_store(case.config.cluster)
     enough = needed / memory.OBJECT_STORE_SHARE / GIB
-    remedy = f"set cluster.memory_gib={enough:.0f} or more: a share of {memory.OBJECT_STORE_SHARE:g} of it is the store"
-    return compare("cluster.memory_gib", "Ray's object store for the policy", needed, store, remedy)
+    share = f"a share of {memory.OBJECT_STORE_SHARE:g} of it is the store"
+    remedy = f"set rollout.bucket_mib lower, or cluster.memory_gib={enough:.0f} or more: {share}"
+    return compare("cluster.memory_gib", "Ray's object store for weights", needed, store, remedy)
 
 
 def _check_disk(case: Case) -> Check:

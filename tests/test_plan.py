@@ -220,8 +220,9 @@ def test_a_proposed_layout_is_a_config_that_fits(size: str, gpus: int) -> None:
     planned = layout.apply(before, words)
     assert layout.fits(planned)
     used = planned.config.learners, planned.config.rollout.engines * planned.config.rollout.tensor_parallel
-    assert (max(used) if layout.is_shared(planned.config) else sum(used) + 1) <= gpus
+    assert (max(used) if planned.config.shares_devices else sum(used) + 1) <= gpus
     assert planned.config.rollout.tensor_parallel <= devices.a_node
+    assert not planned.config.shares_devices or used[0] == used[1]
 
 
 def test_what_cannot_fit_is_refused_with_what_it_would_need() -> None:

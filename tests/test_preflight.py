@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metaalign_rl import cli, needs_estimated, runtime
+from metaalign_rl import cli, needs_estimated, placement, runtime
 from metaalign_rl.config import ClusterConfig, Config, LearnerConfig, ModelConfig, RolloutConfig, RunConfig
 from metaalign_rl.errors import UserError
 from metaalign_rl.needs import Check
@@ -54,12 +54,11 @@ def test_two_nodes_that_have_everything(workplace: Path, capsys: pytest.CaptureF
 def test_an_engine_wider_than_a_node_names_each_node_and_what_it_lacks(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["rollout.tensor_parallel=4", "cluster.layout=colocated"]
+    words = ["cluster.cpus=2", "learners=4", "rollout.tensor_parallel=4", "cluster.layout=colocated"]
     assert cli.main(["preflight", "config.yaml", *words]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(
-        "error: rollout.tensor_parallel: needs 4 GPUs and 1.2 CPUs on one node for rollout engine 0"
-    )
+    assert error.startswith("error: rollout.tensor_parallel: needs 4 GPUs and ")
+    assert "on one node for rollout engine 0, found node " in error
     assert error.count(") lacks 2 GPUs") == 2
     assert "lower it to at most a node's GPUs" in error
 
@@ -75,7 +74,8 @@ def test_gpus_that_the_roles_do_not_fit_on(workplace: Path, capsys: pytest.Captu
     error = capsys.readouterr().err
     assert "cluster.gpus: needs 5 GPUs (apart: learners 3, engines 1, reward 1), found 4" in error
     assert "cluster.layout=colocated" in error
-    assert cli.main(["preflight", "config.yaml", "learners=4", "cluster.layout=colocated"]) == 0
+    colocated = ["learners=4", "rollout.engines=4", "cluster.layout=colocated"]
+    assert cli.main(["preflight", "config.yaml", *colocated]) == 0
 
 
 def test_a_model_too_large_for_the_nodes_gpus(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +88,7 @@ def test_a_model_too_large_for_the_nodes_gpus(workplace: Path, capsys: pytest.Ca
     Path("model/config.json").write_text(json.dumps(described))
     assert cli.main(["preflight", "config.yaml", "model.path=model"]) == 2
     error = capsys.readouterr().err
-    assert "learner: needs a GPU for a learner, by estimate" in error and "found 79.0 GiB" in error
+    assert "learner: needs a GPU for a learner, by estimate" in error and "found 79 GiB" in error
     assert "learner.zero_stage=3" in error
 
 
@@ -143,11 +143,12 @@ def test_an_estimate_near_the_limit_warns_and_one_far_above_it_stops(
         runtime.require(list(needs_estimated.check_estimates(config)))
 
 
-def test_the_object_store_must_hold_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_object_store_must_hold_two_buckets_of_weights(tmp_path: Path) -> None:
     wide = ModelConfig(hidden_size=1024, layers=12, heads=16)
-    check = estimated(replace(cpu_config(tmp_path), model=wide))["Ray's object store for the policy"]
+    config = replace(cpu_config(tmp_path), model=wide, rollout=RolloutConfig(bucket_mib=512))
+    check = estimated(config)["Ray's object store for weights"]
     assert check.verdict == "MISSING"
-    assert "set cluster.memory_gib=5 or more" in check.remedy
+    assert "set rollout.bucket_mib lower, or cluster.memory_gib=" in check.remedy
 
 
 def test_nothing_is_estimated_where_ppo_does_not_run_or_the_model_is_the_hubs(tmp_path: Path) -> None:
@@ -159,15 +160,15 @@ def test_nothing_is_estimated_where_ppo_does_not_run_or_the_model_is_the_hubs(tm
 
 
 def test_what_actors_ask_of_ray_by_layout() -> None:
-    """Apart, every learner and engine adds its GPUs; colocated, only those beyond the engines'."""
+    """Apart, every learner and engine adds its GPUs; colocated, only the engines do."""
     config = Config(
-        cluster=ClusterConfig(cpus=8, gpus=8),
+        cluster=ClusterConfig(cpus=8, gpus=9),
         learner=LearnerConfig(zero_stage=3),
         learners=4,
-        rollout=RolloutConfig(engines=1, tensor_parallel=2),
+        rollout=RolloutConfig(engines=2, tensor_parallel=2),
     )
-    apart = {bundle.who: bundle.gpus for bundle in runtime.bundles(config)}
+    apart = {who: bundle["GPU"] for who, bundle in placement.named_bundles(config)}
     assert apart["rollout engine 0"] == 2
-    assert sum(apart.values()) == 4 + 2 + 1
+    assert sum(apart.values()) == 4 + 4 + 1
     colocated = replace(config, cluster=replace(config.cluster, layout="colocated"))
-    assert sum(bundle.gpus for bundle in runtime.bundles(colocated)) == 4
+    assert sum(bundle["GPU"] for _, bundle in placement.named_bundles(colocated)) == 4

@@ -1,6 +1,7 @@
 """The estimate beside what a run measured."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -11,7 +12,7 @@ from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_jsonl
 from metaalign_rl.folder import RunFolder
 from metaalign_rl.plan.case import case_of
-from metaalign_rl.plan.rates import find_device
+from metaalign_rl.plan.rates import CPU, find_device
 from metaalign_rl.plan.speed import step_seconds
 from metaalign_rl.plan.work import work_of
 
@@ -25,11 +26,11 @@ PARTS = {
 }
 
 
-def compare(run: Path, device: str, prompt_tokens: float | None = None) -> dict[str, dict[str, float]]:
+def compare(run: Path, device: str = "", prompt_tokens: float | None = None) -> dict[str, dict[str, float]]:
     """By part of a step, and for all of it: seconds "estimated", "measured" (the median step) and their "ratio".
 
     Args:
-        device: the name of what it ran on.
+        device: the name of what it ran on; without it CPUs, or h100 where the run had GPUs.
         prompt_tokens: mean length of the prompts; without it, that of the run's own rows.
 
     Raises:
@@ -40,13 +41,13 @@ def compare(run: Path, device: str, prompt_tokens: float | None = None) -> dict[
         raise UserError(f"{run}: no {folder.metrics.name} there; give the folder of a run that did the stage ppo")
     steps = [line for _, line in read_jsonl(folder.metrics)]
     config = settings.load(Config, folder.config, [f"run.root={run.absolute().parent}", f"run.name={run.name}"])
-    case = case_of(config, find_device(device, config.cluster.cpus))
+    gpus = config.cluster.gpus
+    found = find_device(device or ("h100" if gpus else CPU), config.cluster.cpus)
+    case = case_of(config, found, nodes=-(-gpus // 8) or 1)
     if case is None:
         raise UserError(f"{run}: the shape of its model {config.model.path!r} is not known, so nothing is estimated")
     lengths = prompt_tokens or mean_prompt(folder), fmean(step["response_tokens"] for step in steps)
-    case = type(case)(
-        config=config, policy=case.policy, reward=case.reward, device=case.device, work=work_of(config, *lengths)
-    )
+    case = replace(case, work=work_of(config, *lengths))
     return _table(step_seconds(case), steps)
 
 

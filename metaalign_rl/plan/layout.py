@@ -6,7 +6,6 @@ from itertools import product
 from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
-from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.memory import GIB
@@ -70,16 +69,11 @@ def fits(case: Case) -> bool:
     assert case.device.memory_gib is not None
     room = HEADROOM * case.device.memory_gib * GIB
     learner, engine = memory.learner_memory(case), memory.engine_memory(case)
-    shared = is_shared(case.config)
+    shared = case.config.shares_devices
     needed = memory.colocated_memory(learner, engine) if shared else sum(learner.values())
     reward = sum(memory.reward_memory(case).values())
     together = needed + reward if shared else max(needed, reward)
     return together <= room and memory.kv_tokens(case) >= case.config.model.max_tokens
-
-
-def is_shared(config: Config) -> bool:
-    """Whether one device has a learner and an engine."""
-    return config.cluster.layout == "colocated" or config.cluster.gpus == 1
 
 
 def _layouts(case: Case, devices: Devices, offload: bool) -> Iterator[Words]:
@@ -115,14 +109,14 @@ def _learners(case: Case, devices: Devices) -> list[int]:
 def _engines(devices: Devices, learners: int, parallel: int, layout: str) -> int:
     """Engines on what the learners, and the reward workers' one GPU, leave; each within a node."""
     if layout == "colocated":
-        return devices.nodes * (devices.a_node // parallel) if learners == devices.gpus else 0
+        return learners // parallel if learners == devices.gpus and devices.a_node % parallel == 0 else 0
     return min((devices.gpus - learners - 1) // parallel, devices.nodes * (devices.a_node // parallel))
 
 
 def _engine_share(case: Case) -> float:
     """The share of a device for an engine: what the learner's states leave, in steps of 0.05, and not all."""
     assert case.device.memory_gib is not None
-    if not is_shared(case.config):
+    if not case.config.shares_devices:
         return ENGINE_SHARE
     states = memory.resting(memory.learner_memory(case)) + sum(memory.reward_memory(case).values())
     left = HEADROOM - states / (case.device.memory_gib * GIB)

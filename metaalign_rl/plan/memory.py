@@ -13,11 +13,11 @@ BUCKET = 5e8  # numbers that DeepSpeed reduces at a time (`reduce_bucket_size`)
 LIVE = 1e9  # weights that ZeRO-3 keeps gathered at most (`stage3_max_live_parameters`)
 SCORED_TOKENS = 16_384  # of one forward pass of the scorer
 # Of cluster.memory_gib, for Ray's object store: experience passes through it, and weights, a copy of the policy.
+EXTRA = 2  # checkpoints beside the newest: the best, and the one that is being written
 OBJECT_STORE_SHARE = 0.1
 LEAST_OBJECT_STORE = 128 * 2**20  # bytes; Ray refuses less than 75 MiB
 DRIVER = 1.0 * GIB  # the run's driver and Ray's own processes
 PROCESS = 3.0 * GIB  # main memory of a process that works on a GPU
-CHECKPOINTS = 2  # that PPO keeps at a time: the last one goes when the next is whole
 TEXT_BYTES = 2.0  # of a kept token, compressed
 SAMPLER_COPIES = 3  # of an engine's logits, in float32, while it samples with log-probabilities
 
@@ -145,10 +145,16 @@ def object_store(cluster: ClusterConfig) -> int:
     return max(LEAST_OBJECT_STORE, int(OBJECT_STORE_SHARE * cluster.memory_gib * GIB))
 
 
+def in_store(case: Case) -> float:
+    """Bytes of weights that are on their way through Ray's object store at a time: two buckets, on CPUs."""
+    buckets = 2 * case.config.rollout.bucket_mib * 2**20
+    return min(buckets, BYTES[case.dtype] * case.policy.parameters) if case.device.is_cpu else 0.0
+
+
 def host_memory(case: Case) -> Memory:
     """Bytes of main memory over all nodes, by role; on CPUs it holds the models too."""
     config, weights = case.config, BYTES[case.dtype] * case.policy.parameters
-    found = {"driver and Ray": DRIVER, "object store": min(weights, object_store(config.cluster))}
+    found = {"driver and Ray": DRIVER, "object store": min(in_store(case), object_store(config.cluster))}
     if case.device.is_cpu:
         return found | {
             "learners": config.learners * sum(learner_memory(case).values()),
@@ -178,4 +184,8 @@ def disk(case: Case) -> Memory:
         models += size * case.reward.backbone * (1 + len(config.reward.controls))
     steps = config.ppo.steps // config.run.keep_rollouts if config.run.keep_rollouts else 0
     rollouts = steps * case.work.samples * case.work.length * TEXT_BYTES
-    return {"checkpoints": CHECKPOINTS * states * trained, "models": models, "rollouts": rollouts}
+    return {
+        "checkpoints": (config.ppo.keep_checkpoints + EXTRA) * states * trained,
+        "models": models,
+        "rollouts": rollouts,
+    }

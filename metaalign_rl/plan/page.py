@@ -5,7 +5,7 @@ from textwrap import wrap
 from typing import Any
 
 from metaalign_rl.plan import memory
-from metaalign_rl.plan.layout import Words, is_shared
+from metaalign_rl.plan.layout import Words
 from metaalign_rl.plan.memory import GIB, Memory
 from metaalign_rl.plan.speed import rollout_seconds, step_seconds
 from metaalign_rl.plan.work import Case
@@ -57,7 +57,7 @@ def _headline(case: Case) -> str:
 
 
 def _layout(case: Case) -> str:
-    config, kind = case.config, "colocated" if is_shared(case.config) else "apart"
+    config, kind = case.config, "colocated" if case.config.shares_devices else "apart"
     where = f"{config.cluster.cpus} CPUs, taken in turns" if case.device.is_cpu else (
         f"{config.cluster.gpus} x {case.device.title} on {case.nodes} node{'' if case.nodes == 1 else 's'}, {kind}"
     )  # fmt: skip

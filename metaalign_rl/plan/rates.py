@@ -99,5 +99,5 @@ def _gpu(name: str, rates: dict[str, Any]) -> Device:
 def _device(name: str, rates: dict[str, Any], flops: dict[str, float]) -> Device:
     values: dict[str, Any] = {field.name: rates[field.name] for field in fields(Device) if field.name in rates}
     for work in ("train", "forward", "decode"):
-        values[work] = {dtype: rate * rates["efficiency"][work] for dtype, rate in flops.items()}
+        values[work] = {dtype: rate * rates["efficiency"][work][dtype] for dtype, rate in flops.items()}
     return Device(name=name, **values)

@@ -52,8 +52,8 @@ def rollout_seconds(case: Case) -> Seconds:
     engines = 1 if device.is_cpu else config.engines  # CPUs' engines share the cores
     parallel, samples = config.tensor_parallel, work.samples / engines
     prompt = Reading(samples * work.prompt_tokens, samples, work.prompt_tokens, passes=0)
-    fits = max(1.0, kv_tokens(case) / work.length)
-    together = min(config.max_sequences * (config.engines if device.is_cpu else 1), samples, fits)
+    room = min(config.max_sequences, max(1.0, kv_tokens(case) / work.length))
+    together = min(samples, room * config.engines / engines)
     steps = max(work.answer_tokens * samples / together, work.longest_answer * (work.answer_tokens > 1))
     decoded = samples * work.answer_tokens / steps  # sequences of a step, in the mean
     context = work.prompt_tokens + work.answer_tokens / 2

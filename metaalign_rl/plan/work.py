@@ -75,4 +75,4 @@ class Case:
     @property
     def has_critic(self) -> bool:
         """Whether learners train a critic beside the policy."""
-        return True
+        return self.config.ppo.algorithm == "ppo"
