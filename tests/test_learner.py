@@ -234,6 +234,33 @@ def test_a_plan_holds_each_sample_once_and_keeps_ranks_in_step(lengths, ranks, t
         assert padded <= tokens or len(micro.indices) == 1
 
 
+def test_little_of_what_is_computed_is_padding():
+    draw = random.Random(0)
+    lengths = [draw.randint(10, 200) for _ in range(512)]
+    for ranks in (1, 2, 4):
+        plan = plan_micro_batches(lengths, range(512), ranks, max_tokens=16384)
+        sizes = [
+            sum(max(lengths[index] for index in micro.indices) * len(micro.indices) for micro in share)
+            for share in plan
+        ]
+        assert sum(sizes) < 1.15 * sum(lengths)
+        assert max(sizes) < 1.01 * sum(sizes) / ranks
+
+
+def test_answers_that_share_a_prompt_go_together_however_small_a_micro_batch_is():
+    samples = [(prompt, response) for _, response in make_samples(4) for prompt, _ in make_samples(4)]
+    batch = Batch.from_samples(samples, pad_id=0)
+    for ranks in (1, 2):
+        plan = batch.plan(range(16), ranks, max_tokens=40, share_prompts=True)
+        found = [sorted(micro.indices) for share in plan for micro in share if not micro.filler]
+        assert sorted(row for rows in found for row in rows) == list(range(16))
+        for rows in found:
+            assert batch.select(rows).inputs(share_prompts=True).input_ids.numel() <= 40
+        assert len(found) < 16
+    few = batch.plan([0, 4], ranks=2, max_tokens=40, share_prompts=True)  # one prompt, and no rank may be idle
+    assert [share[0].indices for share in few] in ([[0], [4]], [[4], [0]])
+
+
 def test_a_wrong_setting_is_named():
     with pytest.raises(UserError, match=r"learner\.zero_stage: expected one of 0, 1, 2, 3, found 4"):
         LearnerConfig(zero_stage=4)
