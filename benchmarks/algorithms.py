@@ -62,7 +62,7 @@ class Bench:
         """The settings of one variant's run."""
         words = ["ppo.algorithm=ppo", *self.words, *VARIANTS[name]]
         words += ["cluster.cpus=1"] if self.parallel > 1 else []
-        named = [f"run.name={name}-{seed}", f"run.root={self.root}", f"run.seed={seed}"]
+        named = [f"run.name={name.replace('+', 'p')}-{seed}", f"run.root={self.root}", f"run.seed={seed}"]
         return [*words, *named, "run.stages=[ppo, evaluate]"]
 
     def measure(self, name: str, seed: int) -> Figures:
