@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learner_toys import VOCABULARY, make_samples
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
@@ -30,7 +31,7 @@ from metaalign_rl.config import Config, PPOConfig, RunConfig
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import replace_folder
 from metaalign_rl.learner.advantages import gae, token_kl, token_rewards, whiten
-from metaalign_rl.learner.batch import Batch, plan_micro_batches
+from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.config import LearnerConfig
 from metaalign_rl.learner.divergence import Diverged
 from metaalign_rl.learner.group import optimizer_steps
@@ -38,7 +39,6 @@ from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
 from metaalign_rl.learner.worker import Learner
 from metaalign_rl.ranks import rendezvous
 
-VOCABULARY = 50
 CONFIG = LearnerConfig(
     learning_rate=1e-3,
     critic_learning_rate=1e-3,
@@ -100,15 +100,6 @@ def make_learner(
     names = {"policy": "policy", "critic": "policy", "reference": "reference"} | paths
     learner.setup(*(folder / names[name] for name in ("policy", "critic", "reference")))
     return learner
-
-
-def make_samples(count: int = 12) -> list[tuple[list[int], list[int]]]:
-    draw = random.Random(0)
-
-    def ids(low: int, high: int) -> list[int]:
-        return [draw.randrange(1, VOCABULARY) for _ in range(draw.randint(low, high))]
-
-    return [(ids(2, 9), ids(1, 6)) for _ in range(count)]
 
 
 def with_advantages(batch: Batch) -> Batch:
@@ -190,50 +181,7 @@ def test_the_fixed_kl_coefficient_stays():
     assert kl.value == 0.05
 
 
-# Batches
-
-
-def test_a_batch_marks_the_positions_that_predict_response_tokens():
-    batch = Batch.from_samples([([5, 6], [7]), ([8], [9, 3, 4])], pad_id=0, rollout_logprobs=[[-1.0], [-2, -3, -4]])
-    assert batch.sequences.tolist() == [[5, 6, 7, 0], [8, 9, 3, 4]]
-    assert batch.attention_mask.tolist() == [[True, True, True, False], [True] * 4]
-    assert batch.action_mask.tolist() == [[False, True, False], [True, True, True]]
-    assert batch.rollout_logprobs.tolist() == [[0, -1, 0], [-2, -3, -4]]
-    assert (batch.lengths(), batch.response_tokens()) == ([3, 4], 4)
-
-
-def test_selected_samples_are_cut_to_their_longest():
-    batch = Batch.from_samples([([5, 6], [7]), ([8], [9, 3, 4])], pad_id=1)
-    first = batch.select([0])
-    assert first.sequences.tolist() == [[5, 6, 7]]
-    assert first.action_mask.tolist() == [[False, True]]
-    assert first.values is None
-
-
-def test_batches_are_joined_and_padded_to_the_longest():
-    samples = make_samples(5)
-    whole = Batch.from_samples(samples, pad_id=0, rollout_logprobs=[[-1.0] * len(answer) for _, answer in samples])
-    joined = Batch.concat([whole.select([0, 1]), whole.select([2]), whole.select([3, 4])])
-    for name in ("sequences", "attention_mask", "action_mask", "rollout_logprobs"):
-        assert torch.equal(getattr(joined, name), getattr(whole, name))
-    assert joined.values is None
-
-
-@given(
-    lengths=st.lists(st.integers(1, 40), min_size=4, max_size=40),
-    ranks=st.integers(1, 4),
-    tokens=st.integers(1, 120),
-)
-@settings(deadline=None)
-def test_a_plan_holds_each_sample_once_and_keeps_ranks_in_step(lengths, ranks, tokens):
-    plan = plan_micro_batches(lengths, range(len(lengths)), ranks, tokens)
-    assert len({len(share) for share in plan}) == 1
-    micro_batches = [micro for share in plan for micro in share]
-    counted = [index for micro in micro_batches if not micro.filler for index in micro.indices]
-    assert sorted(counted) == list(range(len(lengths)))
-    for micro in micro_batches:
-        padded = max(lengths[index] for index in micro.indices) * len(micro.indices)
-        assert padded <= tokens or len(micro.indices) == 1
+# Settings
 
 
 def test_a_wrong_setting_is_named():
@@ -478,6 +426,20 @@ def test_weights_that_transformers_joined_are_taken_apart_as_in_the_checkpoint(t
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
+
+
+def test_attention_in_float32_is_the_bfloat16_models_own_but_for_rounding(folder, tmp_path):
+    from metaalign_rl.learner.models import load_policy  # imports deepspeed, which a learner prepares
+
+    inputs = Batch.from_samples(make_samples(), pad_id=0).inputs(share_prompts=False)
+    policy = load_policy(folder / "policy", torch.bfloat16)
+    here = policy(inputs)[0]
+    policy.model.set_attn_implementation("sdpa")
+    assert (here - policy(inputs)[0]).abs().max() < 0.05
+    exact = load_policy(folder / "policy", torch.float32)(inputs)[0]
+    assert (here - exact).abs().mean() < 0.02
+    load_policy(folder / "policy", torch.bfloat16).model.save_pretrained(tmp_path)
+    assert "sdpa" not in (tmp_path / "config.json").read_text()  # vLLM and transformers choose their own
 
 
 def test_a_missing_or_unsafe_model_is_refused_by_name(folder, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
-from reward.batches import Line, lay_out
+from reward.batches import Line, batches_by_length, lay_out
 
 
 @dataclass(slots=True)
@@ -88,10 +88,33 @@ class Batch:
 
     def by_prompt(self) -> list[list[int]]:
         """The samples in groups that answer the same prompt."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, (ids, length) in enumerate(zip(self.sequences.tolist(), self._prompt_lengths(), strict=True)):
-            groups.setdefault(tuple(ids[:length]), []).append(index)
+        groups: dict[bytes, list[int]] = {}
+        for index, (ids, length) in enumerate(zip(self.sequences.numpy(), self._prompt_lengths(), strict=True)):
+            groups.setdefault(ids[:length].tobytes(), []).append(index)
         return list(groups.values())
+
+    def plan(
+        self, rows: Sequence[int], ranks: int, max_tokens: int, *, share_prompts: bool
+    ) -> list[list["MicroBatch"]]:
+        """The samples at `rows` in each rank's micro-batches; see `plan_micro_batches`.
+
+        Answers that share a pass over their prompt go together, up to `max_tokens` of them.
+        """
+        part, lengths, prompts = self.select(rows), self.lengths(), self._prompt_lengths()
+        lines: list[list[int]] = []
+        widths: list[int] = []
+        for group in part.by_prompt() if share_prompts else [[index] for index in range(len(rows))]:
+            for position, row in enumerate(rows[index] for index in group):
+                answer = lengths[row] - prompts[row]
+                if position == 0 or widths[-1] + answer > max_tokens:
+                    lines.append([])
+                    widths.append(prompts[row])
+                lines[-1].append(row)
+                widths[-1] += answer
+        if len(lines) < ranks:
+            return plan_micro_batches(lengths, rows, ranks, max_tokens)
+        plan = plan_micro_batches(widths, range(len(lines)), ranks, max_tokens)
+        return [[micro.of(lines) for micro in share] for share in plan]
 
     def inputs(self, *, share_prompts: bool) -> "Inputs":
         """What the models read; answers to the same prompt share one pass over it if wanted."""
@@ -179,6 +202,10 @@ class MicroBatch:
     indices: list[int]
     filler: bool = False
 
+    def of(self, lines: Sequence[Sequence[int]]) -> "MicroBatch":
+        """The samples of the lines that `indices` name."""
+        return MicroBatch([row for index in self.indices for row in lines[index]], self.filler)
+
 
 def plan_micro_batches(
     lengths: Sequence[int], indices: Sequence[int], ranks: int, max_tokens: int
@@ -186,7 +213,8 @@ def plan_micro_batches(
     """Deal the samples at `indices` out to ranks, balanced by tokens, by at most `max_tokens`.
 
     Every rank gets the same number of micro-batches, since ranks meet in collective operations. A sample
-    longer than `max_tokens` goes alone. The plan depends on its arguments alone, so all ranks come to the
+    longer than `max_tokens` goes alone, and one that would be padding for the most part waits for others of its
+    length where there is enough to do without it. The plan depends on its arguments alone, so all ranks come to the
     same one.
     """
     assert len(indices) >= ranks, f"{len(indices)} samples for {ranks} ranks"
@@ -194,22 +222,14 @@ def plan_micro_batches(
     shares = [list(range(len(indices)))]
     if ranks > 1:
         shares = balance([lengths[index] for index in indices], ranks, equal_size=False)
-    plans = [_fill(lengths, [indices[item] for item in share], max_tokens) for share in shares]
+    plans = [_by_length(lengths, [indices[item] for item in share], max_tokens) for share in shares]
     rounds = max(len(plan) for plan in plans)
     return [_stretch(plan, rounds) for plan in plans]
 
 
-def _fill(lengths: Sequence[int], indices: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Micro-batches of samples of like length: sorted, each as full as the padded size allows."""
-    micro_batches: list[list[int]] = [[]]
-    for index in sorted(indices, key=lambda index: (-lengths[index], index)):
-        current = micro_batches[-1]
-        longest = lengths[current[0]] if current else 0
-        if current and longest * (len(current) + 1) > max_tokens:
-            micro_batches.append([index])
-        else:
-            current.append(index)
-    return micro_batches
+def _by_length(lengths: Sequence[int], indices: Sequence[int], max_tokens: int) -> list[list[int]]:
+    batches = batches_by_length([lengths[index] for index in indices], max_tokens)
+    return [[indices[place] for place in batch] for batch in batches]
 
 
 def _stretch(plan: list[list[int]], rounds: int) -> list[MicroBatch]:

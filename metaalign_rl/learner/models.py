@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClas
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_json
+from metaalign_rl.learner.attention import attention_for
 from metaalign_rl.learner.batch import Inputs
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 
@@ -150,7 +151,7 @@ def _config(path: Path, **changes: Any) -> Any:
 def _options(dtype: torch.dtype) -> dict[str, Any]:
     return {
         "dtype": dtype,
-        "attn_implementation": "sdpa",
+        "attn_implementation": attention_for(dtype),
         "use_safetensors": True,
         "trust_remote_code": False,
         "local_files_only": True,

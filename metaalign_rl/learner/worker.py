@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metaalign_rl.files import replace_folder
 from metaalign_rl.learner import platform, state
-from metaalign_rl.learner.batch import Batch, MicroBatch, plan_micro_batches
+from metaalign_rl.learner.batch import Batch, MicroBatch
 from metaalign_rl.learner.config import LearnerConfig
 
 if TYPE_CHECKING:
@@ -183,5 +183,6 @@ class Learner:
         return torch.tensor([row for group in order for row in groups[group]])
 
     def _plan(self, batch: Batch, indices: list[int]) -> list[MicroBatch]:
-        tokens = self.config.micro_batch_tokens
-        return plan_micro_batches(batch.lengths(), indices, self.world_size, tokens)[self.rank]
+        config = self.config
+        plan = batch.plan(indices, self.world_size, config.micro_batch_tokens, share_prompts=config.share_prompts)
+        return plan[self.rank]
