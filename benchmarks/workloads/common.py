@@ -53,6 +53,16 @@ def write_config(path: Path, settings: dict[str, Any]) -> None:
     write_text(path, yaml.safe_dump(sections, sort_keys=False))
 
 
+def run_command(config: Path) -> list[str]:
+    """`metaalign-rl run CONFIG`, installed or not."""
+    return [sys.executable, "-m", "metaalign_rl", "run", str(config)]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, in which Python, and Ray's workers, find this repository."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+
+
 def train(config: Path, folder: Path) -> tuple[Timing, list[dict[str, Any]]]:
     """Run `metaalign-rl run CONFIG` as a user does; its timing, and its metrics by step.
 
@@ -61,12 +71,11 @@ def train(config: Path, folder: Path) -> tuple[Timing, list[dict[str, Any]]]:
     Args:
         folder: the run's own, which must not exist.
     """
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "metaalign_rl", "run", str(config)]
+    command = run_command(config)
     log, metrics = folder.with_suffix(".log"), folder / "metrics.jsonl"
     began, first = time.monotonic(), None
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment(), stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
             if first is None and metrics.is_file():
                 first = time.monotonic() - began

@@ -19,12 +19,19 @@ REWARD = """def variety(rows, answers):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Llama's size. Its vocabulary has about two tokens for each of `words`, lower case and capitals."""
+    """A Llama's size. Its vocabulary has about two tokens for each of `words`, lower case and capitals.
+
+    Attributes:
+        key_heads: of 64, as the others; 0: as many as those.
+        vocabulary: rows of the embeddings, where these are more than the tokenizer has.
+    """
 
     hidden: int
     layers: int
     wide: int
     words: int = 500
+    key_heads: int = 0
+    vocabulary: int = 0
 
     def flops(self, tokens: int, predicted: int, length: int, vocabulary: int) -> float:
         """Floating-point operations of a forward pass: 2 a weight and token, and attention to half of `length`.
@@ -47,8 +54,8 @@ def make(folder: Path, shape: Shape, prompts: int, context: int) -> dict[str, An
     tokenizer, heads = build_tokenizer(words), shape.hidden // 64
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=shape.hidden, num_hidden_layers=shape.layers,
-        intermediate_size=shape.wide, num_attention_heads=heads, num_key_value_heads=heads,
+        vocab_size=max(shape.vocabulary, len(tokenizer)), hidden_size=shape.hidden, num_hidden_layers=shape.layers,
+        intermediate_size=shape.wide, num_attention_heads=heads, num_key_value_heads=shape.key_heads or heads,
         max_position_embeddings=context, tie_word_embeddings=False, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
