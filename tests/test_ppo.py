@@ -15,13 +15,14 @@ from metaalign_rl.data.world import build
 from metaalign_rl.data.world.tokenizer import build_tokenizer
 from metaalign_rl.errors import UserError
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
+from metaalign_rl.placement import shares
 from metaalign_rl.ppo.controller import Actors, Controller, describe, make_kl_controller
 from metaalign_rl.ppo.experience import Rollout, scores_of, to_batch, worst_mismatch
 from metaalign_rl.ppo.records import RolloutLog, read_rollouts
 from metaalign_rl.ppo.sampler import TierSampler
 from metaalign_rl.reward_worker import Reward, RewardWorker
 from metaalign_rl.rollout.types import Sample
-from metaalign_rl.runtime import actor_options, preflight
+from metaalign_rl.runtime import preflight
 from metaalign_rl.weights import StaleEngine
 
 
@@ -144,7 +145,7 @@ def test_actors_share_one_gpu_or_have_one_each(gpus, learners, engines, missing)
     assert [check.needed for check in checks if check.name == "cluster.gpus" and not check.ok] == missing
     counts = {"learner": learners, "rollout": engines, "reward": 3}
     if not missing:
-        assert sum(n * actor_options(config, role, n)["num_gpus"] for role, n in counts.items()) <= gpus
+        assert sum(n * shares(config, role, n)["num_gpus"] for role, n in counts.items()) <= gpus
 
 
 def test_a_steps_means_are_over_answers_and_its_nats_over_tokens(rows):

@@ -21,7 +21,7 @@ WEIGHTS = [(f"layers.{layer}.weight", torch.full((100,), float(layer))) for laye
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     yield
     ray.shutdown()
 
@@ -126,9 +126,11 @@ def test_a_lost_learner_is_rays_error(cluster, transfer):
         transfer.send([learner], {0: start_engine()}, version=1)
 
 
+WAYS = {"store": [(0, "apart"), (0, "colocated")], "ipc": [(1, "apart"), (8, "colocated")], "nccl": [(8, "apart")]}
+
+
 @pytest.mark.parametrize(
-    ("gpus", "layout", "backend"),
-    [(0, "apart", "store"), (0, "colocated", "store"), (1, "apart", "ipc"), (8, "colocated", "ipc"), (8, "apart", "nccl")],
+    ("gpus", "layout", "backend"), [(*devices, backend) for backend in WAYS for devices in WAYS[backend]]
 )
 def test_the_devices_choose_the_way(gpus, layout, backend):
     assert backend_of(Config(cluster=ClusterConfig(gpus=gpus, layout=layout))) == backend
