@@ -3,8 +3,8 @@
 Apart: a place for each learner, one for the reward workers, and one for each engine, whose devices are on one node, as
 a bundle's always are. Colocated, or with one GPU: a place for each engine, in which its learners and some reward
 workers use the same devices. Ranks that train SFT and reward models take what learners and reward workers have later.
-Without GPUs it is all the same, but that a place is a part of the run's CPUs. Ray packs the places onto as few nodes as
-hold them.
+Ray packs the places onto as few nodes as have the GPUs. Without GPUs it is all the same, but that Ray spreads them over
+the nodes, for their CPUs.
 """
 
 import math
@@ -18,7 +18,8 @@ Role = Literal["training", "rollout", "learner", "reward"]
 Bundle = dict[str, float]
 
 # The roles work in turns: these are places in Ray's books and no limits. Each actor may use all of the run's threads.
-ENGINES_CPUS = 0.4  # of the run's CPUs, where engines have places of their own
+BOOKED_CPUS = 0.5  # of the run's, so that places of equal size find room however many CPUs each node has
+ENGINES_CPUS = 0.4  # of the booked ones, where engines have places of their own
 # Of a place that is shared. A learner has more than half a GPU in the books, so that an engine's learners have one
 # each; the engine itself has none there and is shown its learners' devices.
 CPU_SHARES = {"training": 0.4, "learner": 0.4, "rollout": 0.4, "reward": 0.2}
@@ -27,7 +28,7 @@ GPU_SHARES = {"training": 0.6, "learner": 0.6, "rollout": 0.0, "reward": 0.4}
 
 def bundles(config: Config) -> list[Bundle]:
     """What the run asks of Ray, place by place."""
-    cpus, engines, devices = config.cluster.cpus, config.rollout.engines, config.rollout.tensor_parallel
+    cpus, engines, devices = config.cluster.cpus * BOOKED_CPUS, config.rollout.engines, config.rollout.tensor_parallel
     on_gpus = config.cluster.gpus > 0
     if config.shares_devices:
         return [_bundle(cpus / engines, devices * on_gpus)] * engines
@@ -103,7 +104,7 @@ class Placement:
         from ray.util.placement_group import placement_group, remove_placement_group
 
         self.bundles = bundles(config)
-        self._group = placement_group(self.bundles, strategy="PACK")
+        self._group = placement_group(self.bundles, strategy="PACK" if config.cluster.gpus else "SPREAD")
         if not self._group.wait(config.cluster.placement_timeout):
             remove_placement_group(self._group)
             raise UserError(_no_room(self.bundles, config.cluster.placement_timeout))

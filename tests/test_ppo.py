@@ -15,6 +15,7 @@ from metaalign_rl.data.world.tokenizer import build_tokenizer
 from metaalign_rl.errors import UserError
 from metaalign_rl.faults import FaultLog
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
+from metaalign_rl.placement import shares
 from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.controller import Actors, Controller, make_kl_controller
 from metaalign_rl.ppo.experience import Rollout, batched, in_order, to_batch, whole_groups, worst_mismatch
@@ -23,7 +24,7 @@ from metaalign_rl.ppo.sampler import TierSampler
 from metaalign_rl.ppo.shaping import scores_of
 from metaalign_rl.reward_worker import Reward, RewardWorker
 from metaalign_rl.rollout.types import Sample
-from metaalign_rl.runtime import actor_options, preflight
+from metaalign_rl.runtime import preflight
 from metaalign_rl.weights import StaleEngine
 
 
@@ -146,7 +147,7 @@ def test_actors_share_one_gpu_or_have_one_each(gpus, learners, engines, missing)
     assert [check.needed for check in checks if check.name == "cluster.gpus" and not check.ok] == missing
     counts = {"learner": learners, "rollout": engines, "reward": 3}
     if not missing:
-        assert sum(n * actor_options(config, role, n)["num_gpus"] for role, n in counts.items()) <= gpus
+        assert sum(n * shares(config, role, n)["num_gpus"] for role, n in counts.items()) <= gpus
 
 
 def test_kept_rollouts_are_read_back_step_by_step_and_a_step_done_again_replaces_its_own(rows, tmp_path):

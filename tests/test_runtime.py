@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metaalign_rl import needs, runtime
+from metaalign_rl import needs, placement, runtime
 from metaalign_rl.cli import guarded
 from metaalign_rl.config import (
     ClusterConfig,
@@ -89,8 +89,8 @@ def test_the_reward_models_devices_are_counted_beside_the_engines(
 
 def test_ranks_of_the_reward_model_have_a_gpu_each() -> None:
     config = replace(Config(), cluster=ClusterConfig(gpus=8), reward=RewardConfig(devices=4))
-    assert runtime.actor_options(config, "training", 4)["num_gpus"] == 1
-    assert runtime.actor_options(config, "learner", 1)["num_gpus"] == 1
+    assert placement.shares(config, "training", 4)["num_gpus"] == 1
+    assert placement.shares(config, "learner", 1)["num_gpus"] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Sending weights: from learners' ends to several engines, over Ray's object store and through vLLM's own engines."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +22,7 @@ WEIGHTS = [(f"layers.{layer}.weight", torch.full((100,), float(layer))) for laye
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     yield
     ray.shutdown()
 
@@ -41,6 +42,8 @@ def start_engine(fault: str = "") -> ray.actor.ActorHandle:
             from metaalign_rl.weights.buckets import Bucket, unpack
 
             self.calls.append("update")
+            if fault == "hangs":
+                time.sleep(60)
             if fault == "dies":
                 ray.actor.exit_actor()
             self.tensors |= {name: tensor.clone() for name, tensor in unpack(Bucket(**bucket))}
@@ -76,14 +79,24 @@ def start_learner(rank: int) -> ray.actor.ActorHandle:
     return ray.remote(num_cpus=0)(ToyLearner).remote()
 
 
+class ToyGroup:
+    """What a send needs of `LearnerGroup`."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = [start_learner(rank) for rank in range(ranks)]
+
+    def call(self, method: str, *arguments: object) -> object:
+        return ray.get([getattr(rank, method).remote(*arguments) for rank in self.ranks])[0]
+
+
 @pytest.fixture(scope="module")
-def learners(cluster: None) -> list[ray.actor.ActorHandle]:
-    return [start_learner(rank) for rank in range(2)]
+def learners(cluster: None) -> ToyGroup:
+    return ToyGroup(ranks=2)
 
 
 @pytest.fixture
 def transfer() -> LearnerTransfer:
-    return LearnerTransfer("store", devices=1, bucket_bytes=1000)  # two of the five tensors
+    return LearnerTransfer("store", devices=1, bucket_bytes=1000, patience_s=3.0)  # two of the five tensors
 
 
 def test_every_engine_gets_an_update_in_buckets_between_a_start_and_a_finish(learners, transfer):
@@ -119,22 +132,17 @@ def test_an_engine_s_own_refusal_passes_through(learners, transfer):
         transfer.send(learners, {0: start_engine("refuses")}, version=1)
 
 
-def test_a_lost_learner_is_rays_error(cluster, transfer):
-    learner = start_learner(0)
-    ray.kill(learner)
-    with pytest.raises(RayActorError):
-        transfer.send([learner], {0: start_engine()}, version=1)
+def test_an_engine_that_hangs_is_lost_too(learners, transfer):
+    with pytest.raises(EngineLost, match="rollout engine 2 is lost: weights not taken for 3 s") as caught:
+        transfer.send(learners, {1: start_engine(), 2: start_engine("hangs")}, version=1)
+    assert isinstance(caught.value.cause, TimeoutError)
+
+
+WAYS = {"store": [(0, "apart"), (0, "colocated")], "ipc": [(1, "apart"), (8, "colocated")], "nccl": [(8, "apart")]}
 
 
 @pytest.mark.parametrize(
-    ("gpus", "layout", "backend"),
-    [
-        (0, "apart", "store"),
-        (0, "colocated", "store"),
-        (1, "apart", "ipc"),
-        (8, "colocated", "ipc"),
-        (8, "apart", "nccl"),
-    ],
+    ("gpus", "layout", "backend"), [(*devices, backend) for backend in WAYS for devices in WAYS[backend]]
 )
 def test_the_devices_choose_the_way(gpus, layout, backend):
     assert backend_of(Config(cluster=ClusterConfig(gpus=gpus, layout=layout))) == backend
