@@ -53,9 +53,9 @@ def describe_two(first_versions: tuple[int, int] = (0, 0), version: int = 0) -> 
     rollouts = []
     for tier, tokens, value, first in zip(("system", "user"), (1, 3), (1.0, 0.0), first_versions, strict=True):
         row = next(row for row in rows if row.tier == tier)
-        sample = Sample(0, [1], [2] * tokens, [-1.0] * tokens, "x", True, version, first)
+        sample = Sample(0, [1], [2] * tokens, [-1.0] * tokens, "x", True, version, first_version=first)
         rollouts.append(Rollout(row, sample, Reward(value, value, None)))
-    batch = to_batch(rollouts, pad_id=0)
+    batch = to_batch([rollout.sample for rollout in rollouts], pad_id=0)
     mask = batch.action_mask.float()
     return describe(rollouts, replace(batch, logprobs=-mask, ref_logprobs=-1.5 * mask), version)
 

@@ -91,7 +91,9 @@ def calls_of(actor: ray.actor.ActorHandle) -> SimpleNamespace:
 
 def send(engine: SimpleNamespace, parameters: object, version: int) -> None:
     """What a learner does, in buckets of 50 kB, of which the tiny model fills several."""
-    sent = Sender(Route("store", {0: engine.actor}, 1, 50_000), rank=0, passes=lambda: iter(parameters)).send(version)
+    sent = Sender(Route("store", {0: engine.actor}, 1, 50_000, 60.0), rank=0, passes=lambda: iter(parameters)).send(
+        version
+    )
     for error in sent.failed.values():
         raise error
     confirm((version, sent.checksum), sent.taken[0], engine="engine 0")

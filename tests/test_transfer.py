@@ -175,7 +175,7 @@ def test_nccl_gives_each_engine_s_devices_ranks_of_their_own(cluster):
             return self.info
 
     engines = {number: ray.remote(num_cpus=0)(RankEngine).remote() for number in (0, 2)}
-    client = EnginesClient(engines, devices=2)
+    client = EnginesClient(engines, devices=2, patience_s=60.0)
     client.init_weight_transfer_engine({"world_size": 5, "rank_offset": 1})
     assert [ray.get(e.told.remote())["rank_offset"] for e in engines.values()] == [1, 3]
 
@@ -192,7 +192,7 @@ def test_vllm_s_nccl_sender_takes_our_source_and_calls_in_order(cluster, monkeyp
 
     monkeypatch.setattr(nccl_engine, "packed_nccl_broadcast_producer", producer)
     client, source = Recorder(), Source(lambda: iter(WEIGHTS))
-    trainer = nccl.nccl_trainer(Route("nccl", {0: None, 1: None}, 2, 1000), 0, client, source)
+    trainer = nccl.nccl_trainer(Route("nccl", {0: None, 1: None}, 2, 1000, 60.0), 0, client, source)
     trainer.send_weights()
     steps = ["init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"]
     assert [call[0] for call in client.calls] == steps
@@ -204,7 +204,7 @@ def test_vllm_s_nccl_sender_takes_our_source_and_calls_in_order(cluster, monkeyp
 
 def test_the_ipc_bucket_holds_the_largest_tensor():
     source = Source(lambda: iter(WEIGHTS))
-    infos = [ipc.init_info(Route("ipc", {}, 1, size), 0, source) for size in (10, 1000)]
+    infos = [ipc.init_info(Route("ipc", {}, 1, size, 60.0), 0, source) for size in (10, 1000)]
     assert [(info.packed, info.packed_buffer_size_bytes) for info in infos] == [(True, 400), (True, 1000)]
 
 
