@@ -127,7 +127,8 @@ def table(results: dict[str, Any]) -> Iterator[str]:
     columns = ["seeds", *(name.replace("_", " ") for name in FIGURES), "KL (target), nats an answer", "seconds"]
     yield f"| | {' | '.join(columns)} |"
     yield "|---" * (len(FIGURES) + 4) + "|"
-    for name, entry in results["variants"].items():
+    found = results["variants"]
+    for name, entry in ((name, found[name]) for name in VARIANTS if name in found):
         seeds = list(entry["seeds"].values())
         cells = [spread([seed[figure] for seed in seeds]) for figure in FIGURES]
         target = f" ({seeds[0]['kl_target']:g})" if "kl_target" in seeds[0] else ""

@@ -10,15 +10,18 @@ ENOUGH = 1024  # tokens that keep a CPU's cores busy; a batch with as many need 
 SHORTER = 0.85  # of the longest text's tokens: what is shorter would be padding for the most part
 
 
-def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like lengths, each at most `batch_tokens` with padding, or a single text."""
+def batches_by_length(lengths: Sequence[int], batch_tokens: int, enough: int = ENOUGH) -> Iterator[list[int]]:
+    """Indices in batches of like lengths, each at most `batch_tokens` with padding, or a single text.
+
+    One of `enough` tokens takes in no text that would be padding for the most part.
+    """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batch:
             longest = lengths[batch[0]]
             full = (len(batch) + 1) * longest > batch_tokens
-            enough = len(batch) * longest >= ENOUGH and lengths[index] < SHORTER * longest
-            if full or enough:
+            unlike = len(batch) * longest >= enough and lengths[index] < SHORTER * longest
+            if full or unlike:
                 yield batch
                 batch = []
         batch.append(index)

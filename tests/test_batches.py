@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from learner_toys import make_samples
 
 from metaalign_rl.learner.batch import Batch, plan_micro_batches
+from reward.batches import ENOUGH
 
 
 def test_a_batch_marks_the_positions_that_predict_response_tokens():
@@ -43,7 +44,7 @@ def test_batches_are_joined_and_padded_to_the_longest():
 )
 @settings(deadline=None)
 def test_a_plan_holds_each_sample_once_and_keeps_ranks_in_step(lengths, ranks, tokens):
-    plan = plan_micro_batches(lengths, range(len(lengths)), ranks, tokens)
+    plan = plan_micro_batches(lengths, range(len(lengths)), ranks, tokens, enough=50)
     assert len({len(share) for share in plan}) == 1
     micro_batches = [micro for share in plan for micro in share]
     counted = [index for micro in micro_batches if not micro.filler for index in micro.indices]
@@ -57,7 +58,7 @@ def test_little_of_what_is_computed_is_padding():
     draw = random.Random(0)
     lengths = [draw.randint(10, 200) for _ in range(512)]
     for ranks in (1, 2, 4):
-        plan = plan_micro_batches(lengths, range(512), ranks, max_tokens=16384)
+        plan = plan_micro_batches(lengths, range(512), ranks, max_tokens=16384, enough=ENOUGH)
         sizes = [
             sum(max(lengths[index] for index in micro.indices) * len(micro.indices) for micro in share)
             for share in plan
@@ -70,11 +71,13 @@ def test_answers_that_share_a_prompt_go_together_however_small_a_micro_batch_is(
     samples = [(prompt, response) for _, response in make_samples(4) for prompt, _ in make_samples(4)]
     batch = Batch.from_samples(samples, pad_id=0)
     for ranks in (1, 2):
-        plan = batch.plan(range(16), ranks, max_tokens=40, share_prompts=True)
+        plan = batch.plan(range(16), ranks, max_tokens=40, enough=40, share_prompts=True)
         found = [sorted(micro.indices) for share in plan for micro in share if not micro.filler]
         assert sorted(row for rows in found for row in rows) == list(range(16))
         for rows in found:
             assert batch.select(rows).inputs(share_prompts=True).input_ids.numel() <= 40
         assert len(found) < 16
-    few = batch.plan([0, 4], ranks=2, max_tokens=40, share_prompts=True)  # one prompt, and no rank may be idle
+    few = batch.plan(
+        [0, 4], ranks=2, max_tokens=40, enough=40, share_prompts=True
+    )  # one prompt, and no rank may be idle
     assert [share[0].indices for share in few] in ([[0], [4]], [[4], [0]])

@@ -94,7 +94,7 @@ class Batch:
         return list(groups.values())
 
     def plan(
-        self, rows: Sequence[int], ranks: int, max_tokens: int, *, share_prompts: bool
+        self, rows: Sequence[int], ranks: int, max_tokens: int, enough: int, *, share_prompts: bool
     ) -> list[list["MicroBatch"]]:
         """The samples at `rows` in each rank's micro-batches; see `plan_micro_batches`.
 
@@ -112,8 +112,8 @@ class Batch:
                 lines[-1].append(row)
                 widths[-1] += answer
         if len(lines) < ranks:
-            return plan_micro_batches(lengths, rows, ranks, max_tokens)
-        plan = plan_micro_batches(widths, range(len(lines)), ranks, max_tokens)
+            return plan_micro_batches(lengths, rows, ranks, max_tokens, enough)
+        plan = plan_micro_batches(widths, range(len(lines)), ranks, max_tokens, enough)
         return [[micro.of(lines) for micro in share] for share in plan]
 
     def inputs(self, *, share_prompts: bool) -> "Inputs":
@@ -208,27 +208,26 @@ class MicroBatch:
 
 
 def plan_micro_batches(
-    lengths: Sequence[int], indices: Sequence[int], ranks: int, max_tokens: int
+    lengths: Sequence[int], indices: Sequence[int], ranks: int, max_tokens: int, enough: int
 ) -> list[list[MicroBatch]]:
     """Deal the samples at `indices` out to ranks, balanced by tokens, by at most `max_tokens`.
 
     Every rank gets the same number of micro-batches, since ranks meet in collective operations. A sample
-    longer than `max_tokens` goes alone, and one that would be padding for the most part waits for others of its
-    length where there is enough to do without it. The plan depends on its arguments alone, so all ranks come to the
-    same one.
+    longer than `max_tokens` goes alone; a micro-batch of `enough` tokens takes in none that would be padding for the
+    most part. The plan depends on its arguments alone, so all ranks come to the same one.
     """
     assert len(indices) >= ranks, f"{len(indices)} samples for {ranks} ranks"
     balance = openrlhf_module("utils.seqlen_balancing").get_seqlen_balanced_partitions
     shares = [list(range(len(indices)))]
     if ranks > 1:
         shares = balance([lengths[index] for index in indices], ranks, equal_size=False)
-    plans = [_by_length(lengths, [indices[item] for item in share], max_tokens) for share in shares]
+    plans = [_by_length(lengths, [indices[item] for item in share], max_tokens, enough) for share in shares]
     rounds = max(len(plan) for plan in plans)
     return [_stretch(plan, rounds) for plan in plans]
 
 
-def _by_length(lengths: Sequence[int], indices: Sequence[int], max_tokens: int) -> list[list[int]]:
-    batches = batches_by_length([lengths[index] for index in indices], max_tokens)
+def _by_length(lengths: Sequence[int], indices: Sequence[int], max_tokens: int, enough: int) -> list[list[int]]:
+    batches = batches_by_length([lengths[index] for index in indices], max_tokens, enough)
     return [[indices[place] for place in batch] for batch in batches]
 
 

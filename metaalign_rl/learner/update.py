@@ -57,7 +57,7 @@ class Update:
         metrics = self._over_ranks(means)
         self._watch.check(metrics, where)  # a gradient that is made of such losses need not be looked at
         norms = {f"{name}grad_norm": gradient_norm(engine) for name, engine in self._engines.items()}
-        self._watch.check(norms | metrics, where)
+        self._watch.check(norms, where)
         for engine in self._engines.values():
             engine.step()
         return metrics | norms

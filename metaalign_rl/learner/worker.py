@@ -15,6 +15,7 @@ from metaalign_rl.files import replace_folder
 from metaalign_rl.learner import platform, state
 from metaalign_rl.learner.batch import Batch, MicroBatch
 from metaalign_rl.learner.config import LearnerConfig
+from reward.batches import ENOUGH
 
 if TYPE_CHECKING:
     from metaalign_rl.weights.route import Route
@@ -183,6 +184,7 @@ class Learner:
         return torch.tensor([row for group in order for row in groups[group]])
 
     def _plan(self, batch: Batch, indices: list[int]) -> list[MicroBatch]:
-        config = self.config
-        plan = batch.plan(indices, self.world_size, config.micro_batch_tokens, share_prompts=config.share_prompts)
-        return plan[self.rank]
+        tokens, share = self.config.micro_batch_tokens, self.config.share_prompts
+        # A GPU wants few full passes, and under ZeRO-3 each gathers all weights; a CPU is busy with less.
+        enough = ENOUGH if self.device.type == "cpu" else tokens
+        return batch.plan(indices, self.world_size, tokens, enough, share_prompts=share)[self.rank]
