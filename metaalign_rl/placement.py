@@ -3,8 +3,8 @@
 Apart: a place for each learner, one for the reward workers, and one for each engine, whose devices are on one node, as
 a bundle's always are. Colocated, or with one GPU: a place for each engine, in which its learners and some reward
 workers use the same devices. Ranks that train SFT and reward models take what learners and reward workers have later.
-Ray packs the places onto as few nodes as have the GPUs. Without GPUs it is all the same, but that Ray spreads the places
-over the nodes, for their CPUs.
+Ray packs the places onto as few nodes as have the GPUs. Without GPUs it is all the same, but that Ray spreads them over
+the nodes, for their CPUs.
 """
 
 import math
@@ -29,7 +29,7 @@ GPU_SHARES = {"training": 0.6, "learner": 0.6, "rollout": 0.0, "reward": 0.4}
 def bundles(config: Config) -> list[Bundle]:
     """What the run asks of Ray, place by place."""
     cpus, engines, devices = config.cluster.cpus * BOOKED_CPUS, config.rollout.engines, config.rollout.tensor_parallel
-    on_gpus = config.cluster.gpus > 0
+    on_gpus = int(config.cluster.gpus > 0)
     if config.shares_devices:
         return [_bundle(cpus / engines, devices * on_gpus)] * engines
     workers = _workers(config)
