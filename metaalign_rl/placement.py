@@ -29,7 +29,7 @@ GPU_SHARES = {"training": 0.6, "learner": 0.6, "rollout": 0.0, "reward": 0.4}
 def bundles(config: Config) -> list[Bundle]:
     """What the run asks of Ray, place by place."""
     cpus, engines, devices = config.cluster.cpus * BOOKED_CPUS, config.rollout.engines, config.rollout.tensor_parallel
-    on_gpus = config.cluster.gpus > 0
+    on_gpus = int(config.cluster.gpus > 0)
     if config.shares_devices:
         return [_bundle(cpus / engines, devices * on_gpus)] * engines
     workers = _workers(config)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.rollout.launch import refuse_tied_embeddings, sampling_params, start, tensor_names
+from metaalign_rl.rollout.launch import refuse_tied_embeddings, start, tensor_names
 from metaalign_rl.rollout.platform import prepare
+from metaalign_rl.rollout.requests import check_length, sampling_params, to_samples
 from metaalign_rl.rollout.types import Request, Sample, Sampling
 from metaalign_rl.weights import StaleEngine
 from metaalign_rl.weights.route import Backend
@@ -29,7 +29,7 @@ CPU_BATCH_TOKENS = 8192  # prompt tokens of one step: all of 256 short prompts a
 class RolloutEngine:
     """One vLLM engine in its own process; the caller makes it a Ray actor: `ray.remote(**THREADS)(RolloutEngine)`.
 
-    It speaks only to the caller: no network, no files but the model's folder, which must hold safetensors.
+    It speaks only to its caller and to the learners that send weights, and reads only model folders, as safetensors.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class RolloutEngine:
             UserError: a prompt is empty, or leaves less than `max_new_tokens` of the engine's `max_tokens`.
         """
         for request in requests:
-            self._check_length(request, sampling)
+            check_length(request, sampling, self._max_tokens)
         waiting = {str(position): request for position, request in enumerate(requests)}
         try:
             self._add(waiting, sampling)
@@ -251,38 +251,6 @@ class RolloutEngine:
             # A pause may have begun just now.
             return cast("list[RequestOutput]", self._engine.step()) if self._running.is_set() else []
 
-    def _check_length(self, request: Request, sampling: Sampling) -> None:
-        length = len(request.prompt_ids)
-        if not 0 < length <= self._max_tokens - sampling.max_new_tokens:
-            raise UserError(
-                f"request {request.index}: a prompt of {length} tokens and "
-                f"max_new_tokens={sampling.max_new_tokens} do not fit the engine's "
-                f"max_tokens={self._max_tokens}: shorten the prompt (1 token at least) or change these"
-            )
-
-    def _samples(self, requests: list[Request], outputs: list["RequestOutput"]) -> list[Sample]:
-        from vllm.logprobs import FlatLogprobs
-
-        texts = self._tokenizer.batch_decode(
-            [output.outputs[0].token_ids for output in outputs], skip_special_tokens=True
-        )
-        samples = []
-        for request, output, text in zip(requests, outputs, texts, strict=True):
-            answer = output.outputs[0]
-            assert answer.finish_reason in ("stop", "length"), answer.finish_reason
-            assert isinstance(answer.logprobs, FlatLogprobs)
-            assert len(answer.logprobs.logprobs) == len(answer.token_ids)
-            samples.append(
-                Sample(
-                    index=request.index,
-                    prompt_ids=request.prompt_ids,
-                    response_ids=list(answer.token_ids),
-                    logprobs=answer.logprobs.logprobs,
-                    text=text,
-                    finished=answer.finish_reason == "stop",
-                    weight_version=self._version,
-                    engine=self._number,
-                    first_version=self._first_versions.pop(output.request_id, self._version),
-                )
-            )
-        return samples
+    def _samples(self, requests: list[Request], outputs: "list[RequestOutput]") -> list[Sample]:
+        versions = [(self._first_versions.pop(output.request_id, self._version), self._version) for output in outputs]
+        return to_samples(requests, outputs, versions, self._number, self._tokenizer)

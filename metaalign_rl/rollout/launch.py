@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaalign_rl.errors import UserError
-from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.weights.route import Backend
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
 
@@ -32,22 +30,6 @@ def start(*, tensor_parallel: int, backend: Backend, **options: Any) -> "LLMEngi
             weight_transfer_config=WeightTransferConfig(backend=f"checked_{backend}"),
             **options,
         )
-    )
-
-
-def sampling_params(sampling: Sampling, seed: int | None) -> "SamplingParams":
-    """vLLM's parameters: one log-probability a token, no text, told once, when the answer has ended."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        temperature=sampling.temperature,
-        max_tokens=sampling.max_new_tokens,
-        seed=seed,
-        logprobs=0,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
