@@ -92,7 +92,7 @@ def test_a_stage_uses_what_the_stages_before_it_use() -> None:
         (lambda: RunConfig(name=".."), "run.name"),
         (lambda: ModelConfig(hidden_size=100, heads=3), "model.heads: expected a divisor of model.hidden_size=100"),
         (lambda: PPOConfig(steps=0), "ppo.steps: expected 1 or more, found 0"),
-        (lambda: PPOConfig(model_weight=0), "both 0, which leaves no reward"),
+        (lambda: PPOConfig(model_weight=0), "all 0, which leaves no reward"),
         (lambda: PPOConfig(sampler={"user": -1.0}), r"ppo.sampler.user: expected 0 or more, found -1.0"),
         (lambda: Config(learners=0), "learners: expected 1 or more"),
         (lambda: Config(model=ModelConfig(max_tokens=32)), "rollout.max_new_tokens: expected less than"),
