@@ -44,6 +44,7 @@ SETTINGS = {
 }
 TITLES = {"rollout engine": "ray::RolloutEngine", "reward worker": "ray::RewardWorker", "learner": "ray::Learner"}
 TARGETS = (*TITLES, "driver")
+SHOWN = 20  # differences that are written
 PATIENCE = 600.0  # seconds within which a step must come, or a target
 
 
@@ -107,7 +108,7 @@ def compare(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict
                 place = {"step": one.get("step"), "key": key}
                 differences.append(place | {"undisturbed": one.get(key), "disturbed": other.get(key)})
     once = [line["step"] for line in found] == [line["step"] for line in expected]
-    return {"equal": once and not differences, "each_step_once": once, "differences": differences}
+    return {"equal": once and not differences, "each_step_once": once, "differences": differences[:SHOWN]}
 
 
 class Disturbed:

@@ -11,9 +11,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metaalign_rl.errors import UserError
+from metaalign_rl.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,14 +72,23 @@ def install(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 def require_installed(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise a `UserError` unless the tokenizer's chat template is this version's."""
-    template = tokenizer.chat_template
+    _require_ours(tokenizer.chat_template, tokenizer.name_or_path)
+
+
+def require_saved(checkpoint: Path) -> None:
+    """The same of a checkpoint's files, without the seconds that it takes to import what loads tokenizers."""
+    file, config = checkpoint / "chat_template.jinja", checkpoint / "tokenizer_config.json"
+    template = file.read_text(encoding="utf-8") if file.is_file() else read_json(config).get("chat_template")
+    _require_ours(template, str(checkpoint))
+
+
+def _require_ours(template: object, name: str) -> None:
     if isinstance(template, str) and template.startswith(_HEADER):
         return
     ours = isinstance(template, str) and template.startswith(_ANY_HEADER)
-    raise _error(
-        tokenizer,
-        f"its chat template is {'of another version' if ours else 'not the meta-prompt'}; "
-        f"call metaalign_rl.meta_prompt.install(tokenizer) for version {META_PROMPT_VERSION}",
+    raise UserError(
+        f"tokenizer {name!r}: its chat template is {'of another version' if ours else 'not the meta-prompt'}; "
+        f"call metaalign_rl.meta_prompt.install(tokenizer) for version {META_PROMPT_VERSION}"
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from metaalign_rl.chat_template import require_saved
 from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
 from metaalign_rl.faults import FaultLog
@@ -104,7 +105,6 @@ class RunContext:
 @cache
 def _require_template(path: str) -> None:
     try:
-        load_tokenizer(Path(path))
-    except (OSError, ValueError, UserError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"model.path: {path!r} cannot be started from as it is; run the stage sft ({reason})") from None
+        require_saved(Path(path))
+    except UserError as error:
+        raise UserError(f"model.path: {path!r} cannot be started from as it is; run the stage sft ({error})") from None

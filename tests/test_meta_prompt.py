@@ -1,7 +1,9 @@
 """The meta-prompt: its format in every kind of tokenizer, what it refuses, and how it is installed."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from jinja2 import Environment, TemplateError
@@ -9,6 +11,7 @@ from jinja2.meta import find_undeclared_variables
 from meta_prompt_toys import CHATML, MAKERS, assistant, chatml, make, own, user
 from tokenizers import AddedToken, normalizers
 
+from metaalign_rl.chat_template import require_saved
 from metaalign_rl.errors import UserError
 from metaalign_rl.meta_prompt import SPECIAL_TOKENS, MetaPrompt, encode, install
 
@@ -252,3 +255,19 @@ def test_importing_the_module_is_light() -> None:
         "print([m for m in ('torch', 'transformers', 'tokenizers', 'jinja2') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_checkpoints_files_say_whether_the_template_is_installed(installed, tmp_path: Path) -> None:
+    installed["chatml"].save_pretrained(tmp_path / "new")
+    (tmp_path / "new" / "chat_template.jinja").rename(tmp_path / "template")
+    with pytest.raises(UserError, match="its chat template is not the meta-prompt"):
+        require_saved(tmp_path / "new")
+    config = tmp_path / "new" / "tokenizer_config.json"  # where older transformers wrote it
+    config.write_text(json.dumps({"chat_template": (tmp_path / "template").read_text()}))
+    require_saved(tmp_path / "new")
+    (tmp_path / "template").rename(tmp_path / "new" / "chat_template.jinja")
+    config.unlink()
+    require_saved(tmp_path / "new")
+    chatml().save_pretrained(tmp_path / "plain")
+    with pytest.raises(UserError, match=r"plain': its chat template is not the meta-prompt; call .*install"):
+        require_saved(tmp_path / "plain")

@@ -1,0 +1,168 @@
+"""PPO's benchmarks: what they make of their measurements, and that the scripts run."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from conftest import ROOT
+
+from benchmarks import chaos
+from benchmarks.drawing import Panel, drawing
+from benchmarks.workloads import scaling, toy, w1, w2
+from benchmarks.workloads.common import parts_of, seconds, write_config
+from metaalign_rl import settings
+from metaalign_rl.config import Config
+
+
+def test_a_steps_time_is_its_own_metric_or_the_sum_of_its_parts() -> None:
+    parts = {"seconds_rollout": 1.0, "seconds_learn": 2.0, "reward": 9.0}
+    assert seconds(parts) == 3.0
+    assert seconds(parts | {"seconds_step": 2.5}) == 2.5
+
+
+def test_the_first_step_does_not_count_among_the_parts() -> None:
+    lines = [{"step": step, "seconds_learn": took} for step, took in enumerate((9.0, 1.0, 3.0))]
+    assert parts_of(lines) == {"seconds_learn": 2.0}
+
+
+def one_round(startup: float, *steps: float) -> dict[str, Any]:
+    return {"startup_s": startup, "step_s_median": steps[-1], "step_s": list(steps)}
+
+
+def test_w1_takes_medians_over_the_rounds_and_sets_ours_beside_theirs() -> None:
+    ours = w1.summary([one_round(10, 9, 1, 1), one_round(30, 9, 2, 3), one_round(20, 9, 2, 2)])
+    assert (ours["startup_s"], ours["step_s_median"], ours["samples_per_second"]) == (20, 2, 64)
+    assert len(ours["step_s"]) == 9
+    theirs = w1.summary([one_round(100, 9, 4, 4)])
+    assert w1.ratios({"ours": ours, "openrlhf": theirs, "ours_rloo": ours}) == {
+        "startup: ours / openrlhf": 0.2,
+        "step: ours / openrlhf": 0.5,
+    }
+
+
+def test_w1_runs_the_product_on_the_peers_workload(tmp_path: Path) -> None:
+    longest = w1.make_ours(tmp_path, prompts=6)
+    assert longest < 2 * 8 + 3  # of eight words
+    inputs = [json.loads(line)["input"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "data" / "prompts.jsonl").read_text().splitlines()]
+    assert [row["messages"][0]["content"] for row in rows] == inputs
+    own = {"reward.function": f"{tmp_path}/reward.py:count_of_a"}
+    write_config(tmp_path / "config.yaml", w1.SETTINGS | w1.PPO | own)
+    config = settings.load(Config, tmp_path / "config.yaml", [])
+    assert (config.model.dtype, config.ppo.prompts_per_step) == ("bfloat16", w1.SAMPLES)
+
+
+def test_w2_says_which_share_of_the_peak_a_part_reaches() -> None:
+    shape = toy.Shape(hidden=64, layers=1, wide=64)
+    layer = 4 * 64**2 + 3 * 64 * 64
+    assert shape.flops(tokens=10, predicted=4, length=0, vocabulary=100) == 2 * (layer * 10 + 64 * 100 * 4)
+    metrics = {"samples": 2, "response_tokens": 4.0, "seconds_rollout": 1.0, "seconds_reference": 2.0}
+    peak = {"gflops_bfloat16": 1.0, "gb_per_s_copy": 1.0}
+    found = w2.shares(metrics | {"seconds_learn": 2.0}, shape, 100, peak)
+    assert found["reference"]["share_of_peak"] == pytest.approx(found["reference"]["gflops"])
+    assert found["rollout"]["gflops"] < 2 * found["reference"]["gflops"] < 3 * found["rollout"]["gflops"]
+
+
+def test_w2_sorts_an_updates_time_by_kind() -> None:
+    found = w2.by_kind({"aten::mm": 5.0, "aten::addmm": 1.0, "aten::_softmax": 2.0, "detach": 2.0}, longest=1)
+    assert found["kinds"]["matrix products"] == pytest.approx(0.6)
+    assert found["kinds"]["everything else"] == pytest.approx(0.2)
+    assert found["operations"] == {"aten::mm": 0.5}
+
+
+def test_scaling_draws_a_panel_an_axis_and_leaves_small_parts_out() -> None:
+    parts = {"seconds_learn": 0.5, "seconds_transfer": 0.001, "seconds_step": 1.0}
+    points = [{"value": value, "step_s_median": 1.0, "parts": parts} for value in (1, 2)]
+    panels = scaling.panels({name: {"measured": points} for name in scaling.AXES})
+    assert [panel.title for panel in panels] == list(scaling.AXES)
+    assert panels[0].lines == {"step": [(1, 1.0), (2, 1.0)], "learn": [(1, 0.5), (2, 0.5)]}
+
+
+def test_a_drawing_is_well_formed_and_the_largest_value_is_on_top() -> None:
+    svg = ElementTree.fromstring(drawing([Panel("a < b", {"step": [(1, 0.0), (2, 4.0)]})], "seconds"))
+    (line,) = svg.iter("{http://www.w3.org/2000/svg}polyline")
+    (_, low), (_, high) = (map(float, point.split(",")) for point in line.attrib["points"].split())
+    assert high < low
+    texts = [text.text for text in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a < b", "seconds", "step", "1", "2"} <= set(texts)
+
+
+# Chaos
+
+
+def test_kills_are_drawn_from_the_seed_in_order() -> None:
+    kills = chaos.plan(20, steps=42, seed=0, step_seconds=0.5)
+    assert kills == chaos.plan(20, steps=42, seed=0, step_seconds=0.5) != chaos.plan(20, 42, 1, 0.5)
+    assert [kill.after for kill in kills] == sorted(kill.after for kill in kills)
+    assert {kill.who for kill in kills} == set(chaos.TARGETS)
+    assert all(0 <= kill.delay <= 1 for kill in kills)
+
+
+def test_runs_are_equal_when_all_but_times_and_faults_is() -> None:
+    calm = [{"step": 1, "reward": 0.1, "seconds_step": 1.0}, {"step": 2, "reward": 0.2, "seconds_step": 1.0}]
+    same = [line | {"seconds_step": 5.0, "faults": 3} for line in calm]
+    assert chaos.compare(calm, same)["equal"]
+    (off,) = chaos.compare(calm, [calm[0], calm[1] | {"reward": 0.2 + 1e-16 + 1e-15}])["differences"]
+    assert (off["step"], off["key"]) == (2, "reward")
+    for lines in (calm[:1], [*calm, calm[1]], calm[::-1]):
+        compared = chaos.compare(calm, lines)
+        assert not compared["equal"] and not compared["each_step_once"]
+
+
+def test_processes_are_found_below_the_driver() -> None:
+    nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    with subprocess.Popen([sys.executable, "-c", nested], stdin=subprocess.PIPE) as process:
+        while not (found := list(chaos.descendants(process.pid))):
+            pass
+        assert len(found) == 1
+        assert process.stdin is not None
+        process.stdin.close()
+    assert list(chaos.descendants(process.pid)) == []
+
+
+# Scripts
+
+
+@pytest.mark.parametrize("script", ["ppo.py", "chaos.py", "gpu_learner.py", "gpu_weights.py"])
+def test_each_runs_as_a_script_from_anywhere(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--json" in done.stdout
+
+
+def run_script(script: str, output: Path) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--device", "cpu", "--tiny", "--json", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures: dict[str, Any] = json.loads(output.read_text())
+    return figures
+
+
+@pytest.mark.slow
+def test_the_gpu_scripts_work_on_a_cpu_too(tmp_path: Path) -> None:
+    learner = run_script("gpu_learner.py", tmp_path / "learner.json")
+    assert {found["zero_stage"] for found in learner["measured"]} == {1, 2, 3}
+    assert all(found["train"]["tokens_per_second"] > 0 for found in learner["measured"])
+    weights = run_script("gpu_weights.py", tmp_path / "weights.json")
+    assert list(weights["routes"]) == ["store"]
+    assert weights["routes"]["store"]["gb_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_scaling_and_w2_measure_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "AXES", {"samples": ("ppo.prompts_per_step", (32, 128))})
+    monkeypatch.setattr(scaling, "STEPS", 2)
+    args = argparse.Namespace(tiny=True, json=tmp_path / "scaling.json")
+    scaling.run(args)
+    few, many = json.loads(args.json.read_text())["axes"]["samples"]["measured"]
+    assert few["value"] == 32 and many["value"] == 128
+    ElementTree.parse(tmp_path / "scaling.svg")
+    args = argparse.Namespace(tiny=True, json=tmp_path / "w2.json")
+    w2.run(args)
+    assert set(json.loads(args.json.read_text())["parts"]) == {"rollout", "reference", "learn"}
