@@ -97,6 +97,7 @@ class RolloutEngine:
         self._max_tokens, self._number = max_tokens, number
         self._version = 0
         self._first_versions: dict[str, int] = {}  # of requests whose first token is older than the present weights
+        self._waiting: dict[str, Request] = {}  # what is being answered
         self._lock = Lock()  # whoever works with `_engine` holds it
         self._running = Event()  # not while weights change
         self._running.set()
@@ -123,7 +124,7 @@ class RolloutEngine:
         """
         for request in requests:
             check_length(request, sampling, self._max_tokens)
-        waiting = {str(position): request for position, request in enumerate(requests)}
+        waiting = self._waiting = {str(position): request for position, request in enumerate(requests)}
         try:
             self._add(waiting, sampling)
             told = time.monotonic()
@@ -138,6 +139,13 @@ class RolloutEngine:
                 self._first_versions.clear()
 
     # What follows may come while answers are drawn: in another thread of the actor.
+
+    @ray.method(concurrency_group="control")
+    def abort(self) -> None:
+        """Draw none of the answers that are under way: nobody listens any more."""
+        with self._lock:
+            self._engine.abort_request(list(self._waiting))
+            self._waiting.clear()
 
     @ray.method(concurrency_group="control")
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ next weights on; where none is left, the new one takes them over, with the prese
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,8 @@ class EnginePool:
     def sleep(self) -> None:
         """Have the engines leave their devices' memory to the learners; they wake by themselves."""
         for number, call in [(number, engine.sleep.remote()) for number, engine in self.engines.items()]:
-            try:
+            with suppress(EngineLost):  # it is found out, and replaced, when it gets its next weights
                 _ask(number, call)
-            except EngineLost:
-                continue  # it is found out, and replaced, when it gets its next weights
 
     def replace(self, lost: EngineLost, engine: Any) -> None:
         """Start a new engine in the place of `engine`; it serves when it has been given weights."""
@@ -236,8 +235,9 @@ class _Round:
 
     def close(self) -> None:
         """Tell the engines that nobody listens any more."""
-        for number in self._open:
-            self._engines[number].abort.remote()
+        for number, call in [(number, self._engines[number].abort.remote()) for number in self._open]:
+            with suppress(EngineLost):  # it is found out when it gets its next weights
+                _ask(number, call)
 
     def _replace_silent(self) -> None:
         for number in list(self._open):
