@@ -56,8 +56,7 @@ class ClusterConfig:
     gpus: int = 0  # GPUs; 0 runs everything on CPUs
     memory_gib: float = 8.0  # memory that the run needs on the machine where it starts
     disk_gib: float = 1.0  # free space needed under run.root
-    layout: Literal["apart", "colocated"] = "apart"  # colocated: each engine on its learners' devices, asleep when they
-    # train; apart: devices of its own. One GPU is shared either way
+    layout: Literal["apart", "colocated"] = "apart"  # engines beside the learners, or on their devices in turns
     placement_timeout: float = 120.0  # seconds in which the cluster must have room for all actors
 
     def __post_init__(self) -> None:
