@@ -14,7 +14,7 @@ from conftest import ROOT
 from benchmarks import chaos
 from benchmarks.drawing import Panel, drawing
 from benchmarks.workloads import scaling, toy, w1, w2
-from benchmarks.workloads.common import parts_of, seconds, write_config
+from benchmarks.workloads.common import Timing, parts_of, seconds, write_config
 from metaalign_rl import settings
 from metaalign_rl.config import Config
 
@@ -136,9 +136,9 @@ def test_each_runs_as_a_script_from_anywhere(script: str, tmp_path: Path) -> Non
     assert "--json" in done.stdout
 
 
-def run_script(script: str, output: Path) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "benchmarks" / script), "--device", "cpu", "--tiny", "--json", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def run_script(script: str, output: Path, *words: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--device", "cpu", "--tiny", *words]
+    done = subprocess.run([*command, "--json", str(output)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     figures: dict[str, Any] = json.loads(output.read_text())
     return figures
@@ -146,23 +146,37 @@ def run_script(script: str, output: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_gpu_scripts_work_on_a_cpu_too(tmp_path: Path) -> None:
-    learner = run_script("gpu_learner.py", tmp_path / "learner.json")
-    assert {found["zero_stage"] for found in learner["measured"]} == {1, 2, 3}
-    assert all(found["train"]["tokens_per_second"] > 0 for found in learner["measured"])
+    (learner,) = run_script("gpu_learner.py", tmp_path / "learner.json", "--stages", "2")["measured"]
+    assert learner["zero_stage"] == 2
+    assert learner["train"]["tokens_per_second"] > 0
     weights = run_script("gpu_weights.py", tmp_path / "weights.json")
     assert list(weights["routes"]) == ["store"]
     assert weights["routes"]["store"]["gb_per_s"] > 0
 
 
-@pytest.mark.slow
-def test_scaling_and_w2_measure_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "AXES", {"samples": ("ppo.prompts_per_step", (32, 128))})
-    monkeypatch.setattr(scaling, "STEPS", 2)
-    args = argparse.Namespace(tiny=True, json=tmp_path / "scaling.json")
-    scaling.run(args)
-    few, many = json.loads(args.json.read_text())["axes"]["samples"]["measured"]
-    assert few["value"] == 32 and many["value"] == 128
+def one_run(config: Path, folder: Path) -> tuple[Timing, list[dict[str, Any]]]:
+    """Stands for a run of the product, which takes its time: every part took a second."""
+    parts = dict.fromkeys(("seconds_rollout", "seconds_reference", "seconds_learn"), 1.0)
+    lines = [{"step": step, "samples": 8, "response_tokens": 8.0, **parts} for step in (1, 2)]
+    assert settings.load(Config, config, []).run.name == folder.name
+    return Timing(10.0, [3.0, 3.0]), lines
+
+
+def test_scaling_runs_what_stands_at_two_axes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+    monkeypatch.setattr(scaling, "train", lambda config, folder: (runs.append(folder.name), one_run(config, folder))[1])
+    scaling.run(argparse.Namespace(tiny=True, json=tmp_path / "scaling.json"))
+    assert len(runs) == len(set(runs)) == 1 + sum(len(values) - 1 for _, values in scaling.AXES.values())
+    axes = json.loads((tmp_path / "scaling.json").read_text())["axes"]
+    assert [point["value"] for point in axes["engines"]["measured"]] == [1, 2]
     ElementTree.parse(tmp_path / "scaling.svg")
-    args = argparse.Namespace(tiny=True, json=tmp_path / "w2.json")
-    w2.run(args)
-    assert set(json.loads(args.json.read_text())["parts"]) == {"rollout", "reference", "learn"}
+
+
+@pytest.mark.slow
+def test_w2_sets_a_run_beside_the_peak_and_profiles_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(w2, "train", one_run)
+    w2.run(argparse.Namespace(tiny=True, json=tmp_path / "w2.json"))
+    found = json.loads((tmp_path / "w2.json").read_text())
+    assert set(found["parts"]) == {"rollout", "reference", "learn"}
+    assert found["peak"]["gflops_float32"] > 1
+    assert sum(found["update"]["kinds"].values()) == pytest.approx(1)
