@@ -58,7 +58,7 @@ def test_an_engine_wider_than_a_node_names_each_node_and_what_it_lacks(
     assert cli.main(["preflight", "config.yaml", *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: rollout.tensor_parallel: needs 4 GPUs and ")
-    assert "on one node for rollout engine 0, found node " in error
+    assert "on one node for rollout engine 0 and its learners, found node " in error
     assert error.count(") lacks 2 GPUs") == 2
     assert "lower it to at most a node's GPUs" in error
 
