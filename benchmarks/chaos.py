@@ -44,6 +44,7 @@ SETTINGS = {
 }
 TITLES = {"rollout engine": "ray::RolloutEngine", "reward worker": "ray::RewardWorker", "learner": "ray::Learner"}
 TARGETS = (*TITLES, "driver")
+QUIET = 6  # steps at the end that are left alone, so that no kill comes too late
 SHOWN = 20  # differences that are written
 PATIENCE = 600.0  # seconds within which a step must come, or a target
 
@@ -64,7 +65,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
     args = parser.parse_args()
-    steps = 2 * args.kills + 2
+    steps = 2 * args.kills + QUIET
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = toy.make(folder, SHAPE, 64, 64) | SETTINGS | {"ppo.steps": steps}
@@ -95,7 +96,7 @@ def main() -> int:
 def plan(kills: int, steps: int, seed: int, step_seconds: float) -> list[Kill]:
     """Targets and moments, in order; some come while the run still recovers from the one before."""
     rng = random.Random(seed)
-    moments = sorted(rng.randrange(1, steps - 1) for _ in range(kills))
+    moments = sorted(rng.randrange(1, steps - QUIET + 1) for _ in range(kills))
     return [Kill(rng.choice(TARGETS), after, rng.uniform(0, 2 * step_seconds)) for after in moments]
 
 

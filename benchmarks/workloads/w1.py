@@ -58,6 +58,7 @@ PPO = {
 RLOO = {
     "ppo.algorithm": "rloo",
     "model.dtype": "float32",
+    "learner.learning_rate": 1e-6,
     "learner.zero_stage": 0,
     "ppo.prompts_per_step": SAMPLES // 2,
     "ppo.samples_per_prompt": 2,
@@ -66,6 +67,8 @@ RLOO = {
 
 def run(args: argparse.Namespace) -> None:
     """Measure the systems in turns, and write after each round what there is."""
+    if unknown := set(args.only) - set(SYSTEMS):
+        sys.exit(f"--only: unknown {', '.join(sorted(unknown))}; known: {', '.join(SYSTEMS)}")
     chosen = {name: system for name, system in SYSTEMS.items() if name in (args.only or SYSTEMS)}
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for number in range(1, args.rounds + 1):
