@@ -121,6 +121,11 @@ def _start(config: Config) -> None:
     )
 
 
+def threads_of(config: Config, count: int) -> int:
+    """Threads of one of `count` actors that work side by side; roles work in turns, and each may use all CPUs."""
+    return max(1, config.cluster.cpus // count)
+
+
 def actor_options(
     config: Config, role: Role, count: int = 1, index: int = 0, threads: int | None = None
 ) -> dict[str, Any]:
@@ -130,7 +135,7 @@ def actor_options(
         UserError: the cluster has no room for the run's actors.
     """
     options = placement.placement(config).options(config, role, index)
-    environment = actor_env(threads or config.cluster.cpus) | options["runtime_env"]["env_vars"]
+    environment = actor_env(threads or threads_of(config, count)) | options["runtime_env"]["env_vars"]
     if role in ("rollout", "reward"):  # they work side by side: threads that spin while they wait would slow the other
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
     return options | placement.shares(config, role, count) | {"runtime_env": {"env_vars": environment}}

@@ -187,12 +187,21 @@ def _sample(index):
     return Sample(index, [1], [2], [-0.1], "x", finished=True, weight_version=0)
 
 
+def _indices(samples):
+    return [sample.index for sample in samples]
+
+
 def test_samples_go_on_in_whole_groups_and_in_parts_of_a_size():
     finished = [[_sample(4)], [_sample(0), _sample(5)], [_sample(3), _sample(1)], [_sample(2)]]
-    groups = list(whole_groups(finished, copies=2))
-    assert [[sample.index for sample in group] for group in groups] == [[4, 5], [0, 1], [2, 3]]
-    assert [[sample.index for sample in part] for part in batched(groups, 4)] == [[4, 5, 0, 1], [2, 3]]
-    assert [[sample.index for sample in group] for group in in_order(groups, 2)] == [[0, 1], [2, 3], [4, 5]]
+    arrivals = list(whole_groups(finished, copies=2))
+    assert [[_indices(group) for group in groups] for groups in arrivals] == [[], [[4, 5]], [[0, 1]], [[2, 3]]]
+    assert [_indices(part) for part in batched(arrivals, 4)] == [[4, 5, 0, 1], [2, 3]]
+    assert [[_indices(group) for group in groups] for groups in in_order(arrivals, 2)] == [[[0, 1]], [[2, 3]], [[4, 5]]]
+
+
+def test_what_arrives_together_goes_on_together():
+    arrivals = whole_groups([[_sample(index) for index in range(6)]], copies=2)
+    assert [_indices(part) for part in batched(arrivals, 2)] == [[0, 1, 2, 3, 4, 5]]
 
 
 def test_a_run_may_keep_no_rollouts(rows, tmp_path):

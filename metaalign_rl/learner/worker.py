@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,7 @@ class Learner:
             load_critic = partial(models.load_critic, Path(critic_path), dtype=dtype, seed=self._seed)
             self.critic = engines.build(load_critic, config, config.critic_learning_rate, dtype)
         self._update = update.Update(config, self.policy, self.critic, self.world_size, self.device)
+        gc.freeze()  # what was imported and loaded stays: the collector need not go through it again and again
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Batch | None:

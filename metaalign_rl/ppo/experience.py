@@ -105,33 +105,33 @@ class Collector:
         return [self._learners.result(call) for call in calls]
 
 
-def whole_groups(finished: Iterable[list[Sample]], copies: int) -> Iterator[list[Sample]]:
-    """The samples of each prompt together, by index, once all `copies` of them are finished."""
+def whole_groups(finished: Iterable[list[Sample]], copies: int) -> Iterator[list[list[Sample]]]:
+    """Of each arrival the prompts all of whose `copies` samples are finished now, each prompt's samples by index."""
     groups: dict[int, list[Sample]] = {}
-    for sample in chain.from_iterable(finished):
-        group = groups.setdefault(sample.index // copies, [])
-        group.append(sample)
-        if len(group) == copies:
-            yield sorted(groups.pop(sample.index // copies), key=lambda sample: sample.index)
+    for arrival in finished:
+        for sample in arrival:
+            groups.setdefault(sample.index // copies, []).append(sample)
+        whole = [number for number, group in groups.items() if len(group) == copies]
+        yield [sorted(groups.pop(number), key=lambda sample: sample.index) for number in whole]
     assert not groups, "a sample is missing"
 
 
-def in_order(groups: Iterable[list[Sample]], copies: int) -> Iterator[list[Sample]]:
-    """The groups by index; one that is finished early waits for those before it."""
+def in_order(arrivals: Iterable[list[list[Sample]]], copies: int) -> Iterator[list[list[Sample]]]:
+    """One group at a time, by index; one that is finished early waits for those before it."""
     waiting: dict[int, list[Sample]] = {}
     following = 0
-    for group in groups:
+    for group in chain.from_iterable(arrivals):
         waiting[group[0].index // copies] = group
         while following in waiting:
-            yield waiting.pop(following)
+            yield [waiting.pop(following)]
             following += 1
 
 
-def batched(groups: Iterable[list[Sample]], size: int) -> Iterator[list[Sample]]:
-    """The samples of groups in parts of at least `size`; the last may be smaller."""
+def batched(arrivals: Iterable[list[list[Sample]]], size: int) -> Iterator[list[Sample]]:
+    """The groups' samples in parts of at least `size`: what arrives together stays together."""
     part: list[Sample] = []
-    for group in groups:
-        part += group
+    for groups in arrivals:
+        part += chain.from_iterable(groups)
         if len(part) >= size:
             yield part
             part = []

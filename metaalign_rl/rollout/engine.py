@@ -1,5 +1,6 @@
 """A vLLM engine that samples answers and takes new weights while it runs."""
 
+import gc
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,7 @@ class RolloutEngine:
         self._running.set()
         self._is_updating = False
         self._sleeps, self._asleep = sleeps and not on_cpu, list[str]()
+        gc.freeze()  # what was imported and loaded stays: the collector need not go through it again and again
 
     @ray.method(concurrency_group="control")
     def ready(self) -> int:
