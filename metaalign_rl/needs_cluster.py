@@ -8,8 +8,7 @@ from typing import Any
 from metaalign_rl.config import Config
 from metaalign_rl.needs import Check, is_connected, is_writable
 from metaalign_rl.plan.nodes import Bundle, Node, unplaced
-
-GIB = 2**30
+from metaalign_rl.units import GIB
 
 
 def gpus_by_role(config: Config) -> dict[str, int]:

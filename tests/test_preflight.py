@@ -11,8 +11,8 @@ from metaalign_rl import cli, needs_estimated, placement, runtime
 from metaalign_rl.config import ClusterConfig, Config, LearnerConfig, ModelConfig, RolloutConfig, RunConfig
 from metaalign_rl.errors import UserError
 from metaalign_rl.needs import Check
-from metaalign_rl.plan.memory import GIB
 from metaalign_rl.plan.shape import KNOWN
+from metaalign_rl.units import GIB
 
 SMALL = "cluster: {cpus: 4, gpus: 4, memory_gib: 0, disk_gib: 0}\nmodel: {dtype: bfloat16}\n"
 

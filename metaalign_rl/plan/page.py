@@ -6,9 +6,10 @@ from typing import Any
 
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.layout import Words
-from metaalign_rl.plan.memory import GIB, Memory
+from metaalign_rl.plan.memory import Memory
 from metaalign_rl.plan.speed import rollout_seconds, step_seconds
 from metaalign_rl.plan.work import Case
+from metaalign_rl.units import GIB
 
 
 def figures(case: Case, words: Words) -> dict[str, Any]:
