@@ -78,6 +78,13 @@ def test_gpus_that_the_roles_do_not_fit_on(workplace: Path, capsys: pytest.Captu
     assert cli.main(["preflight", "config.yaml", *colocated]) == 0
 
 
+def test_too_few_gpus_are_one_thing_that_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And not also one for each actor that then has no place."""
+    assert cli.main(["preflight", "config.yaml", "cluster.gpus=8", "learners=6"]) == 2
+    error = capsys.readouterr().err
+    assert "cluster.gpus: needs 8 GPUs, found 4" in error and "on one node" not in error
+
+
 def test_a_model_too_large_for_the_nodes_gpus(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape = KNOWN["7B"]
     Path("model").mkdir()
