@@ -1,8 +1,8 @@
 """The PPO stage's algorithms and options beside each other, from one SFT policy and one reward model.
 
-    python -m benchmarks.algorithms --run runs/quickstart --json benchmarks/results/algorithms.json
-    python -m benchmarks.algorithms --run runs/quickstart --json OUT ppo grpo --seeds 0 1 --parallel 2
-    python -m benchmarks.algorithms --json benchmarks/results/algorithms.json --table    # as Markdown; runs nothing
+    python benchmarks/algorithms.py --run runs/quickstart --json benchmarks/results/algorithms.json
+    python benchmarks/algorithms.py --run runs/quickstart --json OUT ppo grpo --seeds 0 1 --parallel 2
+    python benchmarks/algorithms.py --json benchmarks/results/algorithms.json --table    # as Markdown; runs nothing
 
 A finished run gives its data, SFT policy, reward model and settings; a variant changes settings of the PPO stage alone
 and is evaluated on the run's held-out rows. A seed is of PPO: which rows it draws, and in what order they are learned.
@@ -14,8 +14,6 @@ PPO stage; `kl`, the mean of the last quarter of the steps in nats an answer, an
 """
 
 import argparse
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +24,9 @@ from statistics import fmean
 from threading import Lock
 from typing import Any
 
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a script
+
+from benchmarks.run import machine
 from metaalign_rl.config import Config
 from metaalign_rl.files import read_json, read_jsonl, write_json
 from metaalign_rl.folder import RunFolder
@@ -44,8 +45,6 @@ VARIANTS: dict[str, list[str]] = {
 }
 SHARED = ("data", "sft", "reward")  # of the run; linked, never written to
 FIGURES = ("following", "conflict", "distractor", "following_greedy", "conflict_greedy", "distractor_greedy")
-# Nothing of `benchmarks` is imported, so that `python benchmarks/algorithms.py` works too.
-MACHINE = f"{len(os.sched_getaffinity(0))} CPUs, {platform.machine()}, Python {platform.python_version()}"
 Figures = dict[str, Any]
 
 
@@ -108,7 +107,7 @@ def measure(bench: Bench, names: Sequence[str], seeds: Sequence[int], output: Pa
         with lock:
             entry = results["variants"].setdefault(name, {"settings": VARIANTS[name], "seeds": {}})
             entry["seeds"][str(seed)] = found
-            write_json(output, results | {"machine": MACHINE, "command": "python -m benchmarks.algorithms"})
+            write_json(output, results | {"machine": machine(), "command": "python benchmarks/algorithms.py"})
             print(f"{name} {seed}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()), flush=True)
 
     missing = [

@@ -24,9 +24,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # this file is run as a script
 
-from benchmarks.workloads import toy  # noqa: E402
-from benchmarks.workloads.common import environment, machine, run_command, train, write_config  # noqa: E402
-from metaalign_rl.files import read_jsonl, write_json  # noqa: E402
+from benchmarks.workloads import toy
+from benchmarks.workloads.common import environment, machine, run_command, train, write_config
+from metaalign_rl.files import read_jsonl, write_json
 
 SHAPE = toy.Shape(hidden=64, layers=1, wide=128, words=200)
 SETTINGS = {

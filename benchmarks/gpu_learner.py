@@ -23,8 +23,9 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a script
 
-from benchmarks.workloads.common import machine  # noqa: E402
-from metaalign_rl.files import write_json  # noqa: E402
+from benchmarks.workloads.common import machine
+from metaalign_rl.files import write_json
+from metaalign_rl.units import GIB
 
 STAGES = (1, 2, 3)  # bfloat16 has no stage 0
 REPEATS = 3
@@ -130,7 +131,7 @@ def measure(folder: Path, size: Size, stage: int, tokens: int, peak: float | Non
             "tflops": work[name] / took / 1e12,
             "mfu": work[name] / took / 1e12 / peak if peak else None,
         }
-    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    memory = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
     return figures | {"memory_gib": memory}
 
 

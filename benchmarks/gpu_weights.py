@@ -17,9 +17,9 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a script
 
-from benchmarks.workloads import toy  # noqa: E402
-from benchmarks.workloads.common import machine, train, write_config  # noqa: E402
-from metaalign_rl.files import write_json  # noqa: E402
+from benchmarks.workloads import toy
+from benchmarks.workloads.common import machine, train, write_config
+from metaalign_rl.files import write_json
 
 GPUS = {"store": 0, "ipc": 1, "nccl": 2}  # what each route needs; the run chooses its route by what it has
 FULL = toy.Shape(hidden=896, layers=24, wide=4864, key_heads=2, vocabulary=151_936)

@@ -1,8 +1,8 @@
 """The estimates of `metaalign-rl plan` beside what the real learner and the real engine measure on this machine.
 
-    python -m benchmarks.plan            # two sizes; writes benchmarks/results/plan.json
-    python -m benchmarks.plan --rates    # first measure products and bandwidth anew, into rates.json
-    python -m benchmarks.plan --clock cpu --threads 1   # where other work shares the machine: CPU seconds of one thread
+    python benchmarks/plan.py            # two sizes; writes benchmarks/results/plan.json
+    python benchmarks/plan.py --rates    # first measure products and bandwidth anew, into rates.json
+    python benchmarks/plan.py --clock cpu --threads 1   # where other work shares the machine: CPU seconds of one thread
 
 By size, type and part: seconds estimated and measured, and their ratio; the learner's and the engine's peak memory in
 GiB; tokens a second. The bars: a ratio of 0.5 to 2 for times, 1/1.3 to 1.3 for the learner's memory.
@@ -18,16 +18,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a script
+
 from benchmarks import plan_parts
 from benchmarks.run import RESULTS, machine
 from metaalign_rl.config import ClusterConfig, Config, ModelConfig, PPOConfig, RolloutConfig
 from metaalign_rl.files import read_json, write_json
 from metaalign_rl.learner.config import LearnerConfig
 from metaalign_rl.plan import memory, speed
-from metaalign_rl.plan.memory import GIB
 from metaalign_rl.plan.rates import CPU, RATES, find_device
 from metaalign_rl.plan.shape import read_shape
 from metaalign_rl.plan.work import Case, work_of
+from metaalign_rl.units import GIB
 
 SIZES = {"13M": (384, 7, 1024), "25M": (512, 8, 1408)}  # hidden size, layers, feed-forward
 WORK = {"samples": 32, "prompt": 96, "answer": 32}

@@ -311,6 +311,8 @@ class Config:
             devices = self.rollout.engines * self.rollout.tensor_parallel
             wanted = f"rollout.engines * rollout.tensor_parallel = {devices} under cluster.layout=colocated"
             _require("learners", self.learners == devices, wanted, self.learners)
+            good = self.ppo.staleness == 0  # engines that draw would not leave the memory that the learners want
+            _require("ppo.staleness", good, "0 under cluster.layout=colocated", self.ppo.staleness)
 
     @property
     def shares_devices(self) -> bool:

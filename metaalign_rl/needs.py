@@ -12,8 +12,8 @@ from pathlib import Path
 from metaalign_rl.config import Config
 from metaalign_rl.data.public import ADAPTERS
 from metaalign_rl.folder import RunFolder
+from metaalign_rl.units import GIB
 
-GIB = 2**30
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

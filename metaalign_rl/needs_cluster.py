@@ -7,9 +7,8 @@ from typing import Any
 
 from metaalign_rl.config import Config
 from metaalign_rl.needs import Check, is_connected, is_writable
-from metaalign_rl.plan.nodes import Bundle, Node, unplaced
-
-GIB = 2**30
+from metaalign_rl.plan.nodes import Bundle, Node, counted, unplaced
+from metaalign_rl.units import GIB
 
 
 def gpus_by_role(config: Config) -> dict[str, int]:
@@ -69,7 +68,7 @@ def _node(entry: dict[str, Any]) -> Node:
 def check_places(bundles: list[Bundle], found: list[Node]) -> Iterator[Check]:
     """One check for each bundle that no node can take: Ray would let its actor wait without a word."""
     for bundle, reason in unplaced(bundles, found):
-        needed = f"{bundle.gpus:g} GPUs and {bundle.cpus:g} CPUs on one node"
+        needed = f"{counted(bundle.gpus, 'GPU')} and {counted(bundle.cpus, 'CPU')} on one node"
         name = "rollout.tensor_parallel" if bundle.gpus > 1 else "cluster.gpus" if bundle.gpus else "cluster.cpus"
         remedy = {
             "rollout.tensor_parallel": "lower it to at most a node's GPUs, or the actors beside it",

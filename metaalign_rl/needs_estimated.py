@@ -9,10 +9,10 @@ from metaalign_rl.needs import Check, free_memory, is_connected, nearest_folder
 from metaalign_rl.needs_cluster import gpus_by_role
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.case import case_of
-from metaalign_rl.plan.memory import GIB
 from metaalign_rl.plan.page import memory_table
 from metaalign_rl.plan.rates import Device, find_device, names
 from metaalign_rl.plan.work import Case
+from metaalign_rl.units import GIB
 
 PORTS = (
     "Ports: none of its own. A Ray that the run starts listens on the loopback; learners meet in a file of the run's\n"

@@ -145,8 +145,8 @@ def _batches(config: Config) -> Iterator[tuple[str, Any]]:
 def _algorithm(config: Config) -> Iterator[tuple[str, Any]]:
     ppo, learner = config.ppo, config.learner
     yield "--algo.advantage.estimator", _estimator(config)
-    yield "--algo.kl.estimator", getattr(ppo, "kl_by", ppo.kl_estimator)
-    yield "--algo.kl.use_loss", getattr(ppo, "kl_in_loss", False)
+    yield "--algo.kl.estimator", ppo.kl_by
+    yield "--algo.kl.use_loss", ppo.kl_in_loss
     if ppo.kl == "adaptive":
         yield "--algo.kl.target", ppo.kl_target
         yield "--algo.kl.horizon", ppo.kl_horizon
@@ -158,4 +158,4 @@ def _algorithm(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _estimator(config: Config) -> str:
-    return ESTIMATORS[getattr(config.ppo, "algorithm", "ppo")]
+    return ESTIMATORS[config.ppo.algorithm]

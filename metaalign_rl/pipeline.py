@@ -83,8 +83,9 @@ USED["report"] = USED["evaluate"]
 # How the work is done, not what comes of it: these may change whenever a run is resumed.
 OPERATIONAL = {
     *("reward.devices", "rollout.engines", "rollout.tensor_parallel", "rollout.max_sequences", "rollout.kv_cache_gib"),
-    *("rollout.gpu_memory_utilization", "ppo.reward_workers", "ppo.parts", "ppo.max_mismatch", "ppo.save_steps"),
-    *("ppo.keep_checkpoints", "learner.micro_batch_tokens", "learner.share_prompts", "learner.gradient_checkpointing"),
+    *("rollout.gpu_memory_utilization", "rollout.bucket_mib", "ppo.reward_workers", "ppo.parts", "ppo.max_mismatch"),
+    *("ppo.save_steps", "ppo.keep_checkpoints"),
+    *("learner.micro_batch_tokens", "learner.share_prompts", "learner.gradient_checkpointing"),
 }
 OPEN = {"ppo": ("ppo.steps",)}  # these may change until the stage is finished
 

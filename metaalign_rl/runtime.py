@@ -57,10 +57,9 @@ def actor_env(threads: int) -> dict[str, str]:
 
 def preflight(config: Config) -> list[Check]:
     """What the config needs beside what this machine has, and once Ray is connected, what its cluster has."""
-    checks = [*needs_cluster.check_counts(config), needs.check_memory(config), needs.check_root(config)]
-    devices = list(needs_cluster.check_devices(config))
-    checks += devices
-    if needs.is_connected() and not devices:
+    counts, devices = list(needs_cluster.check_counts(config)), list(needs_cluster.check_devices(config))
+    checks = [*counts, needs.check_memory(config), needs.check_root(config), *devices]
+    if needs.is_connected() and not devices and all(check.ok for check in counts):
         asked = [Bundle(who, part["CPU"], part.get("GPU", 0.0)) for who, part in placement.named_bundles(config)]
         checks += list(needs_cluster.check_places(asked, needs_cluster.nodes())) or needs_cluster.check_free(asked)
     if needs.is_connected() and os.environ.get("RAY_ADDRESS"):

@@ -132,8 +132,10 @@ def expected(annotation: Any) -> str:
 def type_name(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(map(type_name, get_args(annotation)))
     if isinstance(annotation, type) and get_origin(annotation) is None:
-        return annotation.__name__
+        return "null" if annotation is NoneType else annotation.__name__
     return str(annotation).replace("typing.", "")
 
 

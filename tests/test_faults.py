@@ -208,3 +208,14 @@ def test_a_finished_step_forgets_the_faults_before_it_but_they_stay_counted(faul
         faults.progress(step + 1)
     assert faults.count == len(lines(tmp_path)) == 15
     assert FaultLog(tmp_path / "faults.jsonl", limit=3).count == 15
+
+
+def test_what_a_kill_left_of_a_fault_s_line_is_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "faults.jsonl"
+    lost = Lost("reward worker 0", TimeoutError("silent"))
+    FaultLog(path, limit=5, say=lambda line: None).record(lost, "replaced")
+    path.write_text(path.read_text() + '{"time": "20')
+    log = FaultLog(path, limit=5, say=lambda line: None)
+    assert log.count == 1
+    log.record(lost, "replaced")
+    assert [json.loads(line)["who"] for line in path.read_text().splitlines()] == [lost.who] * 2

@@ -16,11 +16,11 @@ from metaalign_rl.learner.config import LearnerConfig
 from metaalign_rl.plan import check, layout, memory, speed
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.layout import Devices
-from metaalign_rl.plan.memory import GIB
 from metaalign_rl.plan.nodes import Bundle, Node, unplaced
 from metaalign_rl.plan.rates import find_device, names
 from metaalign_rl.plan.shape import KNOWN, find_shape, new_shape, read_shape
 from metaalign_rl.plan.work import Case, work_of
+from metaalign_rl.units import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = Config(

@@ -11,8 +11,8 @@ from metaalign_rl import cli, needs_estimated, placement, runtime
 from metaalign_rl.config import ClusterConfig, Config, LearnerConfig, ModelConfig, RolloutConfig, RunConfig
 from metaalign_rl.errors import UserError
 from metaalign_rl.needs import Check
-from metaalign_rl.plan.memory import GIB
 from metaalign_rl.plan.shape import KNOWN
+from metaalign_rl.units import GIB
 
 SMALL = "cluster: {cpus: 4, gpus: 4, memory_gib: 0, disk_gib: 0}\nmodel: {dtype: bfloat16}\n"
 
@@ -76,6 +76,13 @@ def test_gpus_that_the_roles_do_not_fit_on(workplace: Path, capsys: pytest.Captu
     assert "cluster.layout=colocated" in error
     colocated = ["learners=4", "rollout.engines=4", "cluster.layout=colocated"]
     assert cli.main(["preflight", "config.yaml", *colocated]) == 0
+
+
+def test_too_few_gpus_are_one_thing_that_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And not also one for each actor that then has no place."""
+    assert cli.main(["preflight", "config.yaml", "cluster.gpus=8", "learners=6"]) == 2
+    error = capsys.readouterr().err
+    assert "cluster.gpus: needs 8 GPUs, found 4" in error and "on one node" not in error
 
 
 def test_a_model_too_large_for_the_nodes_gpus(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
 """What the workloads share: configs, a real run of the product, its step times, and what machine it ran on."""
 
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks import run
 from metaalign_rl.files import read_jsonl, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +102,7 @@ def parts_of(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
 def machine() -> dict[str, Any]:
     """What kind of machine the figures are from, and which versions."""
     return {
-        "machine": f"{CPUS} CPUs, {platform.machine()}, Python {platform.python_version()}",
+        "machine": run.machine(),
         "versions": dict(filter(None, map(_installed, PACKAGES))),
     }
 

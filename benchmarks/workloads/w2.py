@@ -126,7 +126,7 @@ def shares(
     work = {"rollout": policy, "reference": 2 * policy + critic, "learn": 3 * (policy + critic)}
     found = {}
     for part, flops in work.items():
-        took = metrics.get(f"seconds_{part}") or metrics["seconds_evaluate"]
+        took = metrics[f"seconds_{part}"]
         gflops = flops / took / 1e9
         found[part] = {"seconds": took, "gflops": gflops, "share_of_peak": gflops / peak[f"gflops_{DTYPE}"]}
     weights = shape.flops(1, 1, 0, vocabulary) / 2 * BYTES

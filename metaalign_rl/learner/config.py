@@ -12,7 +12,7 @@ class LearnerConfig:
 
     Attributes:
         schedule: of the learning rates after the warm-up; "linear" falls to zero at the run's end.
-        total_steps: optimizer steps of the whole run, for the linear schedule; None: what `ppo` comes to.
+        total_steps: optimizer steps of the whole run, for the linear schedule; null: what `ppo` comes to.
         warmup_steps: optimizer steps over which the learning rates rise from zero.
         epochs: passes over each batch of experience.
         minibatch_size: samples of one optimizer step over all ranks. A batch that is not a multiple of it is
@@ -22,8 +22,8 @@ class LearnerConfig:
         share_prompts: answers to the same prompt share one pass over it. Worth it where prompts are longer than
             answers; longer answers pay for looking past each other.
         clip_low, clip_high: the policy ratio is clipped to [1 - clip_low, 1 + clip_high].
-        dual_clip: bound on the loss of negative advantages (arXiv:1912.09729), above 1; None: off.
-        value_clip: bound on a value's move away from the old value; None: plain squared error.
+        dual_clip: bound on the loss of negative advantages (arXiv:1912.09729), above 1; null: off.
+        value_clip: bound on a value's move away from the old value; null: plain squared error.
         loss_mean: what the policy's loss is a mean of: all response tokens alike, or samples, each the mean of its own
             tokens, as in the GRPO paper.
         correction: weights each token's loss with its probability under the learner over that under the rollout
@@ -35,7 +35,7 @@ class LearnerConfig:
         correction_gate: what is kept in bounds: the "ratio" itself (its geometric mean, by sequence), or a
             divergence between the two at the drawn tokens, "binary_kl" or "tv" (its mean, by sequence).
         correction_bounds: least and most of it; a divergence's least is 0.
-        max_growth: a gradient norm or value loss above this many times its running mean ends the training; None: off.
+        max_growth: a gradient norm or value loss above this many times its running mean ends the training; null: off.
     """
 
     learning_rate: float = 1e-6

@@ -14,8 +14,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from metaalign_rl.learner.config import LearnerConfig
+from metaalign_rl.units import MIB
 
-GATHERED_BYTES = 256 * 2**20  # at a time, where all weights are wanted in the end
+GATHERED_BYTES = 256 * MIB  # at a time, where all weights are wanted in the end
 
 
 def deepspeed_config(config: LearnerConfig, dtype: torch.dtype, learning_rate: float | None) -> dict[str, Any]:
@@ -76,8 +77,8 @@ def build_frozen(
 
 
 def _load(load: Callable[[], nn.Module], config: LearnerConfig, dtype: torch.dtype) -> nn.Module:
-    # transformers looks this object up through a weak reference; at stage 3 it shards weights while it loads
-    # them.
+    # transformers looks this object up through a weak reference; at stage 3 it shards weights while
+    # it loads them.
     sharding = HfDeepSpeedConfig(deepspeed_config(config, dtype, learning_rate=None))
     module = load()
     del sharding

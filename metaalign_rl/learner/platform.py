@@ -44,8 +44,8 @@ def _prepare_libraries(cuda: bool) -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it reports a critic's new head as a table of problems
     deepspeed.utils.logger.setLevel("WARNING")
-    # On a CPU DeepSpeed compiles this for a minute at first use, and works without it. CUDA never asks for
-    # it.
+    # On a CPU DeepSpeed compiles this for a minute at first use, and works without it. CUDA never
+    # asks for it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed()

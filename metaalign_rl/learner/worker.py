@@ -105,7 +105,7 @@ class Learner:
             kl_estimator: of that KL; see `advantages.token_kl`.
 
         Returns:
-            The same metrics on every rank; docs/ppo.md explains them. Means over the minibatches, of means over
+            The same metrics on every rank; docs/metrics.md explains them. Means over the minibatches, of means over
             response tokens: policy_loss, value_loss, clip_ratio (share of tokens at which clipping cut the gain),
             approx_kl (KL of the old policy to the new, nats), entropy (nats), kl_loss (with `kl_coef`), rollout_kl
             (of the rollout policy to the old one, nats) and corrected (share outside the bounds; both under off-policy

@@ -16,13 +16,12 @@ from metaalign_rl.plan.rates import CPU, find_device
 from metaalign_rl.plan.speed import step_seconds
 from metaalign_rl.plan.work import work_of
 
-# By what is compared: parts of the estimate, and the metrics that they come to. Scoring goes on beside the rollout, so
-# the two are compared together; `evaluate` is what runs of before called the reference's part.
+# What is compared, by the parts of a step. Scoring goes on beside the rollout, so the two are compared together.
 PARTS = {
-    "rollout and reward": (("rollout", "reward"), ("rollout", "reward")),
-    "reference": (("reference",), ("reference", "evaluate")),
-    "learn": (("learn",), ("learn",)),
-    "transfer": (("transfer",), ("transfer",)),
+    "rollout and reward": ("rollout", "reward"),
+    "reference": ("reference",),
+    "learn": ("learn",),
+    "transfer": ("transfer",),
 }
 
 
@@ -68,8 +67,8 @@ def mean_prompt(folder: RunFolder, rows: int = 500) -> float:
 
 def _table(estimated: dict[str, float], steps: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     found = {}
-    for name, (parts, metrics) in PARTS.items():
-        measured = median(sum(step.get(f"seconds_{metric}", 0.0) for metric in metrics) for step in steps)
+    for name, parts in PARTS.items():
+        measured = median(sum(step.get(f"seconds_{part}", 0.0) for part in parts) for step in steps)
         found[name] = _beside(sum(estimated[part] for part in parts), measured)
     sums = [sum(entry[kind] for entry in found.values()) for kind in ("estimated", "measured")]
     return found | {"step": _beside(*sums)}

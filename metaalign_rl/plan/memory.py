@@ -5,17 +5,16 @@ from typing import TypeAlias
 from metaalign_rl.config import ClusterConfig
 from metaalign_rl.plan.shape import BYTES, Shape
 from metaalign_rl.plan.work import Case
+from metaalign_rl.units import GIB, MIB
 
-GIB = 2**30
 Memory: TypeAlias = dict[str, float]  # bytes by part
 
 BUCKET = 5e8  # numbers that DeepSpeed reduces at a time (`reduce_bucket_size`)
 LIVE = 1e9  # weights that ZeRO-3 keeps gathered at most (`stage3_max_live_parameters`)
 SCORED_TOKENS = 16_384  # of one forward pass of the scorer
-# Of cluster.memory_gib, for Ray's object store: experience passes through it, and weights, a copy of the policy.
 EXTRA = 2  # checkpoints beside the newest: the best, and the one that is being written
-OBJECT_STORE_SHARE = 0.1
-LEAST_OBJECT_STORE = 128 * 2**20  # bytes; Ray refuses less than 75 MiB
+OBJECT_STORE_SHARE = 0.1  # of cluster.memory_gib: experience passes through it, and on CPUs buckets of weights
+LEAST_OBJECT_STORE = 128 * MIB  # bytes; Ray refuses less than 75 MiB
 DRIVER = 1.0 * GIB  # the run's driver and Ray's own processes
 PROCESS = 3.0 * GIB  # main memory of a process that works on a GPU
 TEXT_BYTES = 2.0  # of a kept token, compressed
@@ -147,7 +146,7 @@ def object_store(cluster: ClusterConfig) -> int:
 
 def in_store(case: Case) -> float:
     """Bytes of weights that are on their way through Ray's object store at a time: two buckets, on CPUs."""
-    buckets = 2 * case.config.rollout.bucket_mib * 2**20
+    buckets = 2 * case.config.rollout.bucket_mib * MIB
     return min(buckets, BYTES[case.dtype] * case.policy.parameters) if case.device.is_cpu else 0.0
 
 

@@ -29,7 +29,7 @@ class Bundle:
     def lacks(self, node: Node) -> str:
         """What the node has too little of; empty where the bundle fits."""
         short = [(self.gpus - node.gpus, "GPU"), (self.cpus - node.cpus, "CPU")]
-        return " and ".join(f"{_plural(round(gap, 3), kind)}" for gap, kind in short if gap > 1e-6)
+        return " and ".join(counted(gap, kind) for gap, kind in short if gap > 1e-6)
 
 
 def unplaced(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> list[tuple[Bundle, str]]:
@@ -50,5 +50,6 @@ def unplaced(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> list[tuple[Bun
     return failed
 
 
-def _plural(count: float, kind: str) -> str:
-    return f"{count:g} {kind}{'' if count == 1 else 's'}"
+def counted(amount: float, kind: str) -> str:
+    """Such as "1 GPU" or "0.12 CPUs"."""
+    return f"{round(amount, 3):g} {kind}{'' if amount == 1 else 's'}"

@@ -6,9 +6,16 @@ from typing import Any
 
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.layout import Words
-from metaalign_rl.plan.memory import GIB, Memory
+from metaalign_rl.plan.memory import Memory
 from metaalign_rl.plan.speed import rollout_seconds, step_seconds
 from metaalign_rl.plan.work import Case
+from metaalign_rl.units import GIB
+
+WIDTH = 110  # of the lines
+OPEN = (
+    "\n\nOnly the stage ppo is planned. Yours to set are model.path, the learning rates, ppo.max_mismatch (in bfloat16\n"
+    "engine and learner differ by more), and for the stages sft and reward their zero_stage and reward.devices."
+)
 
 
 def figures(case: Case, words: Words) -> dict[str, Any]:
@@ -42,7 +49,7 @@ def device_memory(case: Case) -> dict[str, Memory]:
 
 def render(case: Case, words: Words) -> str:
     """The plan for reading: layout, memory, time, the settings to change, and how far to trust it all."""
-    parts = [_headline(case), _layout(case), memory_table(case), _time(case), _settings(words), _trust(case)]
+    parts = [_headline(case), _layout(case), memory_table(case), _time(case), _settings(case, words), _trust(case)]
     return "\n\n".join(parts)
 
 
@@ -75,10 +82,10 @@ def memory_table(case: Case) -> str:
     parts = list(dict.fromkeys(part for found in roles.values() for part in found))
     rows = [["", *roles]] + [[part, *(_amount(found.get(part, 0.0)) for found in roles.values())] for part in parts]
     rows.append(["total", *(_amount(sum(found.values())) for found in roles.values())])
-    unit = "of each process" if case.device.is_cpu else f"of each device, which has {case.device.memory_gib:g}"
+    unit = "process" if case.device.is_cpu else f"device of {case.device.memory_gib:g} GiB"
     found = {"Main memory of all nodes": memory.host_memory(case), "Disk under the run's folder": memory.disk(case)}
     sums = [f"{name}, GiB: {_sum(_gib(values))}" for name, values in found.items()]
-    return "\n".join([f"Memory {unit}, GiB, by estimate:", _table(rows, right=1), *sums])
+    return "\n".join([f"Memory of each {unit}, in GiB, by estimate:", _table(rows, right=1), *sums])
 
 
 def _sum(parts: Mapping[str, float]) -> str:
@@ -116,20 +123,19 @@ def _time(case: Case) -> str:
     return "Seconds of a step, by estimate:\n" + _table(rows)
 
 
-def _settings(words: Words) -> str:
-    """The words that differ from what the config says already."""
+def _settings(case: Case, words: Words) -> str:
+    """The words that differ from what the config says already, and what they leave open."""
     if not words:
         return "The config says all of this already."
-    lines = wrap(" ".join(f"{key}={_word(value)}" for key, value in words.items()), 110)
-    return "To use it, behind `metaalign-rl run CONFIG`:\n" + "\n".join(f"  {line}" for line in lines)
+    lines = wrap(" ".join(f"{key}={_word(value)}" for key, value in words.items()), WIDTH, break_on_hyphens=False)
+    return "\n  ".join(["To use it, behind `metaalign-rl run CONFIG`:", *lines]) + ("" if case.device.is_cpu else OPEN)
 
 
 def _trust(case: Case) -> str:
     how = "measured on a CPU" if case.device.measured else "not measured on such a device"
-    return (
-        f"All of it is estimated, from rates {how}: {case.device.source}.\n"
-        "docs/plan.md says how the figures are made and how well they held where they could be checked."
-    )
+    text = f"All of it is estimated, from rates {how}: {case.device.source}."
+    more = "docs/plan.md says how the figures are made and how well they held where they could be checked."
+    return "\n".join([*wrap(text, WIDTH + 2), more])
 
 
 def _word(value: Any) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 from metaalign_rl.files import replace_folder
 from metaalign_rl.folder import RunFolder
 from metaalign_rl.schema import LABELS, TIERS
+from metaalign_rl.units import MIB
 
-SHOWN, SHOWN_BYTES = 4_000, 4 * 2**20  # at most, of answers in the page itself
-BESIDE, BESIDE_BYTES = 100_000, 128 * 2**20  # at most, of answers in the scripts, which a browser holds in memory
+SHOWN, SHOWN_BYTES = 4_000, 4 * MIB  # at most, of answers in the page itself
+BESIDE, BESIDE_BYTES = 100_000, 128 * MIB  # at most, of answers in the scripts, which a browser holds in memory
 PART = 4_000  # answers a script
 GOOD = 0.5  # the proxy from which on the reward model calls an answer good
 

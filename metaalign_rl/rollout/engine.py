@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
-from metaalign_rl.rollout.launch import refuse_tied_embeddings, start, tensor_names
+from metaalign_rl.rollout.launch import cpu_options, gpu_options, refuse_tied_embeddings, start, tensor_names
 from metaalign_rl.rollout.platform import prepare
 from metaalign_rl.rollout.requests import check_length, sampling_params, to_samples
 from metaalign_rl.rollout.types import Request, Sample, Sampling
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
     from metaalign_rl.weights.receiver import Receipt
 
-GIB = 2**30
 HEARTBEAT = 2.0  # seconds
 THREADS = {"concurrency_groups": {"control": 1}}  # of the actor: answers are drawn in another one
-CPU_BATCH_TOKENS = 8192  # prompt tokens of one step: all of 256 short prompts at once
 
 
 class RolloutEngine:
@@ -77,13 +75,6 @@ class RolloutEngine:
             import torch
 
             torch.set_num_threads(threads)  # vLLM forbids it later
-        # On a CPU a chunked prompt with a seed crashes vLLM 0.29 ("CPU Generator does not use offset").
-        for_device = {
-            "kv_cache_memory_bytes": int(kv_cache_gib * GIB),
-            "enforce_eager": True,
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(CPU_BATCH_TOKENS, max_tokens),
-        } if on_cpu else {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": sleeps}  # fmt: skip
         self._engine = start(
             model=model_path,
             dtype=dtype,
@@ -92,7 +83,7 @@ class RolloutEngine:
             max_num_seqs=max_sequences,
             tensor_parallel=tensor_parallel,
             backend=backend,
-            **for_device,
+            **(cpu_options(kv_cache_gib, max_tokens) if on_cpu else gpu_options(gpu_memory_utilization, sleeps)),
         )
         self._tokenizer: Any = self._engine.get_tokenizer()
         self._max_tokens, self._number = max_tokens, number

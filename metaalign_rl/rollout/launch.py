@@ -4,10 +4,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaalign_rl.errors import UserError
+from metaalign_rl.units import GIB
 from metaalign_rl.weights.route import Backend
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
+
+CPU_BATCH_TOKENS = 8192  # prompt tokens of one step: all of 256 short prompts at once
+
+
+def cpu_options(kv_cache_gib: float, max_tokens: int) -> dict[str, Any]:
+    """What `start` is given beside the rest on a CPU."""
+    return {
+        "kv_cache_memory_bytes": int(kv_cache_gib * GIB),
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,  # such a prompt with a seed crashes vLLM 0.29: "does not use offset"
+        "max_num_batched_tokens": max(CPU_BATCH_TOKENS, max_tokens),
+    }
+
+
+def gpu_options(memory_utilization: float, sleeps: bool) -> dict[str, Any]:
+    """The same on a GPU."""
+    return {"gpu_memory_utilization": memory_utilization, "enable_sleep_mode": sleeps}
 
 
 def start(*, tensor_parallel: int, backend: Backend, **options: Any) -> "LLMEngine":

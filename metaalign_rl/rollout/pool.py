@@ -7,15 +7,17 @@ next weights on; where none is left, the new one takes them over, with the prese
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from metaalign_rl.actors import Gone, Patience, first_ready, get, kill
+from metaalign_rl.actors import Patience, first_ready, kill
 from metaalign_rl.config import Config
-from metaalign_rl.faults import EngineLost, FaultLog, StepInterrupted
+from metaalign_rl.faults import EngineLost, FaultLog
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
+from metaalign_rl.rollout.round import Round, ask
 from metaalign_rl.rollout.types import Request, Sample, Sampling
 from metaalign_rl.runtime import actor_options, threads_of
 from metaalign_rl.weights import confirm
@@ -33,6 +35,11 @@ class EnginePool:
         patience: makes the clock of an engine's signs of life.
         whole_steps: raise `StepInterrupted` where an engine was replaced, since answers depend, in their last bits,
             on what is drawn beside them.
+
+    Attributes:
+        engines: by their numbers; a new one may be loading still.
+        clocks: of their signs of life.
+        serving: the numbers of those that hold the present weights.
     """
 
     def __init__(
@@ -44,13 +51,14 @@ class EnginePool:
         *,
         whole_steps: bool = False,
     ) -> None:
-        self._start, self._faults, self._patience, self._whole_steps = start, faults, patience, whole_steps
+        self._start, self._faults, self._patience = start, faults, patience
+        self.whole_steps = whole_steps
         self._send: Send = _nothing
-        self._clocks: dict[int, Patience] = {}
         self.engines: dict[int, Any] = {}
+        self.clocks: dict[int, Patience] = {}
         for number in range(count):
             self._launch(number)
-        self._serving = set(self.engines)
+        self.serving = set(self.engines)
         self._loading = threading.Lock()  # an engine takes one update at a time, whichever thread brings it
 
     @classmethod
@@ -76,7 +84,7 @@ class EnginePool:
             )
 
         limits = config.faults
-        patience = lambda: Patience(limits.start_s, limits.silence_s)  # noqa: E731
+        patience = partial(Patience, limits.start_s, limits.silence_s)
         return cls(start, rollout.engines, faults, patience, whole_steps=config.ppo.deterministic)
 
     def generate(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
@@ -86,8 +94,8 @@ class EnginePool:
             StepInterrupted: an engine was replaced, and steps are to be whole.
             TooManyFaults: engines broke again and again.
         """
-        round_ = _Round(self, sampling)
-        numbers = sorted(self._serving)
+        round_ = Round(self, sampling)
+        numbers = sorted(self.serving)
         for place, number in enumerate(numbers):
             round_.ask(number, requests[place :: len(numbers)])
         try:
@@ -121,7 +129,7 @@ class EnginePool:
         except EngineLost as lost:
             self.replace(lost, engines[lost.number])
             return None
-        self._serving = set(engines)
+        self.serving = set(engines)
         return engines
 
     def load_checkpoint(self, checkpoint: Path) -> None:
@@ -136,7 +144,7 @@ class EnginePool:
         """Have the engines leave their devices' memory to the learners; they wake by themselves."""
         for number, call in [(number, engine.sleep.remote()) for number, engine in self.engines.items()]:
             with suppress(EngineLost):  # it is found out, and replaced, when it gets its next weights
-                _ask(number, call)
+                ask(number, call)
 
     def replace(self, lost: EngineLost, engine: Any) -> None:
         """Start a new engine in the place of `engine`; it serves when it has been given weights."""
@@ -144,13 +152,13 @@ class EnginePool:
             return  # another thread has found that out
         self._faults.record(lost, "another one takes its place")
         kill(engine)
-        self._serving.discard(lost.number)
+        self.serving.discard(lost.number)
         self._launch(lost.number)
 
     def revive(self) -> list[int]:
         """Give the present weights to the engines that were started meanwhile, and let them serve."""
         self.load(self._send)
-        return sorted(self._serving)
+        return sorted(self.serving)
 
     def stop(self) -> None:
         """End the engines' processes."""
@@ -159,14 +167,14 @@ class EnginePool:
 
     def _launch(self, number: int) -> None:
         self.engines[number] = self._start(number)
-        self._clocks[number] = self._patience()
+        self.clocks[number] = self._patience()
 
     def _wait_until_loaded(self, engines: Engines) -> None:
         for number, engine in engines.items():
-            ready, clock = engine.ready.remote(), self._clocks[number]
+            ready, clock = engine.ready.remote(), self.clocks[number]
             if first_ready([ready], clock.left()) is None:
                 raise EngineLost(number, clock.error("loading"))
-            _ask(number, ready)
+            ask(number, ready)
             clock.heard()
 
 
@@ -175,83 +183,8 @@ def _nothing(engines: Engines) -> None:
 
 
 def _load_checkpoint(checkpoint: Path, engines: Engines) -> None:
-    version = max(_ask(number, engine.ready.remote()) for number, engine in engines.items()) + 1
+    version = max(ask(number, engine.ready.remote()) for number, engine in engines.items()) + 1
     calls = {number: engine.load_checkpoint.remote(str(checkpoint), version) for number, engine in engines.items()}
-    answers = {number: _ask(number, call) for number, call in calls.items()}
+    answers = {number: ask(number, call) for number, call in calls.items()}
     for number, answer in answers.items():
         confirm(next(iter(answers.values())), answer, engine=f"rollout engine {number}")
-
-
-def _ask(number: int, call: Any) -> Any:
-    try:
-        return get(call)
-    except Gone as error:
-        raise EngineLost(number, error) from error
-
-
-class _Round:
-    """The requests of one call of `generate` under way."""
-
-    def __init__(self, pool: EnginePool, sampling: Sampling) -> None:
-        self._pool, self._sampling = pool, sampling
-        self._streams: dict[Any, int] = {}  # a stream of samples, by the number of the engine it comes from
-        self._open: dict[int, dict[int, Request]] = {}  # what an engine has not answered, by the request's index
-        self._engines: dict[int, Any] = {}  # those that were asked
-
-    def ask(self, number: int, requests: list[Request]) -> None:
-        """Send an engine requests; they come after those that it has."""
-        if not requests:
-            return
-        if number not in self._open:
-            self._pool._clocks[number].began()
-        engine = self._engines[number] = self._pool.engines[number]
-        stream = engine.generate.options(num_returns="streaming").remote(requests, self._sampling)
-        self._streams[stream] = number
-        self._open.setdefault(number, {}).update({request.index: request for request in requests})
-
-    def samples(self) -> Iterator[list[Sample]]:
-        """What the engines finish, until everything is answered."""
-        while self._open:
-            stream = first_ready(list(self._streams), min(self._pool._clocks[n].left() for n in self._open))
-            if stream is None:
-                self._replace_silent()
-                continue
-            try:
-                finished = get(next(stream))
-            except StopIteration:
-                del self._streams[stream]  # this engine has answered everything
-                continue
-            except Gone as error:
-                self._replace(EngineLost(self._streams[stream], error))
-                continue
-            number = self._streams[stream]
-            self._pool._clocks[number].heard()
-            for sample in finished:
-                del self._open[number][sample.index]
-            if not self._open[number]:
-                del self._open[number]
-            if finished:
-                yield finished
-
-    def close(self) -> None:
-        """Tell the engines that nobody listens any more."""
-        for number, call in [(number, self._engines[number].abort.remote()) for number in self._open]:
-            with suppress(EngineLost):  # it is found out when it gets its next weights
-                _ask(number, call)
-
-    def _replace_silent(self) -> None:
-        for number in list(self._open):
-            clock = self._pool._clocks[number]
-            if clock.left() <= 0:
-                self._replace(EngineLost(number, clock.error("generate")))
-
-    def _replace(self, lost: EngineLost) -> None:
-        """Have what the lost engine had not answered answered by the others, or by the one in its place."""
-        self._pool.replace(lost, self._engines[lost.number])
-        self._streams = {stream: number for stream, number in self._streams.items() if number != lost.number}
-        orphans = list(self._open.pop(lost.number, {}).values())
-        if self._pool._whole_steps:
-            raise StepInterrupted(str(lost))
-        others = sorted(self._pool._serving) or self._pool.revive()
-        for place, number in enumerate(others):
-            self.ask(number, orphans[place :: len(others)])

@@ -1,5 +1,7 @@
 """The PPO stage: start the actors, drive the loop."""
 
+from functools import partial
+
 import ray
 
 from metaalign_rl.actors import Patience
@@ -56,5 +58,5 @@ def start_scorers(context: RunContext) -> RewardPool:
         lambda number: actor.options(**actor_options(config, "reward", count, number)).remote(*arguments),
         count,
         context.faults,
-        lambda: Patience(limits.start_s, limits.silence_s),
+        partial(Patience, limits.start_s, limits.silence_s),
     )

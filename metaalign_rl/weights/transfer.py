@@ -8,12 +8,11 @@ from ray.actor import ActorHandle
 
 from metaalign_rl.config import Config
 from metaalign_rl.learner.group import LearnerGroup
+from metaalign_rl.units import MIB
 from metaalign_rl.weights.client import failure
 from metaalign_rl.weights.freshness import confirm
 from metaalign_rl.weights.route import Backend, Route, backend_of
 from metaalign_rl.weights.sender import Sent
-
-MIB = 2**20
 
 
 class WeightTransfer(Protocol):

@@ -1,0 +1,92 @@
+"""One round of requests over the rollout engines, those of an engine that is lost being asked again."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from metaalign_rl.actors import Gone, first_ready, get
+from metaalign_rl.faults import EngineLost, StepInterrupted
+from metaalign_rl.rollout.types import Request, Sample, Sampling
+
+if TYPE_CHECKING:
+    from metaalign_rl.rollout.pool import EnginePool
+
+
+def ask(number: int, call: Any) -> Any:
+    """The answer of the engine of that number.
+
+    Raises:
+        EngineLost: it is gone.
+    """
+    try:
+        return get(call)
+    except Gone as error:
+        raise EngineLost(number, error) from error
+
+
+class Round:
+    """The requests of one call of `generate` under way."""
+
+    def __init__(self, pool: "EnginePool", sampling: Sampling) -> None:
+        self._pool, self._sampling = pool, sampling
+        self._streams: dict[Any, int] = {}  # a stream of samples, by the number of the engine it comes from
+        self._open: dict[int, dict[int, Request]] = {}  # what an engine has not answered, by the request's index
+        self._engines: dict[int, Any] = {}  # those that were asked
+
+    def ask(self, number: int, requests: list[Request]) -> None:
+        """Send an engine requests; they come after those that it has."""
+        if not requests:
+            return
+        if number not in self._open:
+            self._pool.clocks[number].began()
+        engine = self._engines[number] = self._pool.engines[number]
+        stream = engine.generate.options(num_returns="streaming").remote(requests, self._sampling)
+        self._streams[stream] = number
+        self._open.setdefault(number, {}).update({request.index: request for request in requests})
+
+    def samples(self) -> Iterator[list[Sample]]:
+        """What the engines finish, until everything is answered."""
+        while self._open:
+            stream = first_ready(list(self._streams), min(self._pool.clocks[n].left() for n in self._open))
+            if stream is None:
+                self._replace_silent()
+                continue
+            try:
+                finished = get(next(stream))
+            except StopIteration:
+                del self._streams[stream]  # this engine has answered everything
+                continue
+            except Gone as error:
+                self._replace(EngineLost(self._streams[stream], error))
+                continue
+            number = self._streams[stream]
+            self._pool.clocks[number].heard()
+            for sample in finished:
+                del self._open[number][sample.index]
+            if not self._open[number]:
+                del self._open[number]
+            if finished:
+                yield finished
+
+    def close(self) -> None:
+        """Tell the engines that nobody listens any more."""
+        for number, call in [(number, self._engines[number].abort.remote()) for number in self._open]:
+            with suppress(EngineLost):  # it is found out when it gets its next weights
+                ask(number, call)
+
+    def _replace_silent(self) -> None:
+        for number in list(self._open):
+            clock = self._pool.clocks[number]
+            if clock.left() <= 0:
+                self._replace(EngineLost(number, clock.error("generate")))
+
+    def _replace(self, lost: EngineLost) -> None:
+        """Have what the lost engine had not answered answered by the others, or by the one in its place."""
+        self._pool.replace(lost, self._engines[lost.number])
+        self._streams = {stream: number for stream, number in self._streams.items() if number != lost.number}
+        orphans = list(self._open.pop(lost.number, {}).values())
+        if self._pool.whole_steps:
+            raise StepInterrupted(str(lost))
+        others = sorted(self._pool.serving) or self._pool.revive()
+        for place, number in enumerate(others):
+            self.ask(number, orphans[place :: len(others)])

@@ -1,0 +1,4 @@
+"""Bytes. Light."""
+
+MIB = 2**20
+GIB = 2**30
