@@ -211,7 +211,8 @@ class PPOConfig:
     kl_estimator: Literal["k1", "k2", "k3"] | None = None  # null: k1 in the reward, k3 in the loss
     normalize_per_tier: bool = False
     flips: bool = False  # roll out conflicts in pairs: the same dialog with the tiers' texts in each other's place
-    max_mismatch: float = 0.01  # mean |Δ log p| a token between learner and engine above which the run stops
+    max_mismatch: float | None = None  # mean |Δ log p| a token between learner and engine above which the run stops;
+    # null: 0.01 in float32, 0.05 in bfloat16
     reward_workers: int = 1
     parts: int = 4  # a step's samples go on to reward workers and learners in about so many parts, as they finish
     staleness: Literal[0, 1] = 0  # 1: roll the next step out while the learners learn, from weights one update older
@@ -224,9 +225,11 @@ class PPOConfig:
         _require_least(self, "ppo", 1, "steps prompts_per_step samples_per_prompt reward_workers parts kl_horizon")
         _require_least(self, "ppo", 1, "save_steps keep_checkpoints")
         _require_least(self, "ppo", 0, "model_weight checks_weight function_weight kl_coef")
-        _require_positive(self, "ppo", "kl_target max_mismatch")
+        _require_positive(self, "ppo", "kl_target")
         for key in ("gamma", "lam"):
             _require(f"ppo.{key}", 0 <= getattr(self, key) <= 1, "a number from 0 to 1", getattr(self, key))
+        limit = self.max_mismatch
+        _require("ppo.max_mismatch", limit is None or limit > 0, "a number above 0, or null", limit)
         for name, weight in self.sampler.items():
             _require(f"ppo.sampler.{name}", weight >= 0, "0 or more", weight)
         _require("ppo.in_flight", not self.in_flight or self.staleness > 0, "false without ppo.staleness=1", True)
@@ -313,6 +316,12 @@ class Config:
             _require("learners", self.learners == devices, wanted, self.learners)
             good = self.ppo.staleness == 0  # engines that draw would not leave the memory that the learners want
             _require("ppo.staleness", good, "0 under cluster.layout=colocated", self.ppo.staleness)
+
+    @property
+    def max_mismatch(self) -> float:
+        """Nats a token by which learner and engine may differ; bfloat16 has three digits."""
+        default = 0.05 if self.model.dtype == "bfloat16" else 0.01
+        return default if self.ppo.max_mismatch is None else self.ppo.max_mismatch
 
     @property
     def shares_devices(self) -> bool:

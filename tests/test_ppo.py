@@ -165,18 +165,19 @@ def test_kept_rollouts_are_read_back_step_by_step_and_a_step_done_again_replaces
 def test_the_newest_checkpoints_are_kept_and_the_best_one(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step, gold in ((1, 0.3), (2, 0.9), (3, 0.5), (4, None), (5, 0.6)):
-        checkpoints.save({"step": step, "kl_coef": 0.1}, gold, lambda folder: folder.mkdir())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.json", "step-2", "step-4", "step-5"]
-    assert checkpoints.best() == {"step": 2, "gold": 0.9}
-    assert checkpoints.last() == ({"step": 5, "kl_coef": 0.1}, tmp_path / "step-5" / "learners")
+        checkpoints.save({"step": step, "gold": gold}, lambda checkpoint: checkpoint.policy.mkdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-4", "step-5"]
+    assert checkpoints.best().policy == tmp_path / "step-2" / "policy"
+    assert checkpoints.last().state == {"step": 5, "gold": 0.6}
 
 
 def test_a_checkpoint_whose_writer_died_is_not_there(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save({"step": 1}, None, lambda folder: folder.mkdir())
+    checkpoints.save({"step": 1, "gold": None}, lambda checkpoint: checkpoint.policy.mkdir())
     with pytest.raises(OSError, match="the process died"):
-        checkpoints.save({"step": 2}, None, _die)
-    assert checkpoints.last() == ({"step": 1}, tmp_path / "step-1" / "learners")
+        checkpoints.save({"step": 2, "gold": None}, _die)
+    assert checkpoints.last().state["step"] == 1
+    assert checkpoints.best() is None
 
 
 def _die(folder):

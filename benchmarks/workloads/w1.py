@@ -53,7 +53,6 @@ PPO = {
     "learner.zero_stage": 2,
     "ppo.prompts_per_step": SAMPLES,
     "ppo.samples_per_prompt": 1,
-    "ppo.max_mismatch": 0.05,  # bfloat16 has 3 digits
 }
 RLOO = {
     "ppo.algorithm": "rloo",

@@ -61,7 +61,6 @@ def run(args: argparse.Namespace) -> None:
             "ppo.prompts_per_step": size.prompts,
             "ppo.samples_per_prompt": 1,
             "ppo.save_steps": STEPS,
-            "ppo.max_mismatch": 0.05,
         }
         write_config(folder / "config.yaml", settings)
         timing, lines = train(folder / "config.yaml", folder / "run")

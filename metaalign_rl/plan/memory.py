@@ -183,8 +183,9 @@ def disk(case: Case) -> Memory:
         models += size * case.reward.backbone * (1 + len(config.reward.controls))
     steps = config.ppo.steps // config.run.keep_rollouts if config.run.keep_rollouts else 0
     rollouts = steps * case.work.samples * case.work.length * TEXT_BYTES
+    checkpoint = states * trained + size * case.policy.parameters
     return {
-        "checkpoints": (config.ppo.keep_checkpoints + EXTRA) * states * trained,
+        "checkpoints": (config.ppo.keep_checkpoints + EXTRA) * checkpoint,
         "models": models,
         "rollouts": rollouts,
     }

@@ -13,8 +13,8 @@ from metaalign_rl.units import GIB
 
 WIDTH = 110  # of the lines
 OPEN = (
-    "\n\nOnly the stage ppo is planned. Yours to set are model.path, the learning rates, ppo.max_mismatch (in bfloat16\n"
-    "engine and learner differ by more), and for the stages sft and reward their zero_stage and reward.devices."
+    "\n\nOnly the stage ppo is planned. Yours to set are model.path and the learning rates, and for the\n"
+    "stages sft and reward their zero_stage and reward.devices."
 )
 
 

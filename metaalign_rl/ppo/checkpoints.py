@@ -2,58 +2,64 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from metaalign_rl.files import read_json, remove_folder, replace_folder, write_json
 
 STATE = "controller.json"
 
 
+class Checkpoint(NamedTuple):
+    """One that is there.
+
+    Attributes:
+        state: the controller's: "step", "kl_coef", and "gold", following by the rows' checks since the checkpoint
+            before, or None.
+        learners: the folder of their state.
+        policy: the folder of the policy, as transformers loads it.
+    """
+
+    state: dict[str, Any]
+    learners: Path
+    policy: Path
+
+
 class Checkpoints:
-    """The folders `step-N` of a run, and `best.json`, which names one of them.
+    """The folders `step-N` of a run.
 
     Args:
-        keep: how many of the newest stay; the best one stays too.
+        keep: how many of the newest stay; the one with the highest gold stays too.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self._keep = folder, keep
 
-    def save(self, state: dict[str, Any], gold: float | None, save_learners: Callable[[Path], object]) -> None:
-        """Write the checkpoint of `state["step"]`, and remove what need not be kept.
-
-        Args:
-            gold: following by the rows' checks since the checkpoint before; the highest is the best. None: unknown.
-        """
-        step = state["step"]
+    def save(self, state: dict[str, Any], save_learners: Callable[[Checkpoint], object]) -> None:
+        """Write the checkpoint of `state["step"]`, and remove what need not be kept."""
 
         def fill(folder: Path) -> None:
-            save_learners(folder / "learners")
+            save_learners(Checkpoint(state, folder / "learners", folder / "policy"))
             write_json(folder / STATE, state)
 
-        replace_folder(self.folder / f"step-{step}", fill)
-        best = self.best()
-        if gold is not None and (best is None or gold > best["gold"]):
-            best = {"step": step, "gold": gold}
-            write_json(self.folder / "best.json", best)
-        found = self._steps()
-        kept = {*sorted(found)[-self._keep :], *([best["step"]] if best else [])}
-        for other in found.keys() - kept:
-            remove_folder(found[other])
+        replace_folder(self.folder / f"step-{state['step']}", fill)
+        best, found = self.best(), self._folders()
+        kept = {*sorted(found)[-self._keep :], *([best.state["step"]] if best else [])}
+        for step in found.keys() - kept:
+            remove_folder(found[step])
 
-    def last(self) -> tuple[dict[str, Any], Path] | None:
-        """The newest checkpoint's state and its learners' folder, if there is one."""
-        found = self._steps()
-        if not found:
-            return None
-        newest = found[max(found)]
-        return read_json(newest / STATE), newest / "learners"
+    def last(self) -> Checkpoint | None:
+        """The newest, if there is one."""
+        found = self._folders()
+        return _read(found[max(found)]) if found else None
 
-    def best(self) -> dict[str, Any] | None:
-        """The step and gold of the best checkpoint, if it is known."""
-        path = self.folder / "best.json"
-        found: dict[str, Any] | None = read_json(path) if path.is_file() else None
-        return found if found and (self.folder / f"step-{found['step']}").is_dir() else None
+    def best(self) -> Checkpoint | None:
+        """The one with the highest gold, of equals the newest; None where gold is not known."""
+        known = [one for one in map(_read, self._folders().values()) if one.state["gold"] is not None]
+        return max(known, key=lambda one: (one.state["gold"], one.state["step"]), default=None)
 
-    def _steps(self) -> dict[int, Path]:
+    def _folders(self) -> dict[int, Path]:
         return {int(folder.name.removeprefix("step-")): folder for folder in self.folder.glob("step-*")}
+
+
+def _read(folder: Path) -> Checkpoint:
+    return Checkpoint(read_json(folder / STATE), folder / "learners", folder / "policy")

@@ -16,7 +16,7 @@ from metaalign_rl.learner.divergence import Diverged
 from metaalign_rl.learner.group import LearnerGroup
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL, KLController
 from metaalign_rl.meta_prompt import MetaPrompt, encode
-from metaalign_rl.ppo.checkpoints import Checkpoints
+from metaalign_rl.ppo.checkpoints import Checkpoint, Checkpoints
 from metaalign_rl.ppo.experience import Clock, Collector, Experience, Rollout, worst_mismatch
 from metaalign_rl.ppo.metrics import Metrics, describe
 from metaalign_rl.ppo.records import RolloutLog, save_experience
@@ -109,7 +109,7 @@ class Controller:
         rollouts, batch, seconds = self._experience(prompts)
         clock.take(seconds)
         ppo = self.config.ppo
-        off = worst_mismatch(batch, rollouts, self.step, ppo.max_mismatch, ppo.staleness)
+        off = worst_mismatch(batch, rollouts, self.step, self.config.max_mismatch, ppo.staleness)
         add_advantages(batch, rollouts, ppo, self.kl.value)
         self._roll_out_ahead(prompts)
         clock.lap("idle")
@@ -177,17 +177,20 @@ class Controller:
     def _save_sometimes(self) -> None:
         if self.step % self.config.ppo.save_steps and self.step < self.config.ppo.steps:
             return
-        state = {"step": self.step, "kl_coef": self.kl.value}
-        self._checkpoints.save(state, fmean(self._gold) if self._gold else None, self.actors.learners.save_state)
+        gold = fmean(self._gold) if self._gold else None
+        self._checkpoints.save({"step": self.step, "kl_coef": self.kl.value, "gold": gold}, self._save_learners)
         self._gold = []
+
+    def _save_learners(self, checkpoint: Checkpoint) -> None:
+        self.actors.learners.save_state(checkpoint.learners)
+        self.actors.learners.save_policy(checkpoint.policy)
 
     def _resume(self) -> None:
         """Take up the last checkpoint, or stand at the start where there is none."""
         self.step, self._gold, self.kl = 0, [], make_kl_controller(self.config)
-        if found := self._checkpoints.last():
-            state, learners = found
-            self.actors.learners.load_state(learners)
-            self.step, self.kl.value = state["step"], state["kl_coef"]
+        if last := self._checkpoints.last():
+            self.actors.learners.load_state(last.learners)
+            self.step, self.kl.value = last.state["step"], last.state["kl_coef"]
         self._faults.step = self.step
         self._send_weights()
 

@@ -7,6 +7,7 @@ import ray
 from metaalign_rl.actors import Patience
 from metaalign_rl.context import RunContext
 from metaalign_rl.learner.group import LearnerGroup, Models
+from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.controller import Actors, Controller
 from metaalign_rl.ppo.metrics_log import open_log
 from metaalign_rl.ppo.records import RolloutLog
@@ -36,6 +37,9 @@ def run(context: RunContext) -> None:
             log.write(metrics)
             bar(Update(controller.step, config.ppo.steps, {name: metrics[name] for name in SHOWN if name in metrics}))
     actors.stop()
+    best = Checkpoints(checkpoints, config.ppo.keep_checkpoints).best()
+    if best and best.state["step"] < config.ppo.steps:
+        print(f"ppo: gold was highest, {best.state['gold']:.3f}, before step {best.state['step']}: {best.policy}")
 
 
 def start_scorers(context: RunContext) -> RewardPool:
