@@ -165,18 +165,30 @@ def test_kept_rollouts_are_read_back_step_by_step_and_a_step_done_again_replaces
 def test_the_newest_checkpoints_are_kept_and_the_best_one(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step, gold in ((1, 0.3), (2, 0.9), (3, 0.5), (4, None), (5, 0.6)):
-        checkpoints.save({"step": step, "kl_coef": 0.1}, gold, lambda folder: folder.mkdir())
+        checkpoints.save({"step": step, "gold": gold}, lambda folder: folder.mkdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.json", "step-2", "step-4", "step-5"]
     assert checkpoints.best() == {"step": 2, "gold": 0.9}
-    assert checkpoints.last() == ({"step": 5, "kl_coef": 0.1}, tmp_path / "step-5" / "learners")
+    assert checkpoints.last() == ({"step": 5, "gold": 0.6}, tmp_path / "step-5" / "learners")
 
 
 def test_a_checkpoint_whose_writer_died_is_not_there(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save({"step": 1}, None, lambda folder: folder.mkdir())
+    checkpoints.save({"step": 1}, lambda folder: folder.mkdir())
     with pytest.raises(OSError, match="the process died"):
-        checkpoints.save({"step": 2}, None, _die)
+        checkpoints.save({"step": 2}, _die)
     assert checkpoints.last() == ({"step": 1}, tmp_path / "step-1" / "learners")
+
+
+def test_what_dying_writers_left_is_made_good_by_the_next_checkpoint(tmp_path):
+    """One had not named the best yet, one was removing an old checkpoint, one was writing a new one."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save({"step": 5, "gold": 0.9}, lambda folder: folder.mkdir())
+    (tmp_path / "best.json").unlink()
+    for name in (".step-1.123.old", ".step-6.124.part"):
+        (tmp_path / name / "learners").mkdir(parents=True)
+    checkpoints.save({"step": 10, "gold": 0.5}, lambda folder: folder.mkdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.json", "step-10", "step-5"]
+    assert checkpoints.best() == {"step": 5, "gold": 0.9}
 
 
 def _die(folder):

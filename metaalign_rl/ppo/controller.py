@@ -177,8 +177,9 @@ class Controller:
     def _save_sometimes(self) -> None:
         if self.step % self.config.ppo.save_steps and self.step < self.config.ppo.steps:
             return
-        state = {"step": self.step, "kl_coef": self.kl.value}
-        self._checkpoints.save(state, fmean(self._gold) if self._gold else None, self.actors.learners.save_state)
+        gold = fmean(self._gold) if self._gold else None
+        state = {"step": self.step, "kl_coef": self.kl.value, "gold": gold}
+        self._checkpoints.save(state, self.actors.learners.save_state)
         self._gold = []
 
     def _resume(self) -> None:
