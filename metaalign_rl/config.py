@@ -230,6 +230,8 @@ class PPOConfig:
         for name, weight in self.sampler.items():
             _require(f"ppo.sampler.{name}", weight >= 0, "0 or more", weight)
         _require("ppo.in_flight", not self.in_flight or self.staleness > 0, "false without ppo.staleness=1", True)
+        if self.kl == "adaptive":
+            _require("ppo.kl_coef", self.kl_coef > 0, "above 0 beside ppo.kl=adaptive, which multiplies it", 0.0)
         if self.deterministic:
             _require("ppo.staleness", self.staleness == 0, "0 beside ppo.deterministic=true", self.staleness)
         if self.algorithm in ("rloo", "grpo"):
@@ -307,6 +309,11 @@ class Config:
         for name, tokens in (("rollout", self.rollout.max_new_tokens), ("evaluate", self.evaluate.max_new_tokens)):
             room = f"less than model.max_tokens={self.model.max_tokens}"
             _require(f"{name}.max_new_tokens", tokens < self.model.max_tokens, room, tokens)
+        if self.ppo.staleness:
+            corrected = self.learner.correction != "off"
+            _require("learner.correction", corrected, "token or sequence beside ppo.staleness=1", "off")
+            busy = "apart beside ppo.staleness=1: engines and learners work at the same time"
+            _require("cluster.layout", self.cluster.layout == "apart", busy, self.cluster.layout)
         if self.cluster.layout == "colocated":
             devices = self.rollout.engines * self.rollout.tensor_parallel
             wanted = f"rollout.engines * rollout.tensor_parallel = {devices} under cluster.layout=colocated"

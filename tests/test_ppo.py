@@ -14,6 +14,7 @@ from metaalign_rl.data.world import build
 from metaalign_rl.data.world.tokenizer import build_tokenizer
 from metaalign_rl.errors import UserError
 from metaalign_rl.faults import FaultLog
+from metaalign_rl.learner.config import LearnerConfig
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
 from metaalign_rl.placement import shares
 from metaalign_rl.ppo.checkpoints import Checkpoints
@@ -123,6 +124,19 @@ def test_rewards_can_be_normalised_in_each_tier_with_a_floor_on_the_deviation(ro
     rollouts = [_rollout(tiers[i // 2], value) for i, value in enumerate(values)]
     assert scores_of(rollouts, False).tolist() == pytest.approx(values)
     assert scores_of(rollouts, True).tolist() == pytest.approx([-1, 1, -0.05, 0.05], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("learner", "layout", "message"),
+    [("off", "apart", "learner.correction: .* beside ppo.staleness=1"), ("token", "colocated", "cluster.layout: ")],
+)
+def test_stale_answers_are_refused_uncorrected_and_where_engines_and_learners_take_turns(learner, layout, message):
+    with pytest.raises(UserError, match=message):
+        Config(
+            ppo=PPOConfig(staleness=1),
+            learner=LearnerConfig(correction=learner),
+            cluster=ClusterConfig(layout=layout),
+        )
 
 
 def test_the_kl_controller_is_the_configs():
