@@ -1,12 +1,12 @@
 """What breaks while a run goes on: how it is told from an error, counted, and when to give up. Light: no Ray."""
 
-import json
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from metaalign_rl.failures import root_cause
+from metaalign_rl.files import append_jsonl, read_log
 
 
 class Lost(RuntimeError):
@@ -44,6 +44,10 @@ class StepInterrupted(RuntimeError):
     """An engine was replaced in the middle of a step that must be done again whole (deterministic mode)."""
 
 
+class Abandoned(RuntimeError):
+    """Answers that were being drawn are not wanted any more."""
+
+
 class TooManyFaults(RuntimeError):
     """Faults came one after the other without a step between them; the message has the last one's root cause."""
 
@@ -59,7 +63,7 @@ class FaultLog:
     def __init__(self, path: Path, limit: int, say: Callable[[str], None] | None = None) -> None:
         self._path, self._limit, self._say = path, limit, say or _to_stderr
         self._since_progress = 0
-        self.count = len(path.read_text().splitlines()) if path.is_file() else 0
+        self.count = sum(1 for _ in read_log(path))
         self.step = 0
 
     def record(self, lost: Lost, action: str) -> None:
@@ -78,9 +82,7 @@ class FaultLog:
             "cause": cause,
             "action": action,
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_jsonl(self._path, line)
         self.count += 1
         self._since_progress += 1
         self._say(f"fault {self.count}, step {self.step}: {lost.who} {what} ({cause}); {action}")

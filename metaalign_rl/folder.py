@@ -26,7 +26,6 @@ class RunFolder:
         self.faults = self.root / "faults.jsonl"  # actors that died or hung, see faults.FaultLog
         self.rollouts = self.root / "rollouts"  # what PPO rolled out, a parquet file a step
         self.rollouts_page = self.root / "rollouts_page"  # the same for the page's browser, as scripts
-        self.faults = self.root / "faults.jsonl"  # actors that were lost in PPO, and what was done about it
         self.evaluation = self.root / "evaluation"
         self.report = self.root / "report.json"
         self.page = self.root / "report.html"

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ray import cloudpickle
 from metaalign_rl.actors import Patience
 from metaalign_rl.data.world import build
 from metaalign_rl.errors import UserError
-from metaalign_rl.faults import EngineLost, FaultLog, Lost, StepInterrupted, TooManyFaults
+from metaalign_rl.faults import Abandoned, EngineLost, FaultLog, Lost, StepInterrupted, TooManyFaults
 from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.reward_worker import Reward
 from metaalign_rl.rollout.pool import EnginePool
@@ -31,10 +32,13 @@ REQUESTS = [Request(index, [1, 2]) for index in range(12)]
 
 
 class Engine:
-    """Answers one request every 50 ms, with the version that it was given; the request `hangs` never."""
+    """Answers one request every 50 ms, with the version that it was given; the request `hangs` never.
+
+    While it has hung, it does not do what it is told either.
+    """
 
     def __init__(self, number, hangs=None):
-        self.number, self.hangs, self.version = number, hangs, 0
+        self.number, self.hangs, self.version, self.hung = number, hangs, 0, False
 
     def ready(self):
         return os.getpid()
@@ -43,11 +47,13 @@ class Engine:
         self.version = version
 
     def abort(self):
-        pass
+        while self.hung:
+            time.sleep(60)
 
     def generate(self, requests, sampling):
         for request in requests:
             while request.index == self.hangs:
+                self.hung = True
                 time.sleep(60)
             time.sleep(0.05)
             answer = replace(SAMPLE, index=request.index, weight_version=self.version, engine=self.number)
@@ -117,6 +123,37 @@ def answered(pool, on_first=lambda: None) -> list[Sample]:
 
 def lines(tmp_path: Path) -> list[dict]:
     return [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
+
+
+def test_idle_actors_are_not_taken_for_hung(faults, tmp_path):
+    """Engines wait for learners, and reward workers for a step's first answers, as long as it takes."""
+    pool = engine_pool(faults, 2, silence=1.0)
+    start = lambda number: ray.remote(num_cpus=0)(Worker).remote()  # noqa: E731
+    scorers = RewardPool(start, 1, faults, lambda: Patience(30.0, 1.0))
+    scorers.result(scorers.submit(build.prompts(0, 1), ["x"]))
+    scorers.begin_step()
+    time.sleep(1.5)
+    pool.load(lambda engines: ray.get([engine.take.remote(8) for engine in engines.values()]))
+    scorers.result(scorers.submit(build.prompts(0, 1), ["x"]))
+    assert not (tmp_path / "faults.jsonl").exists()
+
+
+def test_an_abandoned_round_ends_though_its_engine_hangs(faults):
+    pool = engine_pool(faults, 2, silence=4.0, hangs=5)
+    with ThreadPoolExecutor(1) as thread:
+        round_ = thread.submit(answered, pool)
+        time.sleep(1)
+        with pool.abandoned(), pytest.raises(Abandoned):
+            round_.result(timeout=20)
+    assert faults.count == 0
+
+
+def test_a_step_is_interrupted_though_another_engine_hangs(faults):
+    pool = engine_pool(faults, 2, silence=3.0, hangs=1, whole_steps=True)
+    began = time.monotonic()
+    with pytest.raises(StepInterrupted, match="rollout engine 0"):
+        answered(pool, on_first=lambda: kill(pool.engines[0]))
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -6,7 +6,7 @@ next weights on; where none is left, the new one takes them over, with the prese
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import ray
 
 from metaalign_rl.actors import Gone, Patience, first_ready, get, kill
 from metaalign_rl.config import Config
-from metaalign_rl.faults import EngineLost, FaultLog, StepInterrupted
+from metaalign_rl.faults import Abandoned, EngineLost, FaultLog, StepInterrupted
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
 from metaalign_rl.rollout.types import Request, Sample, Sampling
 from metaalign_rl.runtime import actor_options
@@ -23,6 +23,7 @@ from metaalign_rl.weights.route import backend_of
 
 Engines = Mapping[int, Any]  # Ray actors by number
 Send = Callable[[Engines], None]  # gives engines their weights; raises EngineLost
+LOOK = 1.0  # seconds after which a round looks whether it is still wanted
 
 
 class EnginePool:
@@ -50,8 +51,10 @@ class EnginePool:
         self.engines: dict[int, Any] = {}
         for number in range(count):
             self._launch(number)
-        self._serving = set(self.engines)
+        self._serving = dict(self.engines)  # those that hold the present weights
         self._loading = threading.Lock()  # an engine takes one update at a time, whichever thread brings it
+        self._replacing = threading.Lock()
+        self._unwanted = threading.Event()
 
     @classmethod
     def start(cls, config: Config, model_path: Path, faults: FaultLog) -> "EnginePool":
@@ -84,16 +87,24 @@ class EnginePool:
 
         Raises:
             StepInterrupted: an engine was replaced, and steps are to be whole.
+            Abandoned: nobody wants the samples any more.
             TooManyFaults: engines broke again and again.
         """
         round_ = _Round(self, sampling)
-        numbers = sorted(self._serving)
-        for place, number in enumerate(numbers):
-            round_.ask(number, requests[place :: len(numbers)])
         try:
+            round_.deal_out(requests)
             yield from round_.samples()
         finally:
             round_.close()
+
+    @contextmanager
+    def abandoned(self) -> Iterator[None]:
+        """Meanwhile a `generate` in another thread soon ends in `Abandoned`, whatever its engines do."""
+        self._unwanted.set()
+        try:
+            yield
+        finally:
+            self._unwanted.clear()
 
     def answer(self, prompts: list[list[int]], sampling: Sampling) -> list[Sample]:
         """One sample a prompt, in the prompts' order."""
@@ -110,19 +121,23 @@ class EnginePool:
         """
         with self._loading:
             self._send = send
-            while self._try_to_load(dict(self.engines)) is None:
-                pass
+            self._load()
 
-    def _try_to_load(self, engines: Engines) -> Engines | None:
-        """Give all of `engines` weights; None where one of them had to be replaced."""
+    def _load(self) -> None:
+        while not self._try_to_load(dict(self.engines)):
+            pass
+
+    def _try_to_load(self, engines: dict[int, Any]) -> bool:
+        """Give all of `engines` weights; False where one of them had to be replaced."""
         try:
-            self._wait_until_loaded(engines)
+            self.ask({number: engine.ready.remote() for number, engine in engines.items()}, "loading")
             self._send(engines)
         except EngineLost as lost:
             self.replace(lost, engines[lost.number])
-            return None
-        self._serving = set(engines)
-        return engines
+            return False
+        with self._replacing:
+            self._serving = {number: engine for number, engine in engines.items() if self.engines[number] is engine}
+        return True
 
     def load_checkpoint(self, checkpoint: Path) -> None:
         """Give every engine the weights in a checkpoint's folder, which all nodes see.
@@ -130,27 +145,53 @@ class EnginePool:
         Raises:
             StaleEngine: an engine took something else than the first one.
         """
-        self.load(lambda engines: _load_checkpoint(checkpoint, engines))
+        self.load(lambda engines: self._load_checkpoint(checkpoint, engines))
+
+    def _load_checkpoint(self, checkpoint: Path, engines: Engines) -> None:
+        held = self.ask({number: engine.ready.remote() for number, engine in engines.items()}, "ready")
+        version = max(held.values()) + 1
+        calls = {number: engine.load_checkpoint.remote(str(checkpoint), version) for number, engine in engines.items()}
+        answers = self.ask(calls, "load_checkpoint")
+        for number, answer in answers.items():
+            confirm(next(iter(answers.values())), answer, engine=f"rollout engine {number}")
 
     def sleep(self) -> None:
         """Have the engines leave their devices' memory to the learners; they wake by themselves."""
-        for number, call in [(number, engine.sleep.remote()) for number, engine in self.engines.items()]:
-            with suppress(EngineLost):  # it is found out, and replaced, when it gets its next weights
-                _ask(number, call)
+        self.tell({number: engine.sleep.remote() for number, engine in self.engines.items()}, "sleep")
 
     def replace(self, lost: EngineLost, engine: Any) -> None:
         """Start a new engine in the place of `engine`; it serves when it has been given weights."""
-        if self.engines[lost.number] is not engine:
-            return  # another thread has found that out
-        self._faults.record(lost, "another one takes its place")
-        kill(engine)
-        self._serving.discard(lost.number)
-        self._launch(lost.number)
+        with self._replacing:
+            if self.engines[lost.number] is not engine:
+                return  # another thread has found that out
+            self._faults.record(lost, "another one takes its place")
+            kill(engine)
+            self._serving = {number: other for number, other in self._serving.items() if number != lost.number}
+            self._launch(lost.number)
 
-    def revive(self) -> list[int]:
+    def revive(self) -> None:
         """Give the present weights to the engines that were started meanwhile, and let them serve."""
-        self.load(self._send)
-        return sorted(self._serving)
+        with self._loading:  # another thread may be bringing newer weights
+            if self._serving.keys() != self.engines.keys():
+                self._load()
+
+    def ask(self, calls: Mapping[int, Any], method: str) -> dict[int, Any]:
+        """The answers to a call of each of some engines, by number.
+
+        Raises:
+            EngineLost: one of them is gone, or hangs.
+        """
+        for number in calls:
+            self._clocks[number].began()
+        return {number: self._answer(number, call, method) for number, call in calls.items()}
+
+    def tell(self, calls: Mapping[int, Any], method: str) -> None:
+        """Wait until the engines have done a call each; one that is lost is found out at its next weights."""
+        for number in calls:
+            self._clocks[number].began()
+        for number, call in calls.items():
+            with suppress(EngineLost):
+                self._answer(number, call, method)
 
     def stop(self) -> None:
         """End the engines' processes."""
@@ -161,32 +202,20 @@ class EnginePool:
         self.engines[number] = self._start(number)
         self._clocks[number] = self._patience()
 
-    def _wait_until_loaded(self, engines: Engines) -> None:
-        for number, engine in engines.items():
-            ready, clock = engine.ready.remote(), self._clocks[number]
-            if first_ready([ready], clock.left()) is None:
-                raise EngineLost(number, clock.error("loading"))
-            _ask(number, ready)
-            clock.heard()
+    def _answer(self, number: int, call: Any, method: str) -> Any:
+        clock = self._clocks[number]
+        if first_ready([call], clock.left()) is None:
+            raise EngineLost(number, clock.error(method))
+        try:
+            answer = get(call)
+        except Gone as error:
+            raise EngineLost(number, error) from error
+        clock.heard()
+        return answer
 
 
 def _nothing(engines: Engines) -> None:
     """New engines hold the weights of the checkpoint that they loaded."""
-
-
-def _load_checkpoint(checkpoint: Path, engines: Engines) -> None:
-    version = max(_ask(number, engine.ready.remote()) for number, engine in engines.items()) + 1
-    calls = {number: engine.load_checkpoint.remote(str(checkpoint), version) for number, engine in engines.items()}
-    answers = {number: _ask(number, call) for number, call in calls.items()}
-    for number, answer in answers.items():
-        confirm(next(iter(answers.values())), answer, engine=f"rollout engine {number}")
-
-
-def _ask(number: int, call: Any) -> Any:
-    try:
-        return get(call)
-    except Gone as error:
-        raise EngineLost(number, error) from error
 
 
 class _Round:
@@ -198,13 +227,18 @@ class _Round:
         self._open: dict[int, dict[int, Request]] = {}  # what an engine has not answered, by the request's index
         self._engines: dict[int, Any] = {}  # those that were asked
 
-    def ask(self, number: int, requests: list[Request]) -> None:
+    def deal_out(self, requests: list[Request]) -> None:
+        """Send the serving engines a share each."""
+        serving = sorted(self._pool._serving.items())
+        for place, (number, engine) in enumerate(serving):
+            if share := requests[place :: len(serving)]:
+                self._ask(number, engine, share)
+
+    def _ask(self, number: int, engine: Any, requests: list[Request]) -> None:
         """Send an engine requests; they come after those that it has."""
-        if not requests:
-            return
         if number not in self._open:
             self._pool._clocks[number].began()
-        engine = self._engines[number] = self._pool.engines[number]
+        self._engines[number] = engine
         stream = engine.generate.options(num_returns="streaming").remote(requests, self._sampling)
         self._streams[stream] = number
         self._open.setdefault(number, {}).update({request.index: request for request in requests})
@@ -212,7 +246,10 @@ class _Round:
     def samples(self) -> Iterator[list[Sample]]:
         """What the engines finish, until everything is answered."""
         while self._open:
-            stream = first_ready(list(self._streams), min(self._pool._clocks[n].left() for n in self._open))
+            if self._pool._unwanted.is_set():
+                raise Abandoned("nobody wants these answers any more")
+            left = min(self._pool._clocks[number].left() for number in self._open)
+            stream = first_ready(list(self._streams), min(LOOK, left))
             if stream is None:
                 self._replace_silent()
                 continue
@@ -235,9 +272,7 @@ class _Round:
 
     def close(self) -> None:
         """Tell the engines that nobody listens any more."""
-        for number, call in [(number, self._engines[number].abort.remote()) for number in self._open]:
-            with suppress(EngineLost):  # it is found out when it gets its next weights
-                _ask(number, call)
+        self._pool.tell({number: self._engines[number].abort.remote() for number in self._open}, "abort")
 
     def _replace_silent(self) -> None:
         for number in list(self._open):
@@ -252,6 +287,6 @@ class _Round:
         orphans = list(self._open.pop(lost.number, {}).values())
         if self._pool._whole_steps:
             raise StepInterrupted(str(lost))
-        others = sorted(self._pool._serving) or self._pool.revive()
-        for place, number in enumerate(others):
-            self.ask(number, orphans[place :: len(others)])
+        if not self._pool._serving:
+            self._pool.revive()
+        self.deal_out(orphans)
