@@ -228,7 +228,9 @@ class _Round:
         self._engines: dict[int, Any] = {}  # those that were asked
 
     def deal_out(self, requests: list[Request]) -> None:
-        """Send the serving engines a share each."""
+        """Send the serving engines a share each; where none is left, those in their place, once they serve."""
+        while not self._pool._serving:
+            self._pool.revive()
         serving = sorted(self._pool._serving.items())
         for place, (number, engine) in enumerate(serving):
             if share := requests[place :: len(serving)]:
@@ -287,6 +289,4 @@ class _Round:
         orphans = list(self._open.pop(lost.number, {}).values())
         if self._pool._whole_steps:
             raise StepInterrupted(str(lost))
-        if not self._pool._serving:
-            self._pool.revive()
         self.deal_out(orphans)
