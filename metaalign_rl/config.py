@@ -260,7 +260,7 @@ class PPOConfig:
 class FaultsConfig:
     """When an actor is taken for lost, and when a run gives up. A lost actor is replaced and its work done again."""
 
-    limit: int = 5  # faults without a finished step between them that a run survives
+    limit: int = 5  # faults of one actor, or of the learners, without a new step between them that a run survives
     silence_s: float = 600.0  # an actor at work that says nothing for so long hangs; above the longest learner step
     start_s: float = 1800.0  # the same while it loads its model
 

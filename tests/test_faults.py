@@ -21,7 +21,7 @@ from ray import cloudpickle
 from metaalign_rl.actors import Patience
 from metaalign_rl.data.world import build
 from metaalign_rl.errors import UserError
-from metaalign_rl.faults import Abandoned, EngineLost, FaultLog, Lost, StepInterrupted, TooManyFaults
+from metaalign_rl.faults import Abandoned, EngineLost, FaultLog, LearnersLost, Lost, StepInterrupted, TooManyFaults
 from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.reward_worker import Reward
 from metaalign_rl.rollout.pool import EnginePool
@@ -223,7 +223,7 @@ def test_a_killed_reward_workers_answers_are_scored_again(faults, tmp_path):
 
 def test_what_breaks_again_and_again_ends_the_run_with_its_root_cause(faults):
     pool = RewardPool(lambda number: ray.remote(num_cpus=0)(Broken).remote(), 1, faults, lambda: Patience(30.0, 30.0))
-    with pytest.raises(TooManyFaults, match=r"4 faults without a finished step .*reward worker 0 died: .*actor"):
+    with pytest.raises(TooManyFaults, match=r"4 faults of reward worker 0 without .* 0 died: .*actor"):
         pool.result(pool.submit(build.prompts(0, 1), ["x"]))
 
 
@@ -236,6 +236,23 @@ def test_an_actor_that_cannot_be_made_is_an_error_and_no_fault(faults, tmp_path)
     with pytest.raises(Exception, match="no such folder"):
         pool.result(pool.submit(build.prompts(0, 1), ["x"]))
     assert not (tmp_path / "faults.jsonl").exists()
+
+
+def test_many_actors_may_be_lost_at_once_as_with_their_node(faults):
+    for number in range(16):
+        faults.record(EngineLost(number, RuntimeError("gone")), "another one takes its place")
+    assert faults.count == 16
+
+
+def test_learners_that_die_at_one_step_end_the_run_though_steps_before_it_are_done_again(faults):
+    lost = [LearnersLost(f"learner rank {rank}", RuntimeError("gone")) for rank in range(4)]
+    for one in lost[:3]:
+        faults.progress(1)
+        faults.progress(2)
+        faults.record(one, "all ranks start again")
+    faults.progress(1)
+    with pytest.raises(TooManyFaults, match="4 faults of the learners"):
+        faults.record(lost[3], "all ranks start again")
 
 
 def test_a_finished_step_forgets_the_faults_before_it_but_they_stay_counted(faults, tmp_path):
