@@ -214,7 +214,7 @@ class PPOConfig:
     max_mismatch: float = 0.01  # mean |Δ log p| a token between learner and engine above which the run stops
     reward_workers: int = 1
     parts: int = 4  # a step's samples go on to reward workers and learners in about so many parts, as they finish
-    staleness: Literal[0, 1] = 0  # 1: roll the next step out while the learners learn, from weights one update older
+    staleness: Literal[0, 1] = 0  # 1: roll the next step out while the learners learn; needs learner.correction
     in_flight: bool = False  # with staleness: engines take new weights in the middle of their answers
     deterministic: bool = False  # the same metrics again, and after a fault; costs seeds of their own and some overlap
     save_steps: int = 20

@@ -18,7 +18,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from metaalign_rl.actors import Patience
+from metaalign_rl.actors import Patience, follow
 from metaalign_rl.data.world import build
 from metaalign_rl.errors import UserError
 from metaalign_rl.faults import Abandoned, EngineLost, FaultLog, LearnersLost, Lost, StepInterrupted, TooManyFaults
@@ -236,6 +236,20 @@ def test_an_actor_that_cannot_be_made_is_an_error_and_no_fault(faults, tmp_path)
     with pytest.raises(Exception, match="no such folder"):
         pool.result(pool.submit(build.prompts(0, 1), ["x"]))
     assert not (tmp_path / "faults.jsonl").exists()
+
+
+def test_a_rank_that_fails_is_heard_though_the_others_wait_for_it():
+    class Rank:
+        def train(self, rank):
+            yield rank
+            if rank == 1:
+                raise UserError("demonstrations.jsonl: no such file")
+            time.sleep(60)
+
+    ranks = [ray.remote(num_cpus=0)(Rank).remote() for _ in range(2)]
+    streams = [rank.train.options(num_returns="streaming").remote(number) for number, rank in enumerate(ranks)]
+    with pytest.raises(UserError, match="no such file"):
+        list(follow(streams))
 
 
 def test_many_actors_may_be_lost_at_once_as_with_their_node(faults):
