@@ -1,7 +1,7 @@
 """What all of a run's actors have in common: waiting for them, and telling that one is lost."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -66,3 +66,19 @@ def first_ready(refs: Sequence[Any], timeout: float) -> Any | None:
     """The first of `refs`, objects or streams, that has something; None after `timeout` seconds."""
     ready, _ = ray.wait(list(refs), num_returns=1, timeout=max(0.0, timeout))
     return ready[0] if ready else None
+
+
+def follow(streams: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """What several actors' streams yield, as it comes, with the stream's place.
+
+    An error of any stream is raised at once: the others may wait for that actor, an hour long.
+    """
+    places = {stream: place for place, stream in enumerate(streams)}
+    while places:
+        (stream,), _ = ray.wait(list(places), num_returns=1)
+        try:
+            update = ray.get(next(stream))
+        except StopIteration:
+            del places[stream]
+        else:
+            yield places[stream], update

@@ -215,7 +215,7 @@ class PPOConfig:
     # null: 0.01 in float32, 0.05 in bfloat16
     reward_workers: int = 1
     parts: int = 4  # a step's samples go on to reward workers and learners in about so many parts, as they finish
-    staleness: Literal[0, 1] = 0  # 1: roll the next step out while the learners learn, from weights one update older
+    staleness: Literal[0, 1] = 0  # 1: roll the next step out while the learners learn; needs learner.correction
     in_flight: bool = False  # with staleness: engines take new weights in the middle of their answers
     deterministic: bool = False  # the same metrics again, and after a fault; costs seeds of their own and some overlap
     save_steps: int = 20
@@ -233,6 +233,8 @@ class PPOConfig:
         for name, weight in self.sampler.items():
             _require(f"ppo.sampler.{name}", weight >= 0, "0 or more", weight)
         _require("ppo.in_flight", not self.in_flight or self.staleness > 0, "false without ppo.staleness=1", True)
+        if self.kl == "adaptive":
+            _require("ppo.kl_coef", self.kl_coef > 0, "above 0 beside ppo.kl=adaptive, which multiplies it", 0.0)
         if self.deterministic:
             _require("ppo.staleness", self.staleness == 0, "0 beside ppo.deterministic=true", self.staleness)
         if self.algorithm in ("rloo", "grpo"):
@@ -261,7 +263,7 @@ class PPOConfig:
 class FaultsConfig:
     """When an actor is taken for lost, and when a run gives up. A lost actor is replaced and its work done again."""
 
-    limit: int = 5  # faults without a finished step between them that a run survives
+    limit: int = 5  # faults of one actor, or of the learners, without a new step between them that a run survives
     silence_s: float = 600.0  # an actor at work that says nothing for so long hangs; above the longest learner step
     start_s: float = 1800.0  # the same while it loads its model
 
@@ -310,6 +312,11 @@ class Config:
         for name, tokens in (("rollout", self.rollout.max_new_tokens), ("evaluate", self.evaluate.max_new_tokens)):
             room = f"less than model.max_tokens={self.model.max_tokens}"
             _require(f"{name}.max_new_tokens", tokens < self.model.max_tokens, room, tokens)
+        if self.ppo.staleness:
+            corrected = self.learner.correction != "off"
+            _require("learner.correction", corrected, "token or sequence beside ppo.staleness=1", "off")
+            busy = "apart beside ppo.staleness=1: engines and learners work at the same time"
+            _require("cluster.layout", self.cluster.layout == "apart", busy, self.cluster.layout)
         if self.cluster.layout == "colocated":
             devices = self.rollout.engines * self.rollout.tensor_parallel
             wanted = f"rollout.engines * rollout.tensor_parallel = {devices} under cluster.layout=colocated"

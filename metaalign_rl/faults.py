@@ -1,6 +1,7 @@
 """What breaks while a run goes on: how it is told from an error, counted, and when to give up. Light: no Ray."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,8 @@ class Lost(RuntimeError):
         who: such as "rollout engine 1".
         cause: what Ray said of it, or a `TimeoutError` where it said nothing for too long.
     """
+
+    kin = ""  # those that are lost together, whichever of them is named
 
     def __init__(self, who: str, cause: BaseException) -> None:
         super().__init__(who, cause)  # both, so that it can be pickled
@@ -39,26 +42,34 @@ class EngineLost(Lost):
 class LearnersLost(Lost):
     """A learner rank died or hangs, and with it the whole group: ranks meet in collective operations."""
 
+    kin = "the learners"
+
 
 class StepInterrupted(RuntimeError):
     """An engine was replaced in the middle of a step that must be done again whole (deterministic mode)."""
 
 
+class Abandoned(RuntimeError):
+    """Answers that were being drawn are not wanted any more."""
+
+
 class TooManyFaults(RuntimeError):
-    """Faults came one after the other without a step between them; the message has the last one's root cause."""
+    """An actor was lost again and again without progress; the message has the last root cause."""
 
 
 class FaultLog:
     """Counts the faults of a run, one line of `faults.jsonl` each, and gives up where they do not end.
 
     Args:
-        limit: faults without a finished step between them that a run survives.
+        limit: faults of one actor, or of the learners, without a new step between them that a run survives. Of one,
+            since a node that is lost takes many actors along.
         say: where a line for the user goes.
     """
 
     def __init__(self, path: Path, limit: int, say: Callable[[str], None] | None = None) -> None:
         self._path, self._limit, self._say = path, limit, say or _to_stderr
-        self._since_progress = 0
+        self._since_progress: Counter[str] = Counter()
+        self._furthest = 0
         self.count = sum(1 for _ in read_log(path))
         self.step = 0
 
@@ -80,17 +91,22 @@ class FaultLog:
         }
         append_jsonl(self._path, line)
         self.count += 1
-        self._since_progress += 1
+        kin = lost.kin or lost.who
+        self._since_progress[kin] += 1
         self._say(f"fault {self.count}, step {self.step}: {lost.who} {what} ({cause}); {action}")
-        if self._since_progress > self._limit:
+        if (found := self._since_progress[kin]) > self._limit:
             raise TooManyFaults(
-                f"{self._since_progress} faults without a finished step between them (faults.limit={self._limit}); "
+                f"{found} faults of {kin} without a new step between them (faults.limit={self._limit}); "
                 f"the last: {lost.who} {what}: {cause}"
             )
 
     def progress(self, step: int) -> None:
-        """A step is finished: what broke before it is overcome."""
-        self.step, self._since_progress = step, 0
+        """A step is finished. What broke before it is overcome, unless it was finished before: learners that die at
+        one step do all since the last checkpoint again each time."""
+        self.step = step
+        if step > self._furthest:
+            self._furthest = step
+            self._since_progress.clear()
 
 
 def _to_stderr(line: str) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -100,7 +101,7 @@ def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
     What stands at `path` already is renamed aside first, so that a crash between the two renames leaves nothing
     there. What writers that died left beside `path` is removed: a folder has one writer at a time.
     """
-    _sweep(path, "part")
+    sweep(path.parent, path.name, "part")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.mkdir(parents=True)
     fill(temporary)
@@ -108,18 +109,24 @@ def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
     if path.exists():
         path.rename(old)
     temporary.rename(path)
-    _sweep(path, "old")
+    sweep(path.parent, path.name, "old")
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder: it is whole or gone under its name, whenever the process dies."""
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     path.rename(old)
-    _sweep(path, "old")
+    sweep(path.parent, path.name, "old")
 
 
-def _sweep(path: Path, ending: str) -> None:
-    litter = re.compile(rf"\.{re.escape(path.name)}\.\d+\.{ending}")
-    for folder in path.parent.glob(f".*.{ending}"):
-        if litter.fullmatch(folder.name):
+def sweep(parent: Path, names: str, *endings: str) -> None:
+    """Remove what `replace_folder` and `remove_folder` left, if they died, of folders whose name fits a pattern.
+
+    Args:
+        names: as `fnmatch` has it, such as "step-*".
+        endings: "part", of folders not finished, or "old", of those that are no more; both if none is given.
+    """
+    litter = re.compile(rf"\.(?P<name>.+)\.\d+\.({'|'.join(endings or ('part', 'old'))})")
+    for folder in parent.glob(".*"):
+        if (found := litter.fullmatch(folder.name)) and fnmatchcase(found["name"], names):
             shutil.rmtree(folder)

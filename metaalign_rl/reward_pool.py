@@ -42,6 +42,8 @@ class RewardPool:
     def submit(self, rows: Sequence[Row], answers: Sequence[str]) -> Ticket:
         """Have the next worker score answers to rows, while the caller goes on."""
         number = self._turn % len(self._workers)
+        if self._turn < len(self._workers):  # it was idle, perhaps for as long as the first answers took
+            self._clocks[number].began()
         self._turn += 1
         return self._ask(number, list(rows), list(answers))
 
@@ -67,10 +69,8 @@ class RewardPool:
                 return rewards
 
     def begin_step(self) -> None:
-        """Deal out the next step's tickets from the first worker on, and start the clocks."""
+        """Deal out the next step's tickets from the first worker on."""
         self._turn = 0
-        for clock in self._clocks:
-            clock.began()
 
     def stop(self) -> None:
         """End the workers' processes."""

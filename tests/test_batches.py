@@ -38,7 +38,7 @@ def test_batches_are_joined_and_padded_to_the_longest():
 
 
 @given(
-    lengths=st.lists(st.integers(1, 40), min_size=4, max_size=40),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=40),  # also fewer than ranks
     ranks=st.integers(1, 4),
     tokens=st.integers(1, 120),
 )

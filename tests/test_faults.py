@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,10 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from metaalign_rl.actors import Patience
+from metaalign_rl.actors import Patience, follow
 from metaalign_rl.data.world import build
 from metaalign_rl.errors import UserError
-from metaalign_rl.faults import EngineLost, FaultLog, Lost, StepInterrupted, TooManyFaults
+from metaalign_rl.faults import Abandoned, EngineLost, FaultLog, LearnersLost, Lost, StepInterrupted, TooManyFaults
 from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.reward_worker import Reward
 from metaalign_rl.rollout.pool import EnginePool
@@ -31,10 +32,13 @@ REQUESTS = [Request(index, [1, 2]) for index in range(12)]
 
 
 class Engine:
-    """Answers one request every 50 ms, with the version that it was given; the request `hangs` never."""
+    """Answers one request every 50 ms, with the version that it was given; the request `hangs` never.
+
+    While it has hung, it does not do what it is told either.
+    """
 
     def __init__(self, number, hangs=None):
-        self.number, self.hangs, self.version = number, hangs, 0
+        self.number, self.hangs, self.version, self.hung = number, hangs, 0, False
 
     def ready(self):
         return os.getpid()
@@ -43,11 +47,13 @@ class Engine:
         self.version = version
 
     def abort(self):
-        pass
+        while self.hung:
+            time.sleep(60)
 
     def generate(self, requests, sampling):
         for request in requests:
             while request.index == self.hangs:
+                self.hung = True
                 time.sleep(60)
             time.sleep(0.05)
             answer = replace(SAMPLE, index=request.index, weight_version=self.version, engine=self.number)
@@ -119,6 +125,37 @@ def lines(tmp_path: Path) -> list[dict]:
     return [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
 
 
+def test_idle_actors_are_not_taken_for_hung(faults, tmp_path):
+    """Engines wait for learners, and reward workers for a step's first answers, as long as it takes."""
+    pool = engine_pool(faults, 2, silence=1.0)
+    start = lambda number: ray.remote(num_cpus=0)(Worker).remote()  # noqa: E731
+    scorers = RewardPool(start, 1, faults, lambda: Patience(30.0, 1.0))
+    scorers.result(scorers.submit(build.prompts(0, 1), ["x"]))
+    scorers.begin_step()
+    time.sleep(1.5)
+    pool.load(lambda engines: ray.get([engine.take.remote(8) for engine in engines.values()]))
+    scorers.result(scorers.submit(build.prompts(0, 1), ["x"]))
+    assert not (tmp_path / "faults.jsonl").exists()
+
+
+def test_an_abandoned_round_ends_though_its_engine_hangs(faults):
+    pool = engine_pool(faults, 2, silence=4.0, hangs=5)
+    with ThreadPoolExecutor(1) as thread:
+        round_ = thread.submit(answered, pool)
+        time.sleep(1)
+        with pool.abandoned(), pytest.raises(Abandoned):
+            round_.result(timeout=20)
+    assert faults.count == 0
+
+
+def test_a_step_is_interrupted_though_another_engine_hangs(faults):
+    pool = engine_pool(faults, 2, silence=3.0, hangs=1, whole_steps=True)
+    began = time.monotonic()
+    with pytest.raises(StepInterrupted, match="rollout engine 0"):
+        answered(pool, on_first=lambda: kill(pool.engines[0]))
+    assert time.monotonic() - began < 20
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_what_a_killed_engine_had_not_answered_is_answered_once_and_from_the_present_weights(faults, tmp_path, count):
     pool = engine_pool(faults, count)
@@ -186,7 +223,7 @@ def test_a_killed_reward_workers_answers_are_scored_again(faults, tmp_path):
 
 def test_what_breaks_again_and_again_ends_the_run_with_its_root_cause(faults):
     pool = RewardPool(lambda number: ray.remote(num_cpus=0)(Broken).remote(), 1, faults, lambda: Patience(30.0, 30.0))
-    with pytest.raises(TooManyFaults, match=r"4 faults without a finished step .*reward worker 0 died: .*actor"):
+    with pytest.raises(TooManyFaults, match=r"4 faults of reward worker 0 without .* 0 died: .*actor"):
         pool.result(pool.submit(build.prompts(0, 1), ["x"]))
 
 
@@ -199,6 +236,37 @@ def test_an_actor_that_cannot_be_made_is_an_error_and_no_fault(faults, tmp_path)
     with pytest.raises(Exception, match="no such folder"):
         pool.result(pool.submit(build.prompts(0, 1), ["x"]))
     assert not (tmp_path / "faults.jsonl").exists()
+
+
+def test_a_rank_that_fails_is_heard_though_the_others_wait_for_it():
+    class Rank:
+        def train(self, rank):
+            yield rank
+            if rank == 1:
+                raise UserError("demonstrations.jsonl: no such file")
+            time.sleep(60)
+
+    ranks = [ray.remote(num_cpus=0)(Rank).remote() for _ in range(2)]
+    streams = [rank.train.options(num_returns="streaming").remote(number) for number, rank in enumerate(ranks)]
+    with pytest.raises(UserError, match="no such file"):
+        list(follow(streams))
+
+
+def test_many_actors_may_be_lost_at_once_as_with_their_node(faults):
+    for number in range(16):
+        faults.record(EngineLost(number, RuntimeError("gone")), "another one takes its place")
+    assert faults.count == 16
+
+
+def test_learners_that_die_at_one_step_end_the_run_though_steps_before_it_are_done_again(faults):
+    lost = [LearnersLost(f"learner rank {rank}", RuntimeError("gone")) for rank in range(4)]
+    for one in lost[:3]:
+        faults.progress(1)
+        faults.progress(2)
+        faults.record(one, "all ranks start again")
+    faults.progress(1)
+    with pytest.raises(TooManyFaults, match="4 faults of the learners"):
+        faults.record(lost[3], "all ranks start again")
 
 
 def test_a_finished_step_forgets_the_faults_before_it_but_they_stay_counted(faults, tmp_path):

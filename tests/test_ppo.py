@@ -14,6 +14,7 @@ from metaalign_rl.data.world import build
 from metaalign_rl.data.world.tokenizer import build_tokenizer
 from metaalign_rl.errors import UserError
 from metaalign_rl.faults import FaultLog
+from metaalign_rl.learner.config import LearnerConfig
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
 from metaalign_rl.placement import shares
 from metaalign_rl.ppo.checkpoints import Checkpoints
@@ -125,6 +126,19 @@ def test_rewards_can_be_normalised_in_each_tier_with_a_floor_on_the_deviation(ro
     assert scores_of(rollouts, True).tolist() == pytest.approx([-1, 1, -0.05, 0.05], abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("learner", "layout", "message"),
+    [("off", "apart", "learner.correction: .* beside ppo.staleness=1"), ("token", "colocated", "cluster.layout: ")],
+)
+def test_stale_answers_are_refused_uncorrected_and_where_engines_and_learners_take_turns(learner, layout, message):
+    with pytest.raises(UserError, match=message):
+        Config(
+            ppo=PPOConfig(staleness=1),
+            learner=LearnerConfig(correction=learner),
+            cluster=ClusterConfig(layout=layout),
+        )
+
+
 def test_the_kl_controller_is_the_configs():
     assert isinstance(make_kl_controller(Config()), FixedKL)
     assert isinstance(make_kl_controller(Config(ppo=PPOConfig(kl="adaptive"))), AdaptiveKL)
@@ -178,6 +192,15 @@ def test_a_checkpoint_whose_writer_died_is_not_there(tmp_path):
         checkpoints.save({"step": 2, "gold": None}, _die)
     assert checkpoints.last().state["step"] == 1
     assert checkpoints.best() is None
+
+
+def test_what_dying_writers_left_is_swept_by_the_next_checkpoint(tmp_path):
+    """One was removing an old checkpoint, one was writing a new one."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for name in (".step-1.123.old", ".step-6.124.part"):
+        (tmp_path / name / "learners").mkdir(parents=True)
+    checkpoints.save({"step": 10, "gold": 0.5}, lambda checkpoint: checkpoint.policy.mkdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["step-10"]
 
 
 def _die(folder):

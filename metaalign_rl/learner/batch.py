@@ -212,11 +212,14 @@ def plan_micro_batches(
 ) -> list[list[MicroBatch]]:
     """Deal the samples at `indices` out to ranks, balanced by tokens, by at most `max_tokens`.
 
-    Every rank gets the same number of micro-batches, since ranks meet in collective operations. A sample
+    Every rank gets the same number of micro-batches, since ranks meet in collective operations: fillers where there are
+    fewer samples than ranks. A sample
     longer than `max_tokens` goes alone; a micro-batch of `enough` tokens takes in none that would be padding for the
     most part. The plan depends on its arguments alone, so all ranks come to the same one.
     """
-    assert len(indices) >= ranks, f"{len(indices)} samples for {ranks} ranks"
+    if len(indices) < ranks:
+        each = [[MicroBatch([index])] for index in indices]
+        return each + [[MicroBatch([indices[0]], filler=True)]] * (ranks - len(indices))
     balance = openrlhf_module("utils.seqlen_balancing").get_seqlen_balanced_partitions
     shares = [list(range(len(indices)))]
     if ranks > 1:

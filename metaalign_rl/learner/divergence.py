@@ -34,11 +34,14 @@ class Watch:
 
     Args:
         max_growth: how many times its running mean a gradient norm or value loss may be; None: any.
+
+    Attributes:
+        means: the running means, by metric; a checkpoint holds them.
     """
 
     def __init__(self, max_growth: float | None) -> None:
         self._max_growth = max_growth
-        self._means: dict[str, float] = {}
+        self.means: dict[str, float] = {}
 
     def check(self, metrics: dict[str, float], where: str) -> None:
         """Let the step be taken.
@@ -55,8 +58,8 @@ class Watch:
 
     def _compare(self, name: str, value: float, where: str) -> None:
         assert self._max_growth is not None
-        mean = self._means.get(name, value)
+        mean = self.means.get(name, value)
         if value > self._max_growth * mean > 0:
             limit = f"above learner.max_growth={self._max_growth:g} times its running mean {mean:.3g}"
             raise Diverged(f"{where}: {name} is {value:.3g}, {limit}; {REMEDY}")
-        self._means[name] = MEMORY * mean + (1 - MEMORY) * value
+        self.means[name] = MEMORY * mean + (1 - MEMORY) * value

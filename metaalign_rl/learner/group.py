@@ -15,7 +15,9 @@ from metaalign_rl.learner.worker import Learner
 from metaalign_rl.ranks import rendezvous
 from metaalign_rl.runtime import actor_options
 
-GRACE = 10.0  # seconds in which the rank shows up whose death made another one's collective operation fail
+# Seconds in which the rank shows up whose death made another one's collective operation fail: of a process Ray knows at
+# once, of a node that stopped answering after about a minute.
+GRACE = 90.0
 
 
 class Models(NamedTuple):
@@ -56,9 +58,9 @@ class LearnerGroup:
         """Have the log-probabilities of policy and reference, and values, computed while the caller goes on."""
         return self._begin("evaluate", ray.put(batch))
 
-    def train(self, batch: Batch, kl_coef: float = 0.0) -> dict[str, float]:
-        """One update, with the KL in the loss by `kl_coef`; see `Learner.train`."""
-        return self.call("train", ray.put(batch), kl_coef, self._config.ppo.kl_by)
+    def begin_train(self, batch: Batch, kl_coef: float = 0.0) -> Call:
+        """Begin one update, with the KL in the loss by `kl_coef`; see `Learner.train`."""
+        return self._begin("train", ray.put(batch), kl_coef, self._config.ppo.kl_by)
 
     def save_policy(self, path: Path) -> None:
         """Write the policy as a Hugging Face checkpoint."""
@@ -91,19 +93,20 @@ class LearnerGroup:
     def result(self, call: Call) -> Any:
         """Rank 0's answer, once every rank has answered."""
         waiting, clock = dict(zip(call.answers, range(len(call.answers)), strict=True)), self._patience()
+        answers: dict[int, Any] = {}
         while waiting:
             answer = first_ready(list(waiting), clock.left())
             if answer is None:
                 ranks = ", ".join(map(str, waiting.values()))
                 raise LearnersLost(f"learner rank {ranks}", clock.error(call.method))
             try:
-                get(answer)
+                answers[waiting[answer]] = get(answer)
             except Exception as error:
                 if lost := self._lost_rank(waiting):
                     raise lost from error
                 raise
             del waiting[answer]
-        return ray.get(call.answers[0]) if call.answers else None
+        return answers[0]
 
     def _launch(self) -> None:
         config = self._config

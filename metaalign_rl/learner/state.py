@@ -13,8 +13,12 @@ from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_json, replace_folder, write_json
 
 
-def save(path: Path, engines: dict[str, Any], generator: torch.Generator) -> None:
-    """Write all ranks' state to the folder `path`, in place of what is there. Every rank must call it."""
+def save(path: Path, engines: dict[str, Any], generator: torch.Generator, own: dict[str, Any]) -> None:
+    """Write all ranks' state to the folder `path`, in place of what is there. Every rank must call it.
+
+    Args:
+        own: what else the ranks know, the same on all.
+    """
     staging = path.with_name(f".{path.name}.staging")
     first = dist.get_rank() == 0
     if first:
@@ -25,7 +29,7 @@ def save(path: Path, engines: dict[str, Any], generator: torch.Generator) -> Non
         engine.save_checkpoint(str(staging), tag=name, save_latest=False)
     write_json(staging / _random_file(), _random_state(generator))
     if first:
-        write_json(staging / "learner.json", {"ranks": dist.get_world_size(), "engines": list(engines)})
+        write_json(staging / "learner.json", {"ranks": dist.get_world_size(), "engines": list(engines), "own": own})
     dist.barrier()
     if first:
         replace_folder(path, lambda folder: _move_content(staging, folder))
@@ -33,13 +37,14 @@ def save(path: Path, engines: dict[str, Any], generator: torch.Generator) -> Non
     dist.barrier()
 
 
-def load(path: Path, engines: dict[str, Any], generator: torch.Generator) -> None:
-    """Take up what `save` wrote. Every rank must call it.
+def load(path: Path, engines: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+    """Take up what `save` wrote, and return its `own`. Every rank must call it.
 
     Raises:
         UserError: there is no such folder, or other ranks or engines wrote it.
     """
     found = read_json(path / "learner.json")
+    own: dict[str, Any] = found.pop("own")
     wanted = {"ranks": dist.get_world_size(), "engines": list(engines)}
     if found != wanted:
         raise UserError(f"{path}: the state is of {found}, this learner is {wanted}; resume with the same config")
@@ -47,6 +52,7 @@ def load(path: Path, engines: dict[str, Any], generator: torch.Generator) -> Non
         loaded, _ = engine.load_checkpoint(str(path), tag=name)
         assert loaded is not None, f"{path}/{name} holds no checkpoint"
     _set_random_state(read_json(path / _random_file()), generator)
+    return own
 
 
 def _move_content(source: Path, target: Path) -> None:
@@ -77,5 +83,5 @@ def _set_random_state(state: dict[str, Any], generator: torch.Generator) -> None
     np.random.set_state(tuple(state["numpy"]))
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     generator.set_state(torch.tensor(state["minibatches"], dtype=torch.uint8))
-    if torch.cuda.is_available():
+    if "cuda" in state and torch.cuda.is_available():  # else the run began on CPUs
         torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))

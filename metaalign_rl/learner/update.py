@@ -23,7 +23,7 @@ class Update:
         self._entropy_gradient, self._share_prompts = config.entropy_coef != 0, config.share_prompts
         self._engines = {"": policy} | ({} if critic is None else {"critic_": critic})
         self._policy, self._critic, self._ranks, self._device = policy, critic, ranks, device
-        self._watch = Watch(config.max_growth)
+        self.watch = Watch(config.max_growth)
 
     def __call__(
         self, batch: Batch, plan: list[MicroBatch], tokens: int, samples: int, penalty: Penalty, where: str
@@ -55,9 +55,9 @@ class Update:
                     for name, share in shares.items():
                         means[name] = means.get(name, 0.0) + share.detach() * (not micro.filler)
         metrics = self._over_ranks(means)
-        self._watch.check(metrics, where)  # a gradient that is made of such losses need not be looked at
+        self.watch.check(metrics, where)  # a gradient that is made of such losses need not be looked at
         norms = {f"{name}grad_norm": gradient_norm(engine) for name, engine in self._engines.items()}
-        self._watch.check(norms, where)
+        self.watch.check(norms, where)
         for engine in self._engines.values():
             engine.step()
         return metrics | norms

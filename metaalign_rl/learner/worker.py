@@ -165,8 +165,9 @@ class Learner:
         dist.barrier()
 
     def save_state(self, path: str | Path) -> None:
-        """Write all that the next `train` depends on: weights, optimizers, schedules, random generators."""
-        state.save(Path(path), self._engines(), self._generator)
+        """Write all that the next `train` depends on: weights, optimizers, schedules, random generators, the watch."""
+        own = {"version": self.version, "means": self._update.watch.means}
+        state.save(Path(path), self._engines(), self._generator, own)
 
     def load_state(self, path: str | Path) -> None:
         """Take up what this run's `save_state` wrote: DeepSpeed's format is not safe from anyone else.
@@ -174,7 +175,8 @@ class Learner:
         Raises:
             UserError: there is no such folder, or it is of another number of ranks.
         """
-        state.load(Path(path), self._engines(), self._generator)
+        own = state.load(Path(path), self._engines(), self._generator)
+        self.version, self._update.watch.means = own["version"], own["means"]
 
     def _engines(self) -> dict[str, Any]:
         return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})

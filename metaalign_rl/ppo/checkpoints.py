@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metaalign_rl.files import read_json, remove_folder, replace_folder, write_json
+from metaalign_rl.files import read_json, remove_folder, replace_folder, sweep, write_json
 
 STATE = "controller.json"
 
@@ -46,6 +46,7 @@ class Checkpoints:
         kept = {*sorted(found)[-self._keep :], *([best.state["step"]] if best else [])}
         for step in found.keys() - kept:
             remove_folder(found[step])
+        sweep(self.folder, "step-*")  # what died in the middle of this
 
     def last(self) -> Checkpoint | None:
         """The newest, if there is one."""

@@ -93,16 +93,20 @@ class Controller:
         except LearnersLost as lost:
             self._restart(lost)
         is_saved = False
-        while not is_saved:
-            try:
-                if self.step < self.config.ppo.steps:
-                    yield self._step(prompts)
-                    self._save_sometimes()
-                else:
-                    self.actors.learners.save_policy(policy)
-                    is_saved = True
-            except LearnersLost as lost:
-                self._restart(lost)
+        try:
+            while not is_saved:
+                try:
+                    if self.step < self.config.ppo.steps:
+                        yield self._step(prompts)
+                        self._save_sometimes()
+                    else:
+                        self.actors.learners.save_policy(policy)
+                        is_saved = True
+                except LearnersLost as lost:
+                    self._restart(lost)
+        finally:  # a thread that goes on would keep the process alive, and replace the engines that are stopped now
+            self._abandon_rollouts()
+            self._thread.shutdown()
 
     def _step(self, prompts: Sequence[list[int]]) -> Metrics:
         clock = Clock()
@@ -111,9 +115,8 @@ class Controller:
         ppo = self.config.ppo
         off = worst_mismatch(batch, rollouts, self.step, self.config.max_mismatch, ppo.staleness)
         add_advantages(batch, rollouts, ppo, self.kl.value)
-        self._roll_out_ahead(prompts)
         clock.lap("idle")
-        learned = self._learn(rollouts, batch)
+        learned = self._learn(rollouts, batch, prompts)
         clock.lap("learn")
         self._let_rollouts_end()
         clock.lap("rollout")
@@ -133,8 +136,9 @@ class Controller:
         """The step's experience: what was rolled out ahead, for which this waits, or collected now."""
         if self._ahead is None:
             return self._collect(self.step, prompts)
-        clock, ahead, self._ahead = Clock(), self._ahead, None
-        rollouts, batch, _ = ahead.result()
+        clock = Clock()
+        rollouts, batch, _ = self._ahead.result()
+        self._ahead = None
         clock.lap("rollout")
         return Experience(rollouts, batch, clock.laps)
 
@@ -147,9 +151,13 @@ class Controller:
             except StepInterrupted:
                 self.actors.engines.revive()
 
-    def _learn(self, rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
+    def _learn(self, rollouts: Sequence[Rollout], batch: Batch, prompts: Sequence[list[int]]) -> Metrics:
+        learners = self.actors.learners
+        update = learners.begin_train(batch, self.kl.value if self.config.ppo.kl_in_loss else 0.0)
+        self._roll_out_ahead(prompts)  # after the update in the learners' line: they judge answers as they are then
         try:
-            return self.actors.learners.train(batch, self.kl.value if self.config.ppo.kl_in_loss else 0.0)
+            metrics: Metrics = learners.result(update)
+            return metrics
         except Diverged as error:
             kept = self._checkpoints.folder / f"diverged-step-{self.step + 1}"
             save_experience(kept, self.step + 1, rollouts, batch)
@@ -159,6 +167,14 @@ class Controller:
         """Where a step of staleness is allowed, roll the next step out while this one is learnt."""
         if self.config.ppo.staleness and self.step + 1 < self.config.ppo.steps:
             self._ahead = self._thread.submit(self._collect, self.step + 1, prompts)
+
+    def _abandon_rollouts(self) -> None:
+        """Let what is rolled out ahead come to an end without a result."""
+        if self._ahead is not None:
+            # Not simply waited for: engines pause for good where the learners died while they sent weights.
+            with self.actors.engines.abandoned():
+                wait([self._ahead])
+            self._ahead = None
 
     def _let_rollouts_end(self) -> None:
         """Answers are drawn from one set of weights, unless they may take new ones in flight."""
@@ -199,9 +215,7 @@ class Controller:
         while True:
             self._faults.record(lost, "all ranks start again from the last checkpoint")
             self.actors.learners.stop()
-            if self._ahead is not None:
-                wait([self._ahead])
-                self._ahead = None
+            self._abandon_rollouts()
             try:
                 self.actors.learners.restart()
                 self._resume()

@@ -122,9 +122,10 @@ class RolloutEngine:
             self._add(waiting, sampling)
             told = time.monotonic()
             while waiting:
-                done = self._step()
+                done, versions = self._step()
                 if done or time.monotonic() - told >= HEARTBEAT:
-                    yield self._samples([waiting.pop(output.request_id) for output in done], done) if done else []
+                    requests = [waiting.pop(output.request_id) for output in done]
+                    yield to_samples(requests, done, versions, self._number, self._tokenizer) if done else []
                     told = time.monotonic()
         finally:  # the caller may stop listening
             with self._lock:
@@ -244,14 +245,16 @@ class RolloutEngine:
                 prompt = tokens_input(list(request.prompt_ids))
                 self._engine.add_request(key, prompt, sampling_params(sampling, request.seed))
 
-    def _step(self) -> "list[RequestOutput]":
-        """What one step finished; nothing where the engine is paused for `HEARTBEAT` seconds."""
-        if not self._running.wait(HEARTBEAT):
-            return []
-        with self._lock:
-            # A pause may have begun just now.
-            return cast("list[RequestOutput]", self._engine.step()) if self._running.is_set() else []
+    def _step(self) -> "tuple[list[RequestOutput], list[tuple[int, int]]]":
+        """What one step finished, and of each answer the versions of the weights that drew its first and last token.
 
-    def _samples(self, requests: list[Request], outputs: "list[RequestOutput]") -> list[Sample]:
-        versions = [(self._first_versions.pop(output.request_id, self._version), self._version) for output in outputs]
-        return to_samples(requests, outputs, versions, self._number, self._tokenizer)
+        Nothing where the engine is paused for `HEARTBEAT` seconds.
+        """
+        if not self._running.wait(HEARTBEAT):
+            return [], []
+        with self._lock:  # until the versions are told: the next weights may be waiting
+            if not self._running.is_set():  # a pause has begun just now
+                return [], []
+            done = cast("list[RequestOutput]", self._engine.step())
+            last = self._version
+            return done, [(self._first_versions.pop(output.request_id, last), last) for output in done]

@@ -6,18 +6,18 @@ next weights on; where none is left, the new one takes them over, with the prese
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from metaalign_rl.actors import Patience, first_ready, kill
+from metaalign_rl.actors import Gone, Patience, first_ready, get, kill
 from metaalign_rl.config import Config
 from metaalign_rl.faults import EngineLost, FaultLog
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
-from metaalign_rl.rollout.round import Round, ask
+from metaalign_rl.rollout.round import Round
 from metaalign_rl.rollout.types import Request, Sample, Sampling
 from metaalign_rl.runtime import actor_options, threads_of
 from metaalign_rl.weights import confirm
@@ -39,7 +39,8 @@ class EnginePool:
     Attributes:
         engines: by their numbers; a new one may be loading still.
         clocks: of their signs of life.
-        serving: the numbers of those that hold the present weights.
+        serving: those that hold the present weights, by number.
+        unwanted: set while nobody wants what is being drawn.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class EnginePool:
         self._start, self._faults, self._patience = start, faults, patience
         self.whole_steps = whole_steps
         self._send: Send = _nothing
-        self.engines: dict[int, Any] = {}
         self.clocks: dict[int, Patience] = {}
+        self.engines: dict[int, Any] = {}
         for number in range(count):
             self._launch(number)
-        self.serving = set(self.engines)
+        self.serving = dict(self.engines)
         self._loading = threading.Lock()  # an engine takes one update at a time, whichever thread brings it
+        self._replacing = threading.Lock()
+        self.unwanted = threading.Event()
 
     @classmethod
     def start(cls, config: Config, model_path: Path, faults: FaultLog) -> "EnginePool":
@@ -92,16 +95,24 @@ class EnginePool:
 
         Raises:
             StepInterrupted: an engine was replaced, and steps are to be whole.
+            Abandoned: nobody wants the samples any more.
             TooManyFaults: engines broke again and again.
         """
         round_ = Round(self, sampling)
-        numbers = sorted(self.serving)
-        for place, number in enumerate(numbers):
-            round_.ask(number, requests[place :: len(numbers)])
         try:
+            round_.deal_out(requests)
             yield from round_.samples()
         finally:
             round_.close()
+
+    @contextmanager
+    def abandoned(self) -> Iterator[None]:
+        """Meanwhile a `generate` in another thread soon ends in `Abandoned`, whatever its engines do."""
+        self.unwanted.set()
+        try:
+            yield
+        finally:
+            self.unwanted.clear()
 
     def answer(self, prompts: list[list[int]], sampling: Sampling) -> list[Sample]:
         """One sample a prompt, in the prompts' order."""
@@ -118,19 +129,23 @@ class EnginePool:
         """
         with self._loading:
             self._send = send
-            while self._try_to_load(dict(self.engines)) is None:
-                pass
+            self._load()
 
-    def _try_to_load(self, engines: Engines) -> Engines | None:
-        """Give all of `engines` weights; None where one of them had to be replaced."""
+    def _load(self) -> None:
+        while not self._try_to_load(dict(self.engines)):
+            pass
+
+    def _try_to_load(self, engines: dict[int, Any]) -> bool:
+        """Give all of `engines` weights; False where one of them had to be replaced."""
         try:
-            self._wait_until_loaded(engines)
+            self.ask({number: engine.ready.remote() for number, engine in engines.items()}, "loading")
             self._send(engines)
         except EngineLost as lost:
             self.replace(lost, engines[lost.number])
-            return None
-        self.serving = set(engines)
-        return engines
+            return False
+        with self._replacing:
+            self.serving = {number: engine for number, engine in engines.items() if self.engines[number] is engine}
+        return True
 
     def load_checkpoint(self, checkpoint: Path) -> None:
         """Give every engine the weights in a checkpoint's folder, which all nodes see.
@@ -138,27 +153,53 @@ class EnginePool:
         Raises:
             StaleEngine: an engine took something else than the first one.
         """
-        self.load(lambda engines: _load_checkpoint(checkpoint, engines))
+        self.load(lambda engines: self._load_checkpoint(checkpoint, engines))
+
+    def _load_checkpoint(self, checkpoint: Path, engines: Engines) -> None:
+        held = self.ask({number: engine.ready.remote() for number, engine in engines.items()}, "ready")
+        version = max(held.values()) + 1
+        calls = {number: engine.load_checkpoint.remote(str(checkpoint), version) for number, engine in engines.items()}
+        answers = self.ask(calls, "load_checkpoint")
+        for number, answer in answers.items():
+            confirm(next(iter(answers.values())), answer, engine=f"rollout engine {number}")
 
     def sleep(self) -> None:
         """Have the engines leave their devices' memory to the learners; they wake by themselves."""
-        for number, call in [(number, engine.sleep.remote()) for number, engine in self.engines.items()]:
-            with suppress(EngineLost):  # it is found out, and replaced, when it gets its next weights
-                ask(number, call)
+        self.tell({number: engine.sleep.remote() for number, engine in self.engines.items()}, "sleep")
 
     def replace(self, lost: EngineLost, engine: Any) -> None:
         """Start a new engine in the place of `engine`; it serves when it has been given weights."""
-        if self.engines[lost.number] is not engine:
-            return  # another thread has found that out
-        self._faults.record(lost, "another one takes its place")
-        kill(engine)
-        self.serving.discard(lost.number)
-        self._launch(lost.number)
+        with self._replacing:
+            if self.engines[lost.number] is not engine:
+                return  # another thread has found that out
+            self._faults.record(lost, "another one takes its place")
+            kill(engine)
+            self.serving = {number: other for number, other in self.serving.items() if number != lost.number}
+            self._launch(lost.number)
 
-    def revive(self) -> list[int]:
+    def revive(self) -> None:
         """Give the present weights to the engines that were started meanwhile, and let them serve."""
-        self.load(self._send)
-        return sorted(self.serving)
+        with self._loading:  # another thread may be bringing newer weights
+            if self.serving.keys() != self.engines.keys():
+                self._load()
+
+    def ask(self, calls: Mapping[int, Any], method: str) -> dict[int, Any]:
+        """The answers to a call of each of some engines, by number.
+
+        Raises:
+            EngineLost: one of them is gone, or hangs.
+        """
+        for number in calls:
+            self.clocks[number].began()
+        return {number: self._answer(number, call, method) for number, call in calls.items()}
+
+    def tell(self, calls: Mapping[int, Any], method: str) -> None:
+        """Wait until the engines have done a call each; one that is lost is found out at its next weights."""
+        for number in calls:
+            self.clocks[number].began()
+        for number, call in calls.items():
+            with suppress(EngineLost):
+                self._answer(number, call, method)
 
     def stop(self) -> None:
         """End the engines' processes."""
@@ -169,22 +210,17 @@ class EnginePool:
         self.engines[number] = self._start(number)
         self.clocks[number] = self._patience()
 
-    def _wait_until_loaded(self, engines: Engines) -> None:
-        for number, engine in engines.items():
-            ready, clock = engine.ready.remote(), self.clocks[number]
-            if first_ready([ready], clock.left()) is None:
-                raise EngineLost(number, clock.error("loading"))
-            ask(number, ready)
-            clock.heard()
+    def _answer(self, number: int, call: Any, method: str) -> Any:
+        clock = self.clocks[number]
+        if first_ready([call], clock.left()) is None:
+            raise EngineLost(number, clock.error(method))
+        try:
+            answer = get(call)
+        except Gone as error:
+            raise EngineLost(number, error) from error
+        clock.heard()
+        return answer
 
 
 def _nothing(engines: Engines) -> None:
     """New engines hold the weights of the checkpoint that they loaded."""
-
-
-def _load_checkpoint(checkpoint: Path, engines: Engines) -> None:
-    version = max(ask(number, engine.ready.remote()) for number, engine in engines.items()) + 1
-    calls = {number: engine.load_checkpoint.remote(str(checkpoint), version) for number, engine in engines.items()}
-    answers = {number: ask(number, call) for number, call in calls.items()}
-    for number, answer in answers.items():
-        confirm(next(iter(answers.values())), answer, engine=f"rollout engine {number}")

@@ -1,27 +1,16 @@
 """One round of requests over the rollout engines, those of an engine that is lost being asked again."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from metaalign_rl.actors import Gone, first_ready, get
-from metaalign_rl.faults import EngineLost, StepInterrupted
+from metaalign_rl.faults import Abandoned, EngineLost, StepInterrupted
 from metaalign_rl.rollout.types import Request, Sample, Sampling
 
 if TYPE_CHECKING:
     from metaalign_rl.rollout.pool import EnginePool
 
-
-def ask(number: int, call: Any) -> Any:
-    """The answer of the engine of that number.
-
-    Raises:
-        EngineLost: it is gone.
-    """
-    try:
-        return get(call)
-    except Gone as error:
-        raise EngineLost(number, error) from error
+LOOK = 1.0  # seconds after which a round looks whether it is still wanted
 
 
 class Round:
@@ -33,13 +22,20 @@ class Round:
         self._open: dict[int, dict[int, Request]] = {}  # what an engine has not answered, by the request's index
         self._engines: dict[int, Any] = {}  # those that were asked
 
-    def ask(self, number: int, requests: list[Request]) -> None:
+    def deal_out(self, requests: list[Request]) -> None:
+        """Send the serving engines a share each; where none is left, those in their place, once they serve."""
+        while not self._pool.serving:
+            self._pool.revive()
+        serving = sorted(self._pool.serving.items())
+        for place, (number, engine) in enumerate(serving):
+            if share := requests[place :: len(serving)]:
+                self._ask(number, engine, share)
+
+    def _ask(self, number: int, engine: Any, requests: list[Request]) -> None:
         """Send an engine requests; they come after those that it has."""
-        if not requests:
-            return
         if number not in self._open:
             self._pool.clocks[number].began()
-        engine = self._engines[number] = self._pool.engines[number]
+        self._engines[number] = engine
         stream = engine.generate.options(num_returns="streaming").remote(requests, self._sampling)
         self._streams[stream] = number
         self._open.setdefault(number, {}).update({request.index: request for request in requests})
@@ -47,7 +43,10 @@ class Round:
     def samples(self) -> Iterator[list[Sample]]:
         """What the engines finish, until everything is answered."""
         while self._open:
-            stream = first_ready(list(self._streams), min(self._pool.clocks[n].left() for n in self._open))
+            if self._pool.unwanted.is_set():
+                raise Abandoned("nobody wants these answers any more")
+            left = min(self._pool.clocks[number].left() for number in self._open)
+            stream = first_ready(list(self._streams), min(LOOK, left))
             if stream is None:
                 self._replace_silent()
                 continue
@@ -70,9 +69,7 @@ class Round:
 
     def close(self) -> None:
         """Tell the engines that nobody listens any more."""
-        for number, call in [(number, self._engines[number].abort.remote()) for number in self._open]:
-            with suppress(EngineLost):  # it is found out when it gets its next weights
-                ask(number, call)
+        self._pool.tell({number: self._engines[number].abort.remote() for number in self._open}, "abort")
 
     def _replace_silent(self) -> None:
         for number in list(self._open):
@@ -87,6 +84,4 @@ class Round:
         orphans = list(self._open.pop(lost.number, {}).values())
         if self._pool.whole_steps:
             raise StepInterrupted(str(lost))
-        others = sorted(self._pool.serving) or self._pool.revive()
-        for place, number in enumerate(others):
-            self.ask(number, orphans[place :: len(others)])
+        self.deal_out(orphans)

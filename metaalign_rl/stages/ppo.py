@@ -32,11 +32,14 @@ def run(context: RunContext) -> None:
     tokenizer, kept = AutoTokenizer.from_pretrained(start), RolloutLog(folder.rollouts, config.run.keep_rollouts)
     rows, checkpoints = context.rows("prompts"), folder.checkpoints / "ppo"
     controller = Controller(config, actors, rows, tokenizer, checkpoints, kept, context.faults)
-    with Bar("ppo") as bar, open_log(config, folder) as log:
-        for metrics in controller.steps(folder.policy):
-            log.write(metrics)
-            bar(Update(controller.step, config.ppo.steps, {name: metrics[name] for name in SHOWN if name in metrics}))
-    actors.stop()
+    try:
+        with Bar("ppo") as bar, open_log(config, folder) as log:
+            for metrics in controller.steps(folder.policy):
+                log.write(metrics)
+                shown = {name: metrics[name] for name in SHOWN if name in metrics}
+                bar(Update(controller.step, config.ppo.steps, shown))
+    finally:
+        actors.stop()
     best = Checkpoints(checkpoints, config.ppo.keep_checkpoints).best()
     if best and best.state["step"] < config.ppo.steps:
         print(f"ppo: gold was highest, {best.state['gold']:.3f}, before step {best.state['step']}: {best.policy}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from metaalign_rl.actors import follow
 from metaalign_rl.context import RunContext
 from metaalign_rl.data.gold import labels
 from metaalign_rl.errors import UserError
@@ -139,11 +140,9 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) ->
         for rank in trainers[name]
     ]
     with Bar("reward") as bar:
-        for stream in streams:
-            for update in stream:
-                latest = ray.get(update)
-                if stream is streams[0]:
-                    bar(latest)
+        for place, update in follow(streams):
+            if place == 0:
+                bar(update)
 
 
 def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) -> dict[str, Any]:

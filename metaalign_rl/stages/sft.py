@@ -2,6 +2,7 @@
 
 import ray
 
+from metaalign_rl.actors import follow
 from metaalign_rl.context import RunContext
 from metaalign_rl.progress import Bar
 from metaalign_rl.ranks import rendezvous
@@ -26,10 +27,8 @@ def run(context: RunContext) -> None:
     keywords = {"max_tokens": config.model.max_tokens, "seed": config.run.seed}
     streams = [worker.train.options(num_returns="streaming").remote(*arguments, **keywords) for worker in workers]
     with Bar("sft") as bar:
-        for update in streams[0]:
-            bar(ray.get(update))
-    for stream in streams[1:]:
-        for update in stream:
-            ray.get(update)
+        for rank, update in follow(streams):
+            if rank == 0:
+                bar(update)
     for worker in workers:
         ray.kill(worker)
