@@ -124,8 +124,8 @@ class RolloutEngine:
             while waiting:
                 done, versions = self._step()
                 if done or time.monotonic() - told >= HEARTBEAT:
-                    requests = [waiting.pop(output.request_id) for output in done]
-                    yield to_samples(requests, done, versions, self._number, self._tokenizer) if done else []
+                    ended = [waiting.pop(output.request_id) for output in done]
+                    yield to_samples(ended, done, versions, self._number, self._tokenizer) if done else []
                     told = time.monotonic()
         finally:  # the caller may stop listening
             with self._lock:
