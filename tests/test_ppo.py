@@ -149,9 +149,9 @@ def test_the_kl_controller_is_the_configs():
     [
         (0, 2, 2, []),
         (1, 1, 1, []),
-        (1, 2, 1, ["2 GPUs (colocated: learners 2, engines 1, reward 1)"]),
+        (1, 2, 1, ["2 GPUs"]),
         (3, 1, 1, []),
-        (4, 2, 2, ["5 GPUs (apart: learners 2, engines 2, reward 1)"]),
+        (4, 2, 2, ["5 GPUs"]),
     ],
 )
 def test_actors_share_one_gpu_or_have_one_each(gpus, learners, engines, missing):

@@ -96,7 +96,7 @@ def learners(cluster: None) -> ToyGroup:
 
 @pytest.fixture
 def transfer() -> LearnerTransfer:
-    return LearnerTransfer("store", devices=1, bucket_bytes=1000, patience_s=3.0)  # two of the five tensors
+    return LearnerTransfer("store", devices=1, bucket_bytes=1000, patience_s=60.0)  # two of the five tensors
 
 
 def test_every_engine_gets_an_update_in_buckets_between_a_start_and_a_finish(learners, transfer):
@@ -132,9 +132,12 @@ def test_an_engine_s_own_refusal_passes_through(learners, transfer):
         transfer.send(learners, {0: start_engine("refuses")}, version=1)
 
 
-def test_an_engine_that_hangs_is_lost_too(learners, transfer):
+def test_an_engine_that_hangs_is_lost_too(learners):
+    transfer = LearnerTransfer("store", devices=1, bucket_bytes=1000, patience_s=3.0)
+    engines = {1: start_engine(), 2: start_engine("hangs")}
+    ray.get([engine.seen.remote() for engine in engines.values()])  # they have started
     with pytest.raises(EngineLost, match="rollout engine 2 is lost: weights not taken for 3 s") as caught:
-        transfer.send(learners, {1: start_engine(), 2: start_engine("hangs")}, version=1)
+        transfer.send(learners, engines, version=1)
     assert isinstance(caught.value.cause, TimeoutError)
 
 

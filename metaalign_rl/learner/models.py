@@ -7,16 +7,24 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
 
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import read_json
+from metaalign_rl.folder import is_reward_model
 from metaalign_rl.learner.attention import attention_for
 from metaalign_rl.learner.batch import Inputs
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
+from metaalign_rl.weights.store import tensors_of
 
 ENTROPY_ROWS = 1024  # at a time: a whole micro-batch of a large vocabulary would not fit
 HEAD_DEVIATION = 0.01  # of a new value head's weights: values start near 0
+HEADS = ("score.", "classifier.")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -88,20 +96,25 @@ def load_critic(path: Path, dtype: torch.dtype, seed: int) -> Critic:
         UserError: see `check_folder`; or the backbone's weights are not in the checkpoint.
     """
     check_folder(path)
-    model, loading = AutoModelForTokenClassification.from_pretrained(
-        path,
-        config=_config(path, num_labels=1, classifier_dropout=0.0),
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **_options(dtype),
-    )
-    mismatched = {name for name, *_ in loading["mismatched_keys"]}
-    fresh = set(loading["missing_keys"]) | mismatched
+    config = _config(path, num_labels=1, classifier_dropout=0.0)
+    weights = {"state_dict": _without_head(path)} if is_reward_model(path) else {}
+    where = None if weights else path
+    kind = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]  # the Auto class wants a folder
+    model, loading = kind.from_pretrained(where, config=config, output_loading_info=True, **weights, **_options(dtype))
+    fresh = set(loading["missing_keys"])
     backbone = sorted(name for name in fresh if name.startswith(f"{model.base_model_prefix}."))
     if backbone:
         raise UserError(f"{path}: the checkpoint lacks weights of its own architecture, such as {backbone[0]}")
     _initialise(model, fresh, seed)
     return Critic(model)
+
+
+def _without_head(path: Path) -> dict[str, Tensor]:
+    """A reward model's weights but for its head, which has the name of a critic's and another shape.
+
+    transformers can ignore that by itself, but not under ZeRO-3.
+    """
+    return {name: tensor for name, tensor in tensors_of(path) if not name.startswith(HEADS)}
 
 
 def _initialise(model: PreTrainedModel, names: set[str], seed: int) -> None:
