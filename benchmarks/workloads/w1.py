@@ -35,6 +35,8 @@ SETTINGS = {
     "run.stages": ["data", "ppo"],
     "cluster.cpus": CPUS,
     "cluster.memory_gib": 4,
+    "rollout.engines": CPUS,  # small models gain little from a second thread
+    "learners": CPUS,
     "data.source": "jsonl",
     "model.max_tokens": CONTEXT,
     "rollout.max_new_tokens": NEW_TOKENS,
