@@ -71,7 +71,7 @@ def test_the_report_of_a_run_shows_every_part(tiny_run: Path) -> None:
     for view in figures["robustness"].values():
         assert str(escape(view["meaning"])) in page
     data = script_data(page)
-    assert data["training"]["step"] == [1, 2]
+    assert data["training"]["step"] == [1, 2, 3, 4, 5, 6]
     assert {"kl", "entropy", "gold", "proxy", "response_tokens", "tier/system/refused"} <= set(data["training"])
     assert set(data["reliability"]) == {"system", "user", "dialog", "overall"}
 
