@@ -111,7 +111,7 @@ def engine(folder: Path, threads: int, work: dict[str, int], dtype: str, clock: 
     from metaalign_rl.rollout.types import Request, Sampling
 
     length = work["prompt"] + work["answer"]
-    found = RolloutEngine(str(folder), max_tokens=length, dtype=dtype, kv_cache_gib=KV_CACHE_GIB, threads=threads)
+    found = RolloutEngine(str(folder), max_tokens=length, dtype=dtype, kv_cache_gib=KV_CACHE_GIB)
     draw = random.Random(1)
     drawn = 0
 

@@ -14,6 +14,7 @@ from metaalign_rl.errors import UserError
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
 from metaalign_rl.rollout.launch import refuse_tied_embeddings, tensor_names
 from metaalign_rl.rollout.types import Request, Sample, Sampling
+from metaalign_rl.runtime import actor_env
 from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, mismatch, store
 from metaalign_rl.weights.route import Route
 from metaalign_rl.weights.sender import Sender
@@ -21,6 +22,7 @@ from metaalign_rl.weights.sender import Sender
 EOS = 1
 VOCABULARY = ["<pad>", "<eos>", "<User>", *(f"w{i}" for i in range(297))]
 MAX_TOKENS = 64
+ONE_THREAD = {"runtime_env": {"env_vars": actor_env(1)}}
 PROMPTS = [[2, 10 + i, 20 + i, 30 + i] for i in range(8)]
 REQUESTS = [Request(100 + i, prompt) for i, prompt in enumerate(PROMPTS)]
 
@@ -72,8 +74,8 @@ def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
 
             Watched.load_weights = lambda self, weights: list(self._digest.watch(weights))
 
-    actor = ray.remote(**THREADS)(BreakableEngine).remote(
-        str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, threads=1
+    actor = ray.remote(**THREADS, **ONE_THREAD)(BreakableEngine).remote(
+        str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4
     )
     return calls_of(actor)
 
@@ -290,8 +292,8 @@ def test_an_engine_that_confirms_new_weights_but_keeps_the_old_ones_is_caught_by
 
 @pytest.mark.slow
 def test_two_processes_share_a_model_and_its_new_weights(model_folder, cluster):
-    actor = ray.remote(**THREADS)(RolloutEngine).remote(
-        str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, threads=1, tensor_parallel=2
+    actor = ray.remote(**THREADS, **ONE_THREAD)(RolloutEngine).remote(
+        str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, tensor_parallel=2
     )
     pair, model = calls_of(actor), changed(1)
     assert engine_mismatch(tiny_model(), draw(pair)) < 1e-4

@@ -42,7 +42,6 @@ class RolloutEngine:
         kv_cache_gib: float = 1.0,
         gpu_memory_utilization: float = 0.5,
         tensor_parallel: int = 1,
-        threads: int | None = None,
         sleeps: bool = False,
         backend: Backend = "store",
         number: int = 0,
@@ -57,9 +56,6 @@ class RolloutEngine:
             kv_cache_gib: memory for keys and values on a CPU.
             gpu_memory_utilization: share of the GPU's memory for weights, keys and values.
             tensor_parallel: devices that share the model, of one node; on a CPU processes.
-            threads: of a CPU; None leaves torch's own choice. Where other processes compute on the same
-                cores, more than one is several times slower, since idle threads spin, unless the process
-                starts with OMP_WAIT_POLICY=PASSIVE.
             sleeps: whether `sleep` frees the GPU's memory, which costs some at the start.
             backend: the way that new weights come.
             number: of this engine among the run's; its samples carry it.
@@ -71,10 +67,6 @@ class RolloutEngine:
         on_cpu = prepare()
         if on_cpu:
             refuse_tied_embeddings(model_path)
-        if on_cpu and threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)  # vLLM forbids it later
         self._engine = start(
             model=model_path,
             dtype=dtype,

@@ -19,7 +19,7 @@ from metaalign_rl.faults import EngineLost, FaultLog
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
 from metaalign_rl.rollout.round import Round
 from metaalign_rl.rollout.types import Request, Sample, Sampling
-from metaalign_rl.runtime import actor_options, threads_of
+from metaalign_rl.runtime import actor_options
 from metaalign_rl.weights import confirm
 from metaalign_rl.weights.route import backend_of
 
@@ -82,7 +82,6 @@ class EnginePool:
                 tensor_parallel=rollout.tensor_parallel,
                 sleeps=config.cluster.layout == "colocated",
                 backend=backend_of(config),
-                threads=threads_of(config, rollout.engines),
                 number=number,
             )
 
