@@ -1,4 +1,4 @@
-"""The learner: advantages, batches, and PPO updates by DeepSpeed on a tiny model."""
+"""The learner: updates by DeepSpeed on a tiny model, its state and its weights."""
 
 import json
 import multiprocessing
@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from learner_toys import VOCABULARY, make_samples
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
@@ -27,15 +25,13 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from metaalign_rl.config import Config, PPOConfig, RunConfig
+from metaalign_rl.config import Config, RunConfig
 from metaalign_rl.errors import UserError
 from metaalign_rl.files import replace_folder
-from metaalign_rl.learner.advantages import gae, token_kl, token_rewards, whiten
+from metaalign_rl.learner.advantages import gae, token_rewards, whiten
 from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.config import LearnerConfig
 from metaalign_rl.learner.divergence import Diverged
-from metaalign_rl.learner.group import optimizer_steps
-from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
 from metaalign_rl.learner.worker import Learner
 from metaalign_rl.ranks import rendezvous
 
@@ -117,93 +113,6 @@ def evaluated(learner: Learner, **rollout: object) -> Batch:
 
 def policy_weights(learner: Learner) -> Tensor:
     return torch.cat([p.detach().flatten() for p in learner.policy.module.parameters()])
-
-
-# Advantages
-
-
-@given(
-    response=st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=8),
-    before=st.integers(0, 3),
-    after=st.integers(0, 3),
-    gamma=st.floats(0, 1),
-    lam=st.floats(0, 1),
-)
-@settings(deadline=None, max_examples=50)
-def test_gae_is_the_weighted_sum_of_temporal_differences(response, before, after, gamma, lam):
-    rewards, values = ([pair[side] for pair in response] for side in (0, 1))
-    deltas = [r + gamma * v_next - v for r, v, v_next in zip(rewards, values, [*values[1:], 0.0], strict=True)]
-    expected = [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))]
-
-    def row(numbers: list[float], outside: float) -> Tensor:
-        return torch.tensor([[outside] * before + numbers + [outside] * after], dtype=torch.float64)
-
-    mask = row([1.0] * len(response), 0.0).bool()
-    advantages, returns = gae(row(rewards, 9.0), row(values, 9.0), mask, gamma, lam)
-    torch.testing.assert_close(advantages, row(expected, 0.0))
-    torch.testing.assert_close(returns, row([a + v for a, v in zip(expected, values, strict=True)], 0.0))
-
-
-def test_the_score_falls_on_the_last_response_token_and_the_kl_on_each():
-    mask = torch.tensor([[False, True, True, False], [True, True, True, True]])
-    logprobs, ref_logprobs = torch.full((2, 4), -1.0), torch.full((2, 4), -1.5)
-    rewards = token_rewards(torch.tensor([1.0, 2.0]), logprobs, ref_logprobs, mask, kl_coef=0.1)
-    expected = [[0, -0.05, 0.95, 0], [-0.05, -0.05, -0.05, 1.95]]
-    torch.testing.assert_close(rewards, torch.tensor(expected))
-
-
-@pytest.mark.parametrize(("estimator", "expected"), [("k1", 0.5), ("k2", 0.125), ("k3", 0.5 + 0.60653066 - 1)])
-def test_kl_estimators_are_schulmans(estimator, expected):
-    kl = token_kl(torch.tensor([[-1.0]]), torch.tensor([[-1.5]]), torch.tensor([[True]]), estimator)
-    assert kl.item() == pytest.approx(expected)
-
-
-def test_whitened_advantages_have_mean_0_and_variance_1_over_the_mask():
-    mask = torch.tensor([[True, True, False], [True, False, True]])
-    white = whiten(torch.tensor([[1.0, 2.0, 100.0], [3.0, 100.0, 6.0]]), mask)
-    assert white[mask].mean().item() == pytest.approx(0, abs=1e-6)
-    assert white[mask].var(correction=0).item() == pytest.approx(1)
-    assert not white[~mask].any()
-
-
-def test_the_adaptive_kl_coefficient_follows_ziegler():
-    kl = AdaptiveKL(initial=0.2, target=6.0, horizon=1000)
-    kl.update(current=6.6, n_steps=100)  # 10 % over the target
-    assert kl.value == pytest.approx(0.2 * (1 + 0.1 * 0.1))
-    kl.update(current=60.0, n_steps=100)  # the error is clipped to 20 %
-    assert kl.value == pytest.approx(0.2 * 1.01 * (1 + 0.2 * 0.1))
-    assert json.loads(json.dumps(kl.value)) == kl.value
-
-
-def test_the_fixed_kl_coefficient_stays():
-    kl = FixedKL(0.05)
-    kl.update(current=100.0, n_steps=100)
-    assert kl.value == 0.05
-
-
-# Settings
-
-
-def test_a_wrong_setting_is_named():
-    with pytest.raises(UserError, match=r"learner\.zero_stage: expected one of 0, 1, 2, 3, found 4"):
-        LearnerConfig(zero_stage=4)
-
-
-def test_bfloat16_needs_zero():
-    with pytest.raises(UserError, match=r"learner\.zero_stage: expected 1, 2 or 3 under model.dtype=bfloat16, found 0"):
-        LearnerConfig(zero_stage=0).check_dtype("bfloat16")
-    LearnerConfig(zero_stage=2).check_dtype("bfloat16")
-
-
-def test_learning_rates_rise_over_the_warm_up_and_fall_to_zero_at_the_end():
-    config = LearnerConfig(schedule="linear", warmup_steps=2, total_steps=6)
-    assert [config.rate_factor(step) for step in range(7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
-
-
-def test_the_schedule_ends_with_the_run():
-    ppo = PPOConfig(steps=10, prompts_per_step=25, samples_per_prompt=4)
-    learner = LearnerConfig(minibatch_size=64, epochs=3)
-    assert optimizer_steps(Config(ppo=ppo, learner=learner)) == 10 * 3 * 2
 
 
 # Updates
