@@ -46,6 +46,19 @@ def is_reward_model(checkpoint: Path) -> bool:
     return any("SequenceClassification" in name for name in architectures)
 
 
+def refuse_own_code(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose config asks to run code that comes with it.
+
+    Raises:
+        UserError: it does; names the file.
+    """
+    config = checkpoint / "config.json"
+    if "auto_map" in read_json(config):
+        raise UserError(
+            f"{config}: 'auto_map' asks to run code from the checkpoint; only models that transformers knows are loaded"
+        )
+
+
 def find_policy(path: Path) -> Path:
     """As `find_checkpoint`, for a language model.
 

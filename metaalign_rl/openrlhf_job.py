@@ -20,7 +20,8 @@ from metaalign_rl.cli import guarded
 from metaalign_rl.config import Config
 from metaalign_rl.context import RunContext
 from metaalign_rl.errors import UserError
-from metaalign_rl.files import read_json, write_jsonl
+from metaalign_rl.files import write_jsonl
+from metaalign_rl.folder import refuse_own_code
 from metaalign_rl.net import listen
 from metaalign_rl.openrlhf_flags import Places, flags, left_out
 from metaalign_rl.schema import ANSWERS, Row
@@ -78,8 +79,7 @@ def check(config: Config, policy: Path) -> None:
     Raises:
         UserError: names the setting or the file.
     """
-    if "auto_map" in read_json(policy / "config.json"):  # OpenRLHF loads with trust_remote_code=True
-        raise UserError(f"{policy}/config.json: 'auto_map' asks to run code from the checkpoint, and OpenRLHF would")
+    refuse_own_code(policy)  # OpenRLHF would run it
     if config.model.dtype != "bfloat16":
         raise UserError(f"model.dtype: OpenRLHF trains in bfloat16 alone; set bfloat16, found {config.model.dtype}")
     others = [name for name in ("checks_weight", "function_weight") if getattr(config.ppo, name) > 0]

@@ -15,8 +15,7 @@ from transformers import (
 )
 
 from metaalign_rl.errors import UserError
-from metaalign_rl.files import read_json
-from metaalign_rl.folder import is_reward_model
+from metaalign_rl.folder import is_reward_model, refuse_own_code
 from metaalign_rl.learner.attention import attention_for
 from metaalign_rl.learner.batch import Inputs
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
@@ -135,12 +134,7 @@ def check_folder(path: Path) -> None:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such model folder; give the folder of a Hugging Face checkpoint")
-    config = read_json(path / "config.json")
-    if "auto_map" in config:
-        raise UserError(
-            f"{path}/config.json: 'auto_map' asks to run code from the checkpoint; "
-            "only models that transformers knows are loaded"
-        )
+    refuse_own_code(path)
     if not any(path.glob("*.safetensors")):
         raise UserError(f"{path}: no *.safetensors there, and other formats are not loaded; use save_pretrained")
 
