@@ -142,6 +142,24 @@ def test_answers_that_share_a_pass_over_their_prompt_learn_the_same(folder):
         assert shared.train(one) == pytest.approx(alone.train(one), rel=1e-3, abs=1e-5)
 
 
+def test_the_engines_log_probabilities_can_be_the_old_ones_and_save_a_pass(folder):
+    """Then the update tells how far they are from the learner's own, before it moves."""
+    judge = make_learner(folder)
+    samples = make_samples()
+    batch = judge.evaluate(Batch.from_samples(samples, pad_id=0))
+    said = [row[mask].tolist() for row, mask in zip(batch.logprobs, batch.action_mask, strict=True)]
+    trusting = make_learner(folder, replace(CONFIG, old_logprobs="engine", epochs=2))
+    pass_ = trusting.policy.module.register_forward_pre_hook(lambda *_: pytest.fail("a pass of the policy"))
+    taken = trusting.evaluate(Batch.from_samples(samples, 0, said))
+    off = trusting.evaluate(Batch.from_samples(samples, 0, [[value - 0.5 for value in row] for row in said]))
+    pass_.remove()
+    for name in ("logprobs", "ref_logprobs", "values"):
+        torch.testing.assert_close(getattr(taken, name), getattr(batch, name), atol=1e-5, rtol=0)
+    assert trusting.train(with_advantages(taken))["mismatch"] < 1e-5
+    fresh = make_learner(folder, trusting.config)
+    assert fresh.train(with_advantages(off))["mismatch"] == pytest.approx(0.5, abs=1e-4)
+
+
 def test_samples_of_one_prompt_stay_in_one_minibatch_where_they_share_it(folder):
     samples = [(prompt, response) for prompt, response in make_samples(4) for _ in range(3)]
     learner = make_learner(folder, replace(CONFIG, share_prompts=True))

@@ -21,6 +21,9 @@ class LearnerConfig:
             alone.
         share_prompts: answers to the same prompt share one pass over it. Worth it where prompts are longer than
             answers; longer answers pay for looking past each other.
+        old_logprobs: whose log-probabilities of the drawn tokens the update starts from: the learner's, in a pass of
+            its own over every batch, or those that the rollout engine said as it drew them, which saves that pass. Then
+            the ratio of new to old also makes up for what the two compute differently.
         clip_low, clip_high: the policy ratio is clipped to [1 - clip_low, 1 + clip_high].
         dual_clip: bound on the loss of negative advantages (arXiv:1912.09729), above 1; null: off.
         value_clip: bound on a value's move away from the old value; null: plain squared error.
@@ -50,6 +53,7 @@ class LearnerConfig:
     minibatch_size: int = 128
     micro_batch_tokens: int = 16384
     share_prompts: bool = False
+    old_logprobs: Literal["learner", "engine"] = "learner"
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
@@ -74,6 +78,7 @@ class LearnerConfig:
             ("zero_stage", (0, 1, 2, 3)),
             ("schedule", ("constant", "linear")),
             ("loss_mean", ("tokens", "samples")),
+            ("old_logprobs", ("learner", "engine")),
         ):
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(str, allowed))}")
         for name in ("dual_clip", "max_growth"):
@@ -96,6 +101,8 @@ class LearnerConfig:
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
         if self.correction == "off":
             return
+        own = self.old_logprobs == "learner"
+        self._require("old_logprobs", own, f"learner under correction={self.correction}, which compares the two")
         low, high = self.correction_bounds
         self._require("correction_bounds", 0 <= low < high, "0 or more, and more than that")
         ratio = self.correction_gate == "ratio"

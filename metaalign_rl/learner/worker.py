@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from metaalign_rl.files import replace_folder
 from metaalign_rl.learner import platform, state
-from metaalign_rl.learner.batch import Batch, MicroBatch
+from metaalign_rl.learner.batch import Batch, Inputs, MicroBatch
 from metaalign_rl.learner.config import LearnerConfig
 from reward.batches import ENOUGH
 
@@ -78,24 +79,26 @@ class Learner:
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Batch | None:
         """On rank 0 the batch with `logprobs`, `ref_logprobs` and, with a critic, `values`; else None."""
-        count = 2 if self.critic is None else 3
-        results = torch.zeros(count, *batch.action_mask.shape, device=self.device)
+        passes: dict[str, Callable[[Inputs], Tensor]] = {"ref_logprobs": lambda inputs: self.reference(inputs)[0]}
+        if self.config.old_logprobs == "learner":
+            passes["logprobs"] = lambda inputs: self.policy(inputs)[0]
+        if self.critic is not None:
+            passes["values"] = self.critic
+        results = torch.zeros(len(passes), *batch.action_mask.shape, device=self.device)
         for micro in self._plan(batch, list(range(len(batch)))):
             part = batch.select(micro.indices)
             inputs = part.inputs(share_prompts=self.config.share_prompts).to(self.device)
-            columns = [self.policy(inputs)[0], self.reference(inputs)[0]]
-            if self.critic is not None:
-                columns.append(self.critic(inputs))
+            columns = [judge(inputs) for judge in passes.values()]
             if not micro.filler:
-                spread = torch.zeros(count, *part.action_mask.shape, device=self.device)
+                spread = torch.zeros(len(passes), *part.action_mask.shape, device=self.device)
                 spread[:, part.action_mask.to(self.device)] = torch.stack(columns)
                 results[:, micro.indices, : spread.shape[2]] = spread
         if self.world_size > 1:
             dist.all_reduce(results)  # each sample was filled in by one rank and is 0 on the others
         if self.rank != 0:
             return None
-        logprobs, ref_logprobs, *values = results.cpu()
-        return replace(batch, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values[0] if values else None)
+        found = dict(zip(passes, results.cpu(), strict=True))
+        return replace(batch, **({"logprobs": batch.rollout_logprobs} | found))
 
     def train(self, batch: Batch, kl_coef: float = 0.0, kl_estimator: str = "k3") -> dict[str, float]:
         """Update policy and critic on an evaluated batch with `advantages` and (with a critic) `returns`.
@@ -109,8 +112,9 @@ class Learner:
             response tokens: policy_loss, value_loss, clip_ratio (share of tokens at which clipping cut the gain),
             approx_kl (KL of the old policy to the new, nats), entropy (nats), kl_loss (with `kl_coef`), rollout_kl
             (of the rollout policy to the old one, nats) and corrected (share outside the bounds; both under off-policy
-            correction). Means over the minibatches: grad_norm and critic_grad_norm, before clipping. lr and
-            critic_lr, of the next step. explained_variance of the returns by the old values.
+            correction). Means over the minibatches: grad_norm and critic_grad_norm, before clipping. lr and critic_lr,
+            of the next step. explained_variance of the returns by the old values. mismatch, where the old
+            log-probabilities are the engine's: mean |new - old| a token before anything is learnt, nats.
 
         Raises:
             Diverged: on all ranks, before the optimizer step that would have spoilt the weights.
@@ -131,6 +135,8 @@ class Learner:
                 metrics.append(self._update(batch, plan, tokens, len(rows), penalty, where))
         self.version += 1
         means = {name: sum(step[name] for step in metrics) / len(metrics) for name in metrics[0]}
+        if "mismatch" in means:  # later minibatches find a policy that has moved
+            means["mismatch"] = metrics[0]["mismatch"]
         means["lr"] = self.policy.get_lr()[0]
         if self.critic is not None:
             means["critic_lr"] = self.critic.get_lr()[0]

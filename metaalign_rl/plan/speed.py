@@ -82,9 +82,10 @@ def reference_seconds(case: Case) -> float:
     """Forward passes of policy, reference and critic over the step's answers."""
     reading = _reading(case, epochs=1)
     ranks = _ranks(case)
-    output = 2 * forward_seconds(case, case.policy, reading, ranks)
+    models = 2 if case.config.learner.old_logprobs == "learner" else 1
+    output = models * forward_seconds(case, case.policy, reading, ranks)
     critic = forward_seconds(case, case.policy, _without_output(reading), ranks) if case.has_critic else 0.0
-    gather = _comm_seconds(case, case.policy.parameters, passes=1.0) * (2 + case.has_critic) * micro_batches(case)
+    gather = _comm_seconds(case, case.policy.parameters, passes=1.0) * (models + case.has_critic) * micro_batches(case)
     return output + critic + (gather if case.config.learner.zero_stage == 3 else 0.0) + case.device.seconds["call"]
 
 

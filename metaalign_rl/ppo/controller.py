@@ -13,7 +13,7 @@ from metaalign_rl.errors import UserError
 from metaalign_rl.faults import FaultLog, LearnersLost, StepInterrupted
 from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.divergence import Diverged
-from metaalign_rl.learner.group import LearnerGroup
+from metaalign_rl.learner.group import Call, LearnerGroup
 from metaalign_rl.learner.kl import AdaptiveKL, FixedKL, KLController
 from metaalign_rl.meta_prompt import MetaPrompt, encode
 from metaalign_rl.ppo.checkpoints import Checkpoint, Checkpoints
@@ -25,6 +25,7 @@ from metaalign_rl.ppo.shaping import add_advantages
 from metaalign_rl.reward_pool import RewardPool
 from metaalign_rl.rollout.pool import EnginePool
 from metaalign_rl.schema import Row
+from metaalign_rl.weights import assert_fresh
 from metaalign_rl.weights.transfer import make_transfer
 
 
@@ -116,21 +117,22 @@ class Controller:
         off = worst_mismatch(batch, rollouts, self.step, self.config.max_mismatch, ppo.staleness)
         add_advantages(batch, rollouts, ppo, self.kl.value)
         clock.lap("idle")
-        learned = self._learn(rollouts, batch, prompts)
+        update = self._begin_learning(batch, prompts)
+        self._log.write(self.step + 1, rollouts)
+        described = describe(rollouts, batch, version=self.step)
+        learned = self._learnt(update, rollouts, batch)
         clock.lap("learn")
         self._let_rollouts_end()
         clock.lap("rollout")
-        described = describe(rollouts, batch, version=self.step)
         self.step += 1
         self._send_weights()
         clock.lap("transfer")
-        self._log.write(self.step, rollouts)
         self.kl.update(described["kl"] * described["response_tokens"], len(rollouts))
         self._gold += [described["gold"]] if "gold" in described else []
         self._faults.progress(self.step)
         clock.lap("idle")
-        known = {"mismatch": off, "kl_coef": self.kl.value, "faults": self._faults.count}
-        return {"step": self.step, **described, **learned, **known, **clock.metrics()}
+        known = {"kl_coef": self.kl.value, "faults": self._faults.count}
+        return {"step": self.step, **described, "mismatch": off, **learned, **known, **clock.metrics()}
 
     def _experience(self, prompts: Sequence[list[int]]) -> Experience:
         """The step's experience: what was rolled out ahead, for which this waits, or collected now."""
@@ -151,17 +153,21 @@ class Controller:
             except StepInterrupted:
                 self.actors.engines.revive()
 
-    def _learn(self, rollouts: Sequence[Rollout], batch: Batch, prompts: Sequence[list[int]]) -> Metrics:
-        learners = self.actors.learners
-        update = learners.begin_train(batch, self.kl.value if self.config.ppo.kl_in_loss else 0.0)
+    def _begin_learning(self, batch: Batch, prompts: Sequence[list[int]]) -> Call:
+        update = self.actors.learners.begin_train(batch, self.kl.value if self.config.ppo.kl_in_loss else 0.0)
         self._roll_out_ahead(prompts)  # after the update in the learners' line: they judge answers as they are then
+        return update
+
+    def _learnt(self, update: Call, rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
         try:
-            metrics: Metrics = learners.result(update)
-            return metrics
+            metrics: Metrics = self.actors.learners.result(update)
         except Diverged as error:
             kept = self._checkpoints.folder / f"diverged-step-{self.step + 1}"
             save_experience(kept, self.step + 1, rollouts, batch)
             raise UserError(f"{error.args[0]}; its batch is in {kept}") from error
+        if "mismatch" in metrics and not self.config.ppo.staleness:  # told now, since no pass of its own told before
+            assert_fresh(metrics["mismatch"], self.config.max_mismatch, self.step, "a rollout engine")
+        return metrics
 
     def _roll_out_ahead(self, prompts: Sequence[list[int]]) -> None:
         """Where a step of staleness is allowed, roll the next step out while this one is learnt."""
