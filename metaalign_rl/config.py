@@ -57,6 +57,7 @@ class ClusterConfig:
     memory_gib: float = 8.0  # memory that the run needs on the machine where it starts
     disk_gib: float = 1.0  # free space needed under run.root
     layout: Literal["apart", "colocated"] = "apart"  # engines beside the learners, or on their devices in turns
+    pin: bool = False  # each engine and learner stays on CPUs of its own, where nothing else runs on the machine
     placement_timeout: float = 120.0  # seconds in which the cluster must have room for all actors
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metaalign_rl import needs, placement, runtime
+from metaalign_rl import needs, pinning, placement, runtime
 from metaalign_rl.cli import guarded
 from metaalign_rl.config import (
     ClusterConfig,
@@ -128,6 +128,27 @@ def test_actors_keep_to_their_threads() -> None:
     environment = runtime.actor_env(3)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert all(isinstance(value, str) for value in environment.values())
+
+
+def test_actors_that_are_pinned_have_cpus_of_their_own() -> None:
+    """Every thread of the process, as of two actors with a CPU each; without the variable nothing changes."""
+    code = """
+import os, threading
+from metaalign_rl.pinning import pin
+waiting = threading.Event()
+threading.Thread(target=waiting.wait).start()
+pin()
+print(*sorted({cpu for thread in os.listdir("/proc/self/task") for cpu in os.sched_getaffinity(int(thread))}))
+waiting.set()
+"""
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def kept_to(environment: dict[str, str]) -> list[int]:
+        told = subprocess.check_output([sys.executable, "-c", code], env=os.environ | environment, text=True)
+        return [int(cpu) for cpu in told.split()]
+
+    assert kept_to({}) == cpus
+    assert [kept_to(pinning.request(index, 1)) for index in (0, 1)] == [[cpus[0]], [cpus[1 % len(cpus)]]]
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001"])

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from metaalign_rl.pinning import pin
+
 TIMEOUT = timedelta(hours=1)  # a rank may wait while another saves a large model
 
 
@@ -19,6 +21,7 @@ def prepare(rank: int, world_size: int, rendezvous: str) -> torch.device:
         rendezvous: torch's `init_method`: "file:///..." of a file that does not exist yet, for ranks on one
             node (torch's own TCP store listens on all interfaces), or "tcp://host:port".
     """
+    pin()
     cuda = torch.cuda.is_available()
     # DeepSpeed looks for MPI where these are not set. Accelerate wants an address, although the group that it would
     # make there exists already.

@@ -2,6 +2,8 @@
 
 import os
 
+from metaalign_rl.pinning import pin
+
 EVERYWHERE = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process would take 40 s to start
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -23,6 +25,7 @@ def prepare() -> bool:
     """
     import torch
 
+    pin()
     on_cpu = not torch.cuda.is_available()
     for name, value in (EVERYWHERE | (CPU_ONLY if on_cpu else {})).items():
         os.environ.setdefault(name, value)
