@@ -36,16 +36,21 @@ class Patience:
 
     Args:
         start, silence: seconds, before and after it was first heard of.
+
+    Attributes:
+        has_started: whether it was heard of.
     """
 
     def __init__(self, start: float, silence: float) -> None:
         self._start, self._silence = start, silence
         self._last = time.monotonic()
         self._limit = start
+        self.has_started = False
 
     def heard(self) -> None:
         """It has given a sign of life."""
         self._last, self._limit = time.monotonic(), self._silence
+        self.has_started = True
 
     def began(self) -> None:
         """It was idle until now."""
@@ -57,7 +62,7 @@ class Patience:
 
     def error(self, method: str) -> TimeoutError:
         """What to say of one that was silent for too long."""
-        setting = "start_s" if self._limit == self._start else "silence_s"
+        setting = "silence_s" if self.has_started else "start_s"
         silence = time.monotonic() - self._last
         return TimeoutError(f"no sign of life for {silence:.0f} s in {method} (faults.{setting}={self._limit:g})")
 

@@ -139,7 +139,7 @@ def test_idle_actors_are_not_taken_for_hung(faults, tmp_path):
 
 
 def test_an_abandoned_round_ends_though_its_engine_hangs(faults):
-    pool = engine_pool(faults, 2, silence=4.0, hangs=5)
+    pool = engine_pool(faults, 2, silence=4.0, hangs=8)
     with ThreadPoolExecutor(1) as thread:
         round_ = thread.submit(answered, pool)
         time.sleep(1)
@@ -149,7 +149,7 @@ def test_an_abandoned_round_ends_though_its_engine_hangs(faults):
 
 
 def test_a_step_is_interrupted_though_another_engine_hangs(faults):
-    pool = engine_pool(faults, 2, silence=3.0, hangs=1, whole_steps=True)
+    pool = engine_pool(faults, 2, silence=3.0, hangs=6, whole_steps=True)
     began = time.monotonic()
     with pytest.raises(StepInterrupted, match="rollout engine 0"):
         answered(pool, on_first=lambda: kill(pool.engines[0]))
@@ -174,7 +174,7 @@ def test_the_engine_in_its_place_serves_from_the_next_weights_on(faults):
 
 
 def test_an_engine_that_says_nothing_is_taken_for_hung(faults, tmp_path):
-    samples = answered(engine_pool(faults, 2, silence=3.0, hangs=5))
+    samples = answered(engine_pool(faults, 2, silence=3.0, hangs=8))
     assert sorted(sample.index for sample in samples) == list(range(12))
     (line,) = lines(tmp_path)
     assert (line["who"], line["what"]) == ("rollout engine 1", "hung")

@@ -137,7 +137,8 @@ class EnginePool:
     def _try_to_load(self, engines: dict[int, Any]) -> bool:
         """Give all of `engines` weights; False where one of them had to be replaced."""
         try:
-            self.ask({number: engine.ready.remote() for number, engine in engines.items()}, "loading")
+            new = {number: engine for number, engine in engines.items() if not self.clocks[number].has_started}
+            self.ask({number: engine.ready.remote() for number, engine in new.items()}, "loading")
             self._send(engines)
         except EngineLost as lost:
             self.replace(lost, engines[lost.number])

@@ -38,6 +38,7 @@ def sampling_params(sampling: Sampling, seed: int | None) -> "SamplingParams":
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # each request has its own
     )
 
 

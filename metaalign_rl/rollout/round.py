@@ -1,6 +1,7 @@
 """One round of requests over the rollout engines, those of an engine that is lost being asked again."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from metaalign_rl.actors import Gone, first_ready, get
@@ -23,13 +24,17 @@ class Round:
         self._engines: dict[int, Any] = {}  # those that were asked
 
     def deal_out(self, requests: list[Request]) -> None:
-        """Send the serving engines a share each; where none is left, those in their place, once they serve."""
+        """Send the serving engines a share each; where none is left, those in their place, once they serve.
+
+        Neighbours go to one engine: answers to a prompt stand side by side, so it is read once and they end together.
+        """
         while not self._pool.serving:
             self._pool.revive()
         serving = sorted(self._pool.serving.items())
-        for place, (number, engine) in enumerate(serving):
-            if share := requests[place :: len(serving)]:
-                self._ask(number, engine, share)
+        bounds = [len(requests) * place // len(serving) for place in range(len(serving) + 1)]
+        for (number, engine), (start, end) in zip(serving, pairwise(bounds), strict=True):
+            if start < end:
+                self._ask(number, engine, requests[start:end])
 
     def _ask(self, number: int, engine: Any, requests: list[Request]) -> None:
         """Send an engine requests; they come after those that it has."""

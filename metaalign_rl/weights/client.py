@@ -56,7 +56,6 @@ class EnginesClient:
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Let the engines go on with the new weights; they answer with what they took."""
-        self.wait()
         self._call("finish_weight_update", self.version)
         self.taken = self.wait()
 

@@ -22,10 +22,12 @@ class StoreTrainer:
         """One update of all engines, a call a bucket. The next bucket is filled while the engines load one."""
         if not self._is_sender:
             return self._source.exhaust()
-        self._client.start_weight_update()
-        for bucket in fill(self._source, self._bucket_bytes):
+        for number, bucket in enumerate(fill(self._source, self._bucket_bytes)):
             stored = ray.put({"entries": bucket.entries, "data": bucket.data})
-            self._client.wait()  # so that the store holds two buckets at most
+            if number == 0:  # not before: until the end of the update the engines draw nothing
+                self._client.start_weight_update()
+            else:
+                self._client.wait()  # so that the store holds two buckets at most
             self._client.begin_update(stored)
             del stored
         self._client.finish_weight_update()
