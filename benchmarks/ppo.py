@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=WORKLOADS, required=True)
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
-    parser.add_argument("--steps", type=int, default=10, help="w1: of each run (default: 10)")
+    parser.add_argument("--steps", type=int, default=20, help="w1: of each run (default: 20)")
     parser.add_argument("--rounds", type=int, default=3, help="w1: each system so often, in turns (default: 3)")
     parser.add_argument("--only", nargs="+", default=[], metavar="SYSTEM", help="w1: these systems alone")
     parser.add_argument("--tiny", action="store_true", help="w2, scaling: a tiny model, to see that it works")

@@ -35,6 +35,7 @@ SETTINGS = {
     "run.stages": ["data", "ppo"],
     "cluster.cpus": CPUS,
     "cluster.memory_gib": 4,
+    "cluster.pin": True,
     "rollout.engines": CPUS,  # small models gain little from a second thread
     "learners": CPUS,
     "data.source": "jsonl",
@@ -61,6 +62,9 @@ RLOO = {
     "model.dtype": "float32",
     "learner.learning_rate": 1e-6,
     "learner.zero_stage": 0,
+    "learner.share_prompts": True,
+    "learner.old_logprobs": "engine",
+    "ppo.parts": 1,  # all answers end at about the same time
     "ppo.prompts_per_step": SAMPLES // 2,
     "ppo.samples_per_prompt": 2,
 }
