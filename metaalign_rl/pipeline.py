@@ -1,18 +1,23 @@
-"""The pipeline: the stages in order, each skipped when it is finished."""
+"""The pipeline: the stages in order, each skipped when it is finished.
+
+Light: the stages' libraries load while Ray starts.
+"""
+
+from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from metaalign_rl import report, runtime, settings
+from metaalign_rl import runtime, settings
 from metaalign_rl.config import Config
-from metaalign_rl.context import RunContext
 from metaalign_rl.errors import UserError, nearest
 from metaalign_rl.files import read_json, write_json, write_text
 from metaalign_rl.folder import RunFolder
-from metaalign_rl.stages import data, evaluate, ppo, reward, sft
+
+if TYPE_CHECKING:
+    from metaalign_rl.context import RunContext
 
 # `stages.json`: by stage its "seconds", null while it has only begun, and the "settings" that it was begun with.
 Progress: TypeAlias = dict[str, dict[str, Any]]
@@ -28,48 +33,43 @@ def run(config: Config) -> None:
     for stage in config.run.stages:
         if stage not in STAGES:
             raise UserError(f"run.stages: unknown stage {stage!r}; {nearest(stage, STAGES)}")
-    with runtime.connect(config), RunContext(config) as context:
+    with runtime.connect(config):
         runtime.require(runtime.preflight(config))
+        _run_stages(config)
+    if "report" in config.run.stages:
+        from metaalign_rl import report
+
+        report.show(RunFolder.of(config).root)
+
+
+def _run_stages(config: Config) -> None:
+    from metaalign_rl.context import RunContext
+
+    with RunContext(config) as context:
         progress = claim_folder(context.folder, config)
         for stage in config.run.stages:
             if stage in progress and progress[stage]["seconds"] is not None:
                 print(f"{stage}: finished before, skipped")
                 continue
             _run_stage(stage, context, progress)
-    if "report" in config.run.stages:
-        report.show(context.folder.root)
 
 
 def _run_stage(stage: str, context: RunContext, progress: Progress) -> None:
     """Run a stage, with its settings on record before it leaves anything half-done and its seconds behind it."""
+    from metaalign_rl.stages.table import RUN
+
     settings_used = used_settings(context.config, stage)
     if stage in RESUMING:
         progress[stage] = {"seconds": None, "settings": settings_used}
         write_json(context.folder.progress, progress)
     began = time.monotonic()
-    STAGES[stage](context)
+    RUN[stage](context)
     seconds = round(time.monotonic() - began, 1)
     progress[stage] = {"seconds": seconds, "settings": settings_used}
     write_json(context.folder.progress, progress)
     print(f"{stage}: {seconds:.0f} s", flush=True)
 
 
-def _build_data(context: RunContext) -> None:
-    data.run(context.config, context.folder.data)
-
-
-def _build_report(context: RunContext) -> None:
-    report.build(context.folder, context.config.reward.mode)
-
-
-STAGES: dict[str, Callable[[RunContext], None]] = {
-    "data": _build_data,
-    "sft": sft.run,
-    "reward": reward.run,
-    "ppo": ppo.run,
-    "evaluate": evaluate.run,
-    "report": _build_report,
-}
 RESUMING = ("sft", "reward", "ppo")  # these go on from what they left when they were cut off; the others begin anew
 # The sections of the config that a stage's result depends on, through the stages before it too.
 USED: dict[str, tuple[str, ...]] = {"data": ("data",)}
@@ -78,6 +78,7 @@ USED["reward"] = (*USED["sft"], "reward", "rollout")
 USED["ppo"] = (*USED["reward"], "ppo", "learner")
 USED["evaluate"] = (*USED["ppo"], "evaluate")
 USED["report"] = USED["evaluate"]
+STAGES = tuple(USED)
 
 
 # How the work is done, not what comes of it: these may change whenever a run is resumed.

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 from metaalign_rl import needs, needs_cluster, needs_estimated, pinning, placement
@@ -113,14 +114,24 @@ def _start(config: Config) -> None:
     # reads the variable on import, which may have been before this; its processes read it when they start.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(
-        address="local",
-        num_cpus=config.cluster.cpus,
-        include_dashboard=False,
-        object_store_memory=object_store(config.cluster),
-        log_to_driver=False,
-        logging_level="WARNING",
-    )
+    libraries = Thread(target=_load_libraries)  # Ray takes 4 s to start, most of them waiting
+    libraries.start()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=config.cluster.cpus,
+            include_dashboard=False,
+            object_store_memory=object_store(config.cluster),
+            log_to_driver=False,
+            logging_level="WARNING",
+        )
+    finally:
+        libraries.join()
+
+
+def _load_libraries() -> None:
+    """What every stage needs sooner or later; takes 3 s."""
+    from transformers import AutoTokenizer  # noqa: F401
 
 
 def threads_of(config: Config, count: int) -> int:

@@ -36,8 +36,6 @@ SETTINGS = {
     "cluster.cpus": CPUS,
     "cluster.memory_gib": 4,
     "cluster.pin": True,
-    "rollout.engines": CPUS,  # small models gain little from a second thread
-    "learners": CPUS,
     "data.source": "jsonl",
     "model.max_tokens": CONTEXT,
     "rollout.max_new_tokens": NEW_TOKENS,
@@ -64,6 +62,8 @@ RLOO = {
     "learner.zero_stage": 0,
     "learner.share_prompts": True,
     "learner.old_logprobs": "engine",
+    "rollout.engines": CPUS,  # small models gain little from a second thread; more processes take longer to start
+    "learners": CPUS,
     "ppo.parts": 1,  # all answers end at about the same time
     "ppo.prompts_per_step": SAMPLES // 2,
     "ppo.samples_per_prompt": 2,
