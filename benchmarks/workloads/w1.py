@@ -38,6 +38,7 @@ SETTINGS = {
     "cluster.pin": True,
     "data.source": "jsonl",
     "model.max_tokens": CONTEXT,
+    "rollout.kv_cache_gib": 0.25,
     "rollout.max_new_tokens": NEW_TOKENS,
     "learner.learning_rate": 1e-5,
     "learner.critic_learning_rate": 1e-4,

@@ -27,8 +27,9 @@ def run(context: RunContext) -> None:
 
     config, folder, start = context.config, context.folder, context.start_policy()
     critic = (context.reward_model() or start) if needs_critic(config.ppo.algorithm) else None
+    engines = context.engines(start)  # first, since they take longest to load
     learners = LearnerGroup(config, Models(policy=start, critic=critic, reference=start))
-    actors = Actors(context.engines(start), start_scorers(context), learners)
+    actors = Actors(engines, start_scorers(context), learners)
     tokenizer, kept = AutoTokenizer.from_pretrained(start), RolloutLog(folder.rollouts, config.run.keep_rollouts)
     rows, checkpoints = context.rows("prompts"), folder.checkpoints / "ppo"
     controller = Controller(config, actors, rows, tokenizer, checkpoints, kept, context.faults)
