@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -33,24 +34,29 @@ def run(config: Config) -> None:
     for stage in config.run.stages:
         if stage not in STAGES:
             raise UserError(f"run.stages: unknown stage {stage!r}; {nearest(stage, STAGES)}")
-    with runtime.connect(config):
-        runtime.require(runtime.preflight(config))
-        _run_stages(config)
+    folder = RunFolder.of(config)
+    is_begun = folder.progress.is_file()
+    progress = claim_folder(folder, config) if is_begun else {}  # what cannot go on need not wait for Ray
+    finished = [stage for stage in config.run.stages if stage in progress and progress[stage]["seconds"] is not None]
+    for stage in finished:
+        print(f"{stage}: finished before, skipped")
+    if left := [stage for stage in config.run.stages if stage not in finished]:
+        with runtime.connect(config):
+            runtime.require(runtime.preflight(config))
+            if not is_begun:
+                claim_folder(folder, config)
+            _run_stages(config, left, progress)
     if "report" in config.run.stages:
         from metaalign_rl import report
 
-        report.show(RunFolder.of(config).root)
+        report.show(folder.root)
 
 
-def _run_stages(config: Config) -> None:
+def _run_stages(config: Config, stages: Sequence[str], progress: Progress) -> None:
     from metaalign_rl.context import RunContext
 
     with RunContext(config) as context:
-        progress = claim_folder(context.folder, config)
-        for stage in config.run.stages:
-            if stage in progress and progress[stage]["seconds"] is not None:
-                print(f"{stage}: finished before, skipped")
-                continue
+        for stage in stages:
             _run_stage(stage, context, progress)
 
 
