@@ -7,6 +7,7 @@ DEVICE ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := requirements/$(DEVICE).txt
+DEV_REQUIREMENTS := requirements/dev.txt
 PACKAGES := $(VENV)/.packages-$(DEVICE)
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -54,16 +55,16 @@ TORCH_INDEX = $(if $(findstring +cpu,$(TORCH)),--extra-index-url $(TORCH_CPU_IND
 # Importing once writes the bytecode of what is used, in a third of the time that pip takes for everything.
 IMPORT_ONCE := import datasets, deepspeed, ray, torch.utils.tensorboard; from transformers import Trainer; from vllm import LLM
 
-$(PACKAGES): $(REQUIREMENTS)
+$(PACKAGES): $(REQUIREMENTS) $(DEV_REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || { \
 		echo "make: '$(PYTHON)' is not a working Python 3.11 or 3.12." \
 			"Install one and name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "Installing $$(grep -c == $<) packages from $< into $(VENV) (a minute or two)"
+	@echo "Installing $$(cat $^ | grep -c ==) packages from $^ into $(VENV) (a minute or two)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP_INSTALL) --no-compile $(TORCH) || { \
 		echo "$(TORCH) did not come from the configured package index: trying again $(TORCH_INDEX)"; \
 		$(PIP_INSTALL) --no-compile $(TORCH_INDEX) $(TORCH); }
-	@$(PIP_INSTALL) --no-compile -r $<
+	@$(PIP_INSTALL) --no-compile $(^:%=-r %)
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c '$(IMPORT_ONCE)' >/dev/null
 	@touch $@
 
@@ -76,15 +77,21 @@ $(INSTALLED): $(PACKAGES) pyproject.toml
 # Needed by a dependency only for what no CPU run does: GPU kernels, images, n-gram speculation, a hosted tracker.
 CPU_UNUSED := triton opencv-python-headless intel-openmp intel-cmplr-lib-ur numba llvmlite wandb cwevals
 
-LOCK := $(BIN)/uv pip compile -q pyproject.toml --extra dev --override requirements/overrides.txt \
-	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header
-LOCK_CPU := $(LOCK) --extra cpu $(CPU_UNUSED:%=--no-emit-package %) -o $(VENV)/cpu.txt
+LOCK := $(BIN)/uv pip compile -q pyproject.toml --override requirements/overrides.txt \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header $(ARGS)
+LOCK_CPU := $(LOCK) --extra cpu $(CPU_UNUSED:%=--no-emit-package %)
+TORCH_LINKS := --find-links $(TORCH_CPU_INDEX)/torch/
+LOCKED := cpu.txt cuda.txt dev.txt
 
 # Pins that stand are kept. A file that does not change is not touched, or the environment would be made anew.
+# dev.txt: what the tests and checks need beside cpu.txt, and beside cuda.txt too.
 lock: env  ## Resolve requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for newer versions)
-	@cp requirements/cpu.txt requirements/cuda.txt $(VENV)/
-	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_CPU) $(ARGS) \
-		|| $(LOCK_CPU) --find-links $(TORCH_CPU_INDEX)/torch/ $(ARGS)
-	$(LOCK) --extra cuda -o $(VENV)/cuda.txt $(ARGS)
-	@for file in cpu.txt cuda.txt; do \
+	@cp $(LOCKED:%=requirements/%) $(VENV)/
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_CPU) -o $(VENV)/cpu.txt || $(LOCK_CPU) $(TORCH_LINKS) -o $(VENV)/cpu.txt
+	$(LOCK) --extra cuda -o $(VENV)/cuda.txt
+	@cat $(VENV)/cpu.txt >> $(VENV)/dev.txt
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(LOCK_CPU) --extra dev -o $(VENV)/dev.txt \
+		|| $(LOCK_CPU) --extra dev $(TORCH_LINKS) -o $(VENV)/dev.txt
+	@sort $(VENV)/dev.txt | grep -vxFf $(VENV)/cpu.txt > $(VENV)/only-dev.txt && mv $(VENV)/only-dev.txt $(VENV)/dev.txt
+	@for file in $(LOCKED); do \
 		cmp $(VENV)/$$file requirements/$$file || cp $(VENV)/$$file requirements/$$file; done
