@@ -6,6 +6,7 @@ Light: what is heavy is imported by the command that needs it.
 import argparse
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from metaalign_rl.cli_policy import add_policy_commands
 from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError
 from metaalign_rl.failures import root_cause
+from metaalign_rl.stopping import Stop
 
 EXAMPLES = """examples:
   metaalign-rl run configs/quickstart.yaml                               # into runs/quickstart
@@ -66,16 +68,16 @@ def job(stages: list[str] | None = None) -> int:
 
 
 def guarded(action: Callable[[], int | None], resume: str) -> int:
-    """Run `action`; the exit status: its own, 2 after a user's error, 130 after Ctrl-C, else 1.
+    """Run `action`; the exit status: its own, 2 after a user's error, 130 after Ctrl-C, 143 after SIGTERM, else 1.
 
     A user's error, or a path that cannot be read or written, is one line. Any other keeps its traceback, and the
     last line says what failed first.
     """
     try:
         return action() or 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted{'; to go on from the last checkpoint: ' if resume else ''}{resume}", file=sys.stderr)
-        return 130
+        return 128 + (interrupt.number if isinstance(interrupt, Stop) else signal.SIGINT)
     except BrokenPipeError:  # the reader of our output, `head` say, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

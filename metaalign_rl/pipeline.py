@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from metaalign_rl import runtime, settings
+from metaalign_rl import runtime, settings, stopping
 from metaalign_rl.config import Config
 from metaalign_rl.errors import UserError, nearest
 from metaalign_rl.files import read_json, write_json, write_text
 from metaalign_rl.folder import RunFolder
+from metaalign_rl.run_lock import only_driver
 
 if TYPE_CHECKING:
     from metaalign_rl.context import RunContext
@@ -35,21 +36,26 @@ def run(config: Config) -> None:
         if stage not in STAGES:
             raise UserError(f"run.stages: unknown stage {stage!r}; {nearest(stage, STAGES)}")
     folder = RunFolder.of(config)
+    with only_driver(folder.root):
+        _run_what_is_left(config, folder)
+    if "report" in config.run.stages:
+        from metaalign_rl import report
+
+        report.show(folder.root)
+
+
+def _run_what_is_left(config: Config, folder: RunFolder) -> None:
     is_begun = folder.progress.is_file()
     progress = claim_folder(folder, config) if is_begun else {}  # what cannot go on need not wait for Ray
     finished = [stage for stage in config.run.stages if stage in progress and progress[stage]["seconds"] is not None]
     for stage in finished:
         print(f"{stage}: finished before, skipped")
     if left := [stage for stage in config.run.stages if stage not in finished]:
-        with runtime.connect(config):
+        with runtime.connect(config), stopping.on_signals():
             runtime.require(runtime.preflight(config))
             if not is_begun:
                 claim_folder(folder, config)
             _run_stages(config, left, progress)
-    if "report" in config.run.stages:
-        from metaalign_rl import report
-
-        report.show(folder.root)
 
 
 def _run_stages(config: Config, stages: Sequence[str], progress: Progress) -> None:

@@ -9,7 +9,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-LINES = 10  # how many lines a bar becomes where the output is no terminal
+LINES = 10  # how many lines a bar becomes where the output is no terminal,
+SECONDS = 60.0  # and how long it says nothing at most while it hears anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Bar:
         self._name = name
         self._terminal = sys.stderr.isatty()
         self._began = time.monotonic()
-        self._printed = 0
+        self._printed, self._last = 0, self._began
         self._progress: Any = None
 
     def __enter__(self) -> "Bar":
@@ -88,7 +89,9 @@ class Bar:
         figures = "  ".join(f"{name} {value:.3g}" for name, value in update.figures.items())
         if self._progress:
             self._progress.update(self._task, completed=update.done, total=update.total, figures=figures)
-        elif update.done * LINES // update.total > self._printed:
-            self._printed = update.done * LINES // update.total
-            left = (time.monotonic() - self._began) / update.done * (update.total - update.done)
+            return
+        now, tenths = time.monotonic(), update.done * LINES // update.total
+        if tenths > self._printed or now - self._last >= SECONDS:
+            self._printed, self._last = tenths, now
+            left = (now - self._began) / max(update.done, 1) * (update.total - update.done)
             print(f"{self._name:<10} {update.done}/{update.total}  {figures}  {left:.0f} s left", flush=True)

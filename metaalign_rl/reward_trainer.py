@@ -1,12 +1,13 @@
 """The reward trainer: trains and evaluates one reward model or control, in a process of its own for each device."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from metaalign_rl.progress import Update, stream
 from metaalign_rl.schema import Row, read_rows
+from metaalign_rl.training import StopRequest, reporter
 from reward.controls import see, training_of, view_of
 from reward.score import Mode
 
@@ -22,6 +23,7 @@ class RewardTrainer:
     def __init__(self, name: str, rank: int = 0, world_size: int = 1, rendezvous: str = "") -> None:
         """Join the other ranks, where there are any; see `learner.platform.prepare`. `name`: a control's, else any."""
         self._name, self._view, self._world_size = name, view_of(name), world_size
+        self._stop = StopRequest()
         if world_size > 1:
             from metaalign_rl.learner import platform
 
@@ -29,6 +31,10 @@ class RewardTrainer:
         else:
             # transformers would import it, many seconds, to ask whether the model to be saved is one of its own.
             sys.modules["deepspeed"] = None  # type: ignore[assignment]
+
+    def stop(self) -> None:
+        """Have `train` raise `Stopped` after the step under way, with a checkpoint."""
+        self._stop.set()
 
     def train(
         self, training: Any, pairs: Sequence[Path], base: Path, output: Path, zero_stage: ZeroStage = 0
@@ -41,7 +47,7 @@ class RewardTrainer:
         settings = deepspeed_settings(zero_stage, bf16=training.bf16) if self._world_size > 1 else None
         return stream(
             lambda report: reward.train(
-                training, rows, None, base, output, callbacks=[_reporter(report)], deepspeed=settings
+                training, rows, None, base, output, [reporter(report), self._stop.callback()], settings
             )
         )
 
@@ -65,15 +71,3 @@ def deepspeed_settings(zero_stage: ZeroStage, *, bf16: bool) -> dict[str, Any]:
         "zero_optimization": {"stage": zero_stage},
         "zero_allow_untested_optimizer": True,
     }
-
-
-def _reporter(report: Callable[[Update], None]) -> Any:
-    from transformers import TrainerCallback
-
-    class Reporter(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if logs and "loss" in logs:
-                figures = {name: float(logs[name]) for name in ("loss", "accuracy") if name in logs}
-                report(Update(state.global_step, state.max_steps, figures))
-
-    return Reporter()

@@ -14,6 +14,7 @@ from metaalign_rl.learner import platform
 from metaalign_rl.meta_prompt import MetaPrompt, encode
 from metaalign_rl.progress import Update, in_thread, stream
 from metaalign_rl.schema import Row, read_rows
+from metaalign_rl.training import StopRequest, reporter
 
 IGNORED = -100  # torch's label for tokens that do not count
 
@@ -25,10 +26,15 @@ class SFTWorker:
         """Join the ranks; see `learner.platform.prepare`."""
         self.rank, self.world_size = rank, world_size
         self.device = platform.prepare(rank, world_size, rendezvous)
+        self._stop = StopRequest()
 
     def prepare_base(self, config: ModelConfig, rows: Path, seed: int, output: Path) -> None:
         """Write the checkpoint that training starts from; for one rank alone. See `base_model.prepare_base`."""
         in_thread(lambda: base_model.prepare_base(config, list(read_rows(rows)), seed, output))
+
+    def stop(self) -> None:
+        """Have `train` raise `Stopped` after the step under way, with a checkpoint."""
+        self._stop.set()
 
     def train(
         self, config: SFTConfig, base: Path, rows: Path, output: Path, checkpoints: Path, *, max_tokens: int, seed: int
@@ -57,7 +63,7 @@ class SFTWorker:
             args=self._arguments(config, checkpoints, seed),
             train_dataset=samples,
             data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
-            callbacks=[_reporter(report)],
+            callbacks=[reporter(report), self._stop.callback()],
         )
         last = last_checkpoint(checkpoints)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -125,17 +131,6 @@ def _deepspeed(config: SFTConfig) -> dict[str, Any]:
         "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,
     }
-
-
-def _reporter(report: Callable[[Update], None]) -> Any:
-    from transformers import TrainerCallback
-
-    class Reporter(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if logs and "loss" in logs:
-                report(Update(state.global_step, state.max_steps, {"loss": float(logs["loss"])}))
-
-    return Reporter()
 
 
 def untie(model: Any) -> None:

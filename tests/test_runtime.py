@@ -4,7 +4,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from metaalign_rl.config import (
 from metaalign_rl.errors import UserError
 from metaalign_rl.failures import root_cause
 from metaalign_rl.needs import Check
+from metaalign_rl.progress import Update, stream
+from metaalign_rl.training import as_trainer, saved_when_stopped
 
 
 @pytest.fixture(autouse=True)
@@ -267,6 +270,42 @@ def test_a_task_that_fails_through_another_names_the_first(local_ray: Config) ->
     root = root_cause(caught.value)
     assert (root.kind, root.message) == ("LookupError", "no row")
     assert root.where.endswith("in inner")
+
+
+def test_an_interrupted_driver_lets_every_rank_save_first(local_ray: Config, tmp_path: Path) -> None:
+    class Counter:
+        """Stands for a rank of a training: it counts until it is stopped, and then leaves how far it came."""
+
+        def __init__(self) -> None:
+            self._stop = threading.Event()
+
+        def train(self, output: Path) -> Iterator[Update]:
+            def work(report: Callable[[Update], None]) -> None:
+                count = 0
+                while not self._stop.wait(0.01):
+                    count += 1
+                    report(Update(count, 10**6))
+                output.write_text(str(count))
+                raise RuntimeError("stopped")
+
+            return stream(work)
+
+        def stop(self) -> None:
+            self._stop.set()
+
+    ranks = [as_trainer(Counter).options(num_cpus=0).remote() for _ in range(2)]
+    outputs = [tmp_path / "0", tmp_path / "1"]
+    train = [rank.train.options(num_returns="streaming") for rank in ranks]
+    streams = [method.remote(output) for method, output in zip(train, outputs, strict=True)]
+
+    def drive() -> None:
+        with saved_when_stopped(ranks, streams):
+            assert [next(stream) for stream in streams]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drive()
+    assert all(int(output.read_text()) >= 1 for output in outputs)
 
 
 def test_only_rays_job_driver_counts_as_submitted(monkeypatch: pytest.MonkeyPatch) -> None:

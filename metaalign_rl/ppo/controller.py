@@ -1,12 +1,15 @@
 """The PPO loop. It knows rows, samples, rewards and batches; the actors know devices."""
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from metaalign_rl import stopping
 from metaalign_rl.config import Config
 from metaalign_rl.data.flips import can_flip, swap
 from metaalign_rl.errors import UserError
@@ -77,9 +80,13 @@ class Controller:
         self._gold: list[float] = []  # of each step since the last checkpoint
         self._ahead: Future[Experience] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
+        self._is_unsaved = False  # the learners stand after a step that no checkpoint has
+        self._has_warned = False
 
     def steps(self, policy: Path) -> Iterator[Metrics]:
         """Run the steps that are left and write the policy; yields each step's metrics, again where one was lost.
+
+        A signal to stop (`stopping`) ends it with a checkpoint after the last update that had begun.
 
         Raises:
             UserError: a row's meta-prompt does not fit, or a row cannot be scored; or the training diverged, in which
@@ -98,25 +105,31 @@ class Controller:
             while not is_saved:
                 try:
                     if self.step < self.config.ppo.steps:
-                        yield self._step(prompts)
-                        self._save_sometimes()
+                        clock = Clock()
+                        experience = self._experience(prompts)
+                        clock.take(experience.seconds)
+                        with stopping.held():
+                            yield self._learn(experience, prompts, clock)
+                            self._save_sometimes()
                     else:
                         self.actors.learners.save_policy(policy)
                         is_saved = True
                 except LearnersLost as lost:
                     self._restart(lost)
+        except KeyboardInterrupt:
+            self._save_before_stopping()
+            raise
         finally:  # a thread that goes on would keep the process alive, and replace the engines that are stopped now
             self._abandon_rollouts()
             self._thread.shutdown()
 
-    def _step(self, prompts: Sequence[list[int]]) -> Metrics:
-        clock = Clock()
-        rollouts, batch, seconds = self._experience(prompts)
-        clock.take(seconds)
+    def _learn(self, experience: Experience, prompts: Sequence[list[int]], clock: Clock) -> Metrics:
+        rollouts, batch, _ = experience
         ppo = self.config.ppo
         off = worst_mismatch(batch, rollouts, self.step, self.config.max_mismatch, ppo.staleness)
         add_advantages(batch, rollouts, ppo, self.kl.value)
         clock.lap("idle")
+        self._is_unsaved = False  # nor is it a step's end, until the update is done
         update = self._begin_learning(batch, prompts)
         self._log.write(self.step + 1, rollouts)
         described = describe(rollouts, batch, version=self.step)
@@ -125,6 +138,7 @@ class Controller:
         self._let_rollouts_end()
         clock.lap("rollout")
         self.step += 1
+        self._is_unsaved = True
         self._send_weights()
         clock.lap("transfer")
         self.kl.update(described["kl"] * described["response_tokens"], len(rollouts))
@@ -199,9 +213,20 @@ class Controller:
     def _save_sometimes(self) -> None:
         if self.step % self.config.ppo.save_steps and self.step < self.config.ppo.steps:
             return
+        self._save()
+
+    def _save(self) -> None:
+        began = time.monotonic()
         gold = fmean(self._gold) if self._gold else None
         self._checkpoints.save({"step": self.step, "kl_coef": self.kl.value, "gold": gold}, self._save_learners)
-        self._gold = []
+        self._gold, self._is_unsaved = [], False
+        self._has_warned = self._has_warned or stopping.warn_of_wait(time.monotonic() - began)
+
+    def _save_before_stopping(self) -> None:
+        if self._is_unsaved:
+            with suppress(LearnersLost):
+                self._save()
+        print(f"ppo: stopped after step {self.step}", flush=True)
 
     def _save_learners(self, checkpoint: Checkpoint) -> None:
         self.actors.learners.save_state(checkpoint.learners)
@@ -209,7 +234,7 @@ class Controller:
 
     def _resume(self) -> None:
         """Take up the last checkpoint, or stand at the start where there is none."""
-        self.step, self._gold, self.kl = 0, [], make_kl_controller(self.config)
+        self.step, self._gold, self.kl, self._is_unsaved = 0, [], make_kl_controller(self.config), False
         if last := self._checkpoints.last():
             self.actors.learners.load_state(last.learners)
             self.step, self.kl.value = last.state["step"], last.state["kl_coef"]
@@ -219,6 +244,7 @@ class Controller:
     def _restart(self, lost: LearnersLost) -> None:
         """Start the learners again from the last checkpoint, as often as `faults.limit` allows."""
         while True:
+            self._is_unsaved = False
             self._faults.record(lost, "all ranks start again from the last checkpoint")
             self.actors.learners.stop()
             self._abandon_rollouts()

@@ -20,6 +20,7 @@ from metaalign_rl.reward_trainer import RewardTrainer
 from metaalign_rl.rollout.types import Sampling
 from metaalign_rl.runtime import actor_options
 from metaalign_rl.schema import Row
+from metaalign_rl.training import as_trainer, saved_when_stopped
 from reward.config import RewardTraining
 from reward.controls import modes_of
 
@@ -102,7 +103,7 @@ def label_answers(row: Row, answers: Sequence[str]) -> Iterator[Row]:
 def _start_trainers(context: RunContext, names: Collection[str], ranks: int) -> Trainers:
     """An actor a model and rank, each with its share of the CPUs: small models gain little from a second thread."""
     threads = 1 if context.config.cluster.gpus == 0 else None
-    actor, count = ray.remote(RewardTrainer), len(names) * ranks
+    actor, count = as_trainer(RewardTrainer), len(names) * ranks
     options = [actor_options(context.config, "training", count, index, threads) for index in range(count)]
     meeting = rendezvous(context.config) if ranks > 1 else ""
     return {
@@ -132,14 +133,14 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) ->
     files = [path for path in (folder.rows("pairs"), folder.rows("on_policy_pairs")) if path.is_file()]
     if outputs and not files:
         raise UserError(f"{folder.data}: no pairs to train a reward model on; give reward.path, or data with pairs")
+    ranks = [(rank, output) for name, output in outputs.items() for rank in trainers[name]]
     streams = [
         rank.train.options(num_returns="streaming").remote(
             training, files, context.start_policy(), output, settings.zero_stage
         )
-        for name, output in outputs.items()
-        for rank in trainers[name]
+        for rank, output in ranks
     ]
-    with Bar("reward") as bar:
+    with Bar("reward") as bar, saved_when_stopped([rank for rank, _ in ranks], streams):
         for place, update in follow(streams):
             if place == 0:
                 bar(update)

@@ -8,13 +8,14 @@ from metaalign_rl.progress import Bar
 from metaalign_rl.ranks import rendezvous
 from metaalign_rl.runtime import actor_options
 from metaalign_rl.sft import SFTWorker
+from metaalign_rl.training import as_trainer, saved_when_stopped
 
 
 def run(context: RunContext) -> None:
     """Train `sft/` from the base checkpoint; an interrupted training goes on from its last checkpoint."""
     config, folder = context.config, context.folder
     ranks = config.learners
-    actor, meeting = ray.remote(SFTWorker), rendezvous(config)
+    actor, meeting = as_trainer(SFTWorker), rendezvous(config)
     workers = [
         actor.options(**actor_options(config, "training", ranks, rank)).remote(rank, ranks, meeting)
         for rank in range(ranks)
@@ -26,7 +27,7 @@ def run(context: RunContext) -> None:
     arguments = (config.sft, folder.base, folder.rows("demonstrations"), folder.sft, folder.checkpoints / "sft")
     keywords = {"max_tokens": config.model.max_tokens, "seed": config.run.seed}
     streams = [worker.train.options(num_returns="streaming").remote(*arguments, **keywords) for worker in workers]
-    with Bar("sft") as bar:
+    with Bar("sft") as bar, saved_when_stopped(workers, streams):
         for rank, update in follow(streams):
             if rank == 0:
                 bar(update)

@@ -1,0 +1,171 @@
+"""Being asked to stop: what has begun is finished and saved first, and a second driver waits its turn."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from metaalign_rl import stopping
+from metaalign_rl.cli import guarded
+from metaalign_rl.errors import UserError
+from metaalign_rl.run_lock import only_driver
+from metaalign_rl.training import Stopped, StopRequest
+
+# Signals.
+
+
+@contextmanager
+def stopped(number: int) -> Iterator[None]:
+    """What happens inside ends with this signal's `Stop`."""
+    with pytest.raises(stopping.Stop) as caught, stopping.on_signals():
+        yield
+    assert caught.value.number == number
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_a_signal_interrupts_at_once(number: signal.Signals) -> None:
+    with stopped(number):
+        os.kill(os.getpid(), number)
+        pytest.fail("went on")
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_what_has_begun_is_finished_first(number: signal.Signals) -> None:
+    done = []
+    with stopped(number):
+        with stopping.held():
+            os.kill(os.getpid(), number)
+            done.append("the update")
+        done.append("the next step")
+    assert done == ["the update"]
+
+
+def test_a_second_ctrl_c_is_not_held_back() -> None:
+    done = []
+
+    def work() -> None:
+        with stopping.on_signals(), stopping.held():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("the update")
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["the update"]
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_the_exit_status_tells_the_signal(number: signal.Signals) -> None:
+    def run() -> None:
+        with stopping.on_signals():
+            os.kill(os.getpid(), number)
+
+    assert guarded(run, resume="") == 128 + number
+
+
+def test_afterwards_signals_mean_what_they_did_before() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stopped(signal.SIGTERM):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_submitted_job_is_told_once_that_its_checkpoints_take_longer_than_a_stop_waits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not stopping.warn_of_wait(seconds=10)  # not submitted
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert not stopping.warn_of_wait(seconds=2)
+    assert capsys.readouterr().err == ""
+    assert stopping.warn_of_wait(seconds=10)
+    assert "RAY_JOB_STOP_WAIT_TIME_S=40 where the cluster's head starts" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "120")
+    assert not stopping.warn_of_wait(seconds=10)
+
+
+# Trainings.
+
+
+def test_a_stopped_training_saves_after_the_step_under_way(tmp_path: Path) -> None:
+    """transformers' Trainer, which SFT and the reward model are trained by."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    request = StopRequest()
+
+    class AskInStepThree(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                request.set()
+
+    class Line(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, labels):
+            return {"loss": ((self.weight * x - labels) ** 2).mean()}
+
+    arguments = TrainingArguments(str(tmp_path), max_steps=9, save_steps=100, report_to="none", use_cpu=True)
+    rows = [{"x": torch.tensor([1.0]), "labels": torch.tensor([2.0])}] * 100
+    trainer = Trainer(Line(), arguments, train_dataset=rows, callbacks=[AskInStepThree(), request.callback()])
+    with pytest.raises(Stopped, match="after step 3"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+# One driver at a time.
+
+HOLDER = "from pathlib import Path; from metaalign_rl.run_lock import only_driver\nwith only_driver(Path({!r})): {}"
+
+
+@pytest.fixture
+def other_driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that works on `tmp_path`."""
+    code = HOLDER.format(str(tmp_path), "print('working', flush=True); input()")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout.readline() == "working\n"
+        yield process
+        process.kill()
+
+
+def test_two_drivers_do_not_work_on_one_run(other_driver: subprocess.Popen[str], tmp_path: Path) -> None:
+    name = f"another driver .process {other_driver.pid} on .*, since .*give another run.name"
+    with pytest.raises(UserError, match=name), only_driver(tmp_path, patience=0.1):
+        raise AssertionError("both work")
+
+
+def test_a_driver_waits_for_one_that_is_ending(
+    other_driver: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threading.Timer(0.5, other_driver.kill).start()
+    began = time.monotonic()
+    with only_driver(tmp_path):
+        assert 0.4 < time.monotonic() - began < 30
+    assert "works on this run; waiting 60 s for it to end" in capsys.readouterr().out
+
+
+def test_what_a_killed_driver_leaves_keeps_nobody_off(other_driver: subprocess.Popen[str], tmp_path: Path) -> None:
+    other_driver.kill()
+    other_driver.wait()
+    with only_driver(tmp_path, patience=0), pytest.raises(UserError), only_driver(tmp_path, patience=0):
+        pass
+
+
+def test_storage_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(UserError, match="does not lock files .Operation not supported.*give a run.root where"):
+        only_driver(tmp_path).__enter__()
