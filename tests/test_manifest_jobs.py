@@ -121,7 +121,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
         assert cluster.stdout.readline() == "ready\n"
         url = f"http://127.0.0.1:{port}"
         for node in nodes:  # as KubeRay's probes ask, without the token
-            wait_until_ready(f"http://127.0.0.1:{node['dashboard_agent_listen_port']}/api/healthz", 60)
+            wait_until_ready(f"http://127.0.0.1:{node['dashboard_agent_listen_port']}/api/healthz", 120)
         yield Here(url, folder, environment)
         cluster.communicate()
 
