@@ -77,7 +77,7 @@ def fits(case: Case) -> bool:
 
 
 def _layouts(case: Case, devices: Devices, offload: bool) -> Iterator[Words]:
-    for parallel, learners, layout in product(PARALLEL, _learners(case, devices), _kinds(devices)):
+    for parallel, learners, layout in product(PARALLEL, _learners(case, devices), _kinds(case, devices)):
         engines = _engines(devices, learners, parallel, layout)
         if engines < 1:
             continue
@@ -94,7 +94,9 @@ def _layouts(case: Case, devices: Devices, offload: bool) -> Iterator[Words]:
             yield words | {"rollout.gpu_memory_utilization": _engine_share(apply(case, words))}
 
 
-def _kinds(devices: Devices) -> tuple[Literal["apart", "colocated"], ...]:
+def _kinds(case: Case, devices: Devices) -> tuple[Literal["apart", "colocated"], ...]:
+    if case.config.ppo.staleness:
+        return ("apart",)
     return ("apart", "colocated") if devices.gpus > 1 else ("colocated",)
 
 

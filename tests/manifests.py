@@ -1,0 +1,77 @@
+"""The manifests under cluster/ as kustomize builds them, and what tests want of them."""
+
+import copy
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CLUSTER = Path(__file__).resolve().parents[1] / "cluster"
+OVERLAYS = sorted(path.name for path in (CLUSTER / "overlays").iterdir())
+COMPONENTS = ("kueue", "volcano", "spot")  # that a user adds to an overlay
+RAY = [name for name in OVERLAYS if name != "namespace"]
+JOBS = [name for name in RAY if name not in ("interactive", "scorer")]
+KUSTOMIZE = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
+Object = dict[str, Any]
+
+needs_kustomize = pytest.mark.skipif(shutil.which(KUSTOMIZE[0]) is None, reason="neither kustomize nor kubectl is here")
+
+
+def build(folder: Path) -> list[Object]:
+    """The objects that `kubectl apply -k` would send."""
+    done = subprocess.run([*KUSTOMIZE, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@cache
+def _built(name: str) -> tuple[Object, ...]:
+    return tuple(build(CLUSTER / "overlays" / name))
+
+
+def overlay(name: str) -> list[Object]:
+    """An overlay's objects, to be changed as one likes."""
+    return copy.deepcopy(list(_built(name)))
+
+
+def only(name: str) -> Object:
+    """The one object of an overlay."""
+    (found,) = overlay(name)
+    return found
+
+
+def ray_cluster(ray: Object) -> Object:
+    """The RayCluster's spec in a RayCluster, RayJob or RayService."""
+    spec: Object = ray["spec"]
+    found: Object = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+    return found
+
+
+def pods(ray: Object) -> Iterator[tuple[str, Object]]:
+    """Its pod templates: "head", the worker groups by name, and a RayJob's "submitter"."""
+    spec = ray_cluster(ray)
+    yield "head", spec["headGroupSpec"]["template"]
+    for group in spec["workerGroupSpecs"]:
+        yield group["groupName"], group["template"]
+    if "submitterPodTemplate" in ray["spec"]:
+        yield "submitter", ray["spec"]["submitterPodTemplate"]
+
+
+def container(template: Object) -> Object:
+    """The pod's only container."""
+    (found,) = template["spec"]["containers"]
+    return found
+
+
+def quantity(text: str) -> float:
+    """Kubernetes' quantity as a number: "500m" is 0.5, "2Gi" 2 * 1024**3."""
+    units = {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+    for unit, factor in units.items():
+        if text.endswith(unit):
+            return float(text.removesuffix(unit)) * factor
+    return float(text)

@@ -1,0 +1,215 @@
+"""The manifests' entry points, runtime environments and Serve config, run as KubeRay would on a local Ray of two nodes.
+
+The head has the CPUs that its manifest gives it, none, and asks for a token.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from conftest import ROOT, free_port
+from manifests import JOBS, container, needs_kustomize, only, ray_cluster
+
+from reward.serving.client import RemoteScorer
+
+pytestmark = [needs_kustomize, pytest.mark.slow]
+TOKEN, REWARD_TOKEN = "0123456789abcdef0123456789abcdef", "secret"
+NODES = """
+import json, os, sys
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray listens on every interface
+from ray.cluster_utils import Cluster
+
+cluster = Cluster()
+for node in json.loads(sys.argv[1]):
+    cluster.add_node(object_store_memory=150_000_000, **node)
+print("ready", flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+CPU = [  # over the entry point's settings: a laptop's
+    "cluster.cpus=2", "cluster.gpus=0", "cluster.memory_gib=1", "cluster.disk_gib=1", "model.dtype=float32",
+    "model.max_tokens=160", "rollout.max_new_tokens=16", "evaluate.max_new_tokens=16", "learners=1",
+    "rollout.engines=1", "rollout.tensor_parallel=1", "reward.devices=1", "learner.zero_stage=0", "sft.zero_stage=0",
+    "reward.zero_stage=0", "learner.minibatch_size=8", "ppo.steps=1", "ppo.prompts_per_step=8",
+    "ppo.samples_per_prompt=2", "rollout.kv_cache_gib=0.1",
+]  # fmt: skip
+FROM_NOTHING = [
+    "model.hidden_size=64", "model.layers=1", "model.heads=2", "data.demonstrations=200", "data.pairs=100",
+    "data.prompts=60", "data.held_out_prompts=24", "data.held_out_pairs=24", "data.paraphrased_wishes=4",
+    "reward.on_policy_prompts=0", "reward.controls=[]",
+]  # fmt: skip
+GPU_JOBS = {  # what stands behind their settings, so that each layout is run through once and no stage twice
+    "nodes-apart": ["run.stages=[data,ppo]", "model.path=/runs/quickstart/sft", "reward.path=/runs/quickstart/reward"],
+    "nodes-colocated": ["run.stages=[data]"],
+    "one-node": ["run.stages=[data]"],
+    "one-node-ppo": [],
+}
+
+
+@dataclass(frozen=True)
+class Here:
+    """The running cluster, and where the manifests' folders are on this machine."""
+
+    url: str
+    folder: Path
+    environment: dict[str, str]
+
+    def localize(self, text: str) -> str:
+        """A manifest's text with its folders in their places here."""
+        text = text.replace("/opt/metaalign-rl", str(ROOT))
+        return re.sub(r"(?<![\w.])/(runs|models)\b", rf"{self.folder}/\1", text)
+
+    def shell(self, command: str) -> subprocess.CompletedProcess[str]:
+        """As KubeRay's submitter runs its command."""
+        words = ["/bin/bash", "-ce", "--", command]
+        return subprocess.run(words, capture_output=True, text=True, env=self.environment, cwd=self.folder, timeout=300)
+
+    def submit(self, name: str, *settings: str) -> str:
+        """Send an overlay's job, with more settings behind its own; its log."""
+        spec = only(name)["spec"]
+        entrypoint = self.localize(" ".join([spec["entrypoint"], *settings]))
+        runtime_env = json.dumps(json.dumps(yaml.safe_load(spec["runtimeEnvYAML"])))
+        done = self.shell(f"ray job submit --address {self.url} --runtime-env-json {runtime_env} -- {entrypoint} ;")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+def variables(template: dict[str, Any]) -> dict[str, str]:
+    """What a container's environment says by itself; secrets are left to the test."""
+    return {item["name"]: item["value"] for item in container(template)["env"] if "value" in item}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "runs").mkdir()
+    job = only("quickstart-cpu")
+    head, (group,) = ray_cluster(job)["headGroupSpec"], ray_cluster(job)["workerGroupSpecs"]
+    port = free_port()
+    nodes = [
+        {"num_cpus": int(head["rayStartParams"]["num-cpus"]), "include_dashboard": True, "dashboard_port": port},
+        {"num_cpus": int(container(group["template"])["resources"]["limits"]["cpu"])},
+    ]
+    nodes = [node | {"dashboard_agent_listen_port": free_port()} for node in nodes]
+    environment = {
+        **os.environ,
+        **variables(head["template"]),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+        "HF_HOME": str(folder / "models"),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "METAALIGN_REWARD_TOKEN": REWARD_TOKEN,
+    }
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-c", NODES, json.dumps(nodes)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as cluster:
+        assert cluster.stdout is not None
+        assert cluster.stdout.readline() == "ready\n"
+        url = f"http://127.0.0.1:{port}"
+        for node in nodes:  # as KubeRay's probes ask, without the token
+            wait_until_ready(f"http://127.0.0.1:{node['dashboard_agent_listen_port']}/api/healthz", 120)
+        yield Here(url, folder, environment)
+        cluster.communicate()
+
+
+def wait_until_ready(url: str, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        assert time.monotonic() < until, f"{url} is not ready"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def quickstart(here: Here) -> Path:
+    """The quickstart's job has run; its folder."""
+    log = here.submit("quickstart-cpu", *CPU, *FROM_NOTHING)
+    assert "report: " in log
+    return here.folder / "runs" / "quickstart"
+
+
+def test_without_the_token_nobody_submits(here: Here) -> None:
+    assert httpx.get(f"{here.url}/api/jobs/").status_code == 401
+    assert httpx.get(f"{here.url}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN[::-1]}"}).status_code == 403
+
+
+def test_the_quickstarts_job_runs_all_stages_though_the_head_has_no_cpus(quickstart: Path) -> None:
+    report = json.loads((quickstart / "report.json").read_text())
+    assert report["ppo.steps"] == 1
+    assert (quickstart / "policy" / "model.safetensors").is_file()
+
+
+def test_a_retry_goes_on_where_the_job_was(here: Here, quickstart: Path) -> None:
+    log = here.submit("quickstart-cpu", *CPU, *FROM_NOTHING)
+    assert "ppo: finished before, skipped" in log
+
+
+@pytest.fixture(scope="module")
+def gpu_jobs(here: Here, quickstart: Path) -> None:
+    """The jobs of GPUs have run on CPUs, two at a time, from what the quickstart trained."""
+    link(here.folder / "runs" / "data", quickstart / "data")
+    link(here.folder / "runs" / "one-node" / "sft", quickstart / "sft")  # what one-node-ppo starts from
+    link(here.folder / "runs" / "one-node" / "reward", quickstart / "reward")
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(here.submit, name, *CPU, *settings) for name, settings in GPU_JOBS.items()]
+    for job in jobs:
+        job.result()
+
+
+@pytest.mark.usefixtures("gpu_jobs")
+def test_every_job_had_the_runtime_environment_of_its_manifest(here: Here) -> None:
+    jobs = httpx.get(f"{here.url}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}).json()
+    wanted = yaml.safe_load(only("one-node")["spec"]["runtimeEnvYAML"])
+    assert len(jobs) > len(GPU_JOBS)
+    assert all(job["runtime_env"] == wanted for job in jobs)
+
+
+def link(place: Path, target: Path) -> None:
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(target)
+
+
+@pytest.mark.usefixtures("gpu_jobs")
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "quickstart-cpu"])
+def test_a_job_of_gpus_runs_on_cpus(name: str, here: Here) -> None:
+    folder = here.folder / "runs" / name
+    stages = json.loads((folder / "stages.json").read_text())
+    assert all(record["seconds"] is not None for record in stages.values())
+    if "ppo" in stages:
+        (line,) = (folder / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(line)["step"] == 1
+
+
+def test_the_scorers_config_serves_who_has_the_token(here: Here, quickstart: Path) -> None:
+    config = yaml.safe_load(here.localize(only("scorer")["spec"]["serveConfigV2"]))
+    port = free_port()
+    config["http_options"] = {"host": "127.0.0.1", "port": port}
+    (application,) = config["applications"]
+    application["args"] |= {"model": str(quickstart / "reward"), "gpus": 0, "cpus": 0.5, "dtype": "float32"}
+    (here.folder / "serve.yaml").write_text(yaml.safe_dump(config))
+    done = here.shell(f"serve deploy {here.folder}/serve.yaml --address {here.url}")
+    assert done.returncode == 0, done.stderr
+    url = f"http://127.0.0.1:{port}"
+    wait_until_ready(f"{url}/ready", 120)
+    row = {"messages": [{"role": "user", "content": "what color is it"}], "response": "red"}
+    assert httpx.post(f"{url}/score", json={"rows": [row]}).status_code == 401
+    (score,) = RemoteScorer(url, REWARD_TOKEN).score([row])
+    assert 0 < score.probabilities["overall"] < 1
