@@ -44,7 +44,7 @@ bench: env  ## Measure speed and quality on this machine (benchmarks/)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 docs: env  ## Build the site of docs/ into build/site (ARGS=serve shows it on 127.0.0.1:8000 as you write)
-	$(BIN)/mkdocs $(or $(ARGS),build --strict)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict)
 
 clean:  ## Remove the environment, caches and build outputs; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What mkdocs does with these pages beside building them: it writes the generated ones and checks links that leave docs/.
+"""What mkdocs does beside building these pages: it writes the generated ones and checks the links that leave docs/.
 
 Links to the repository's other files work as they stand where the repository is browsed. On the site they lead to
 `repo_url`; without one they are plain text.
@@ -29,7 +29,9 @@ Two commands come with the package; `metaalign-reward` needs no Ray, vLLM or Dee
 
 _FENCED = re.compile(r"^(```.*?^```$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\.?/[^)#\s]*)(#[^)\s]*)?\)")
-_PLAN = re.compile(r"(?P<command>^\$ (?P<words>metaalign-rl plan (?:.*\\\n)*.*\n))(?P<output>.*?)(?=^```)", re.M | re.S)
+_PLAN = re.compile(
+    r"(?P<command>^\$ (?P<words>metaalign-rl plan (?:.*\\\n)*.*\n))(?P<output>(?:(?!```).*\n)*)", re.MULTILINE
+)
 
 log = logging.getLogger("mkdocs.hooks")
 
