@@ -83,7 +83,7 @@ def commands() -> str:
     """The help of every command of both programs, in Markdown."""
     parsers = (*_leaves(cli._parser()), *_leaves(reward_cli._parser()))
     with patch.dict(os.environ, COLUMNS="100"):
-        parts = [f"## {parser.prog}\n\n```text\n{parser.format_help().strip()}\n```" for parser in parsers]
+        parts = [f"## {parser.prog}\n\n```\n{parser.format_help().strip()}\n```" for parser in parsers]
     return "\n\n".join([COMMANDS.strip(), *parts]) + "\n"
 
 
