@@ -63,10 +63,13 @@ ENVIRONMENT = {
     "METAALIGN_REWARD_URL": "the scorer's server, for the plugins of OpenRLHF and verl",
     "METAALIGN_REWARD_MODEL": "the reward model's folder, for the same, which then load it themselves",
     "METAALIGN_REWARD_DTYPE": "the type that they compute in: `float32`, `bfloat16` or `float16`",
-    "METAALIGN_REWARD_MODE": "the number that they and TRL's get: `overall` (default), `tier` or `composed`",
+    "METAALIGN_REWARD_MODE": "the number that they give: `overall` (default), `tier` or `composed`",
     "METAALIGN_PIN": "set by a run for its own actors under `cluster.pin`; not for you to set",
     "VLLM_API_KEY": "the secret of `metaalign-rl serve`; needed with another `--host` than the loopback",
     "OPENAI_API_KEY": "the key of the endpoint that `metaalign-rl evaluate URL` asks",
+    "RAY_JOB_STOP_WAIT_TIME_S": "Ray's, on the cluster's head: seconds from `ray job stop` to the kill; 3 where it is "
+    "unset",
+    "HF_HOME, HF_TOKEN": "Hugging Face's: the folder of what the hub gave, and the key to gated models",
     "RAY_USAGE_STATS_ENABLED": "a run sets it to 0 where it is unset: Ray then reports nothing to its makers",
 }
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -81,6 +81,18 @@ def test_a_broken_link_fails_the_build_and_so_does_a_page_that_no_menu_has(tree:
     for problem in ("'nowhere.md'", "'faults.md#nothing'", "no such file: ../configs/none.yaml", "lost.md"):
         assert re.search(f"WARNING.*{re.escape(problem)}|- {problem}", done.stderr), problem + done.stderr
     assert "configs/quickstart.yaml" not in done.stderr
+
+
+def test_a_link_out_of_the_docs_leads_to_the_repository_where_that_has_an_address() -> None:
+    def site(address: str | None) -> str:
+        config = SimpleNamespace(docs_dir=str(DOCS), config_file_path=str(ROOT / "mkdocs.yml"), repo_url=address)
+        page = SimpleNamespace(file=SimpleNamespace(abs_src_path=str(DOCS / "recipes" / "a.md"), src_uri="a.md"))
+        text = "[A](../../README.md#two-commands) [B](../ppo.md)"
+        found: str = hooks().on_page_markdown(text, page, config, None)
+        return found
+
+    assert site("https://host/me/fork/") == "[A](https://host/me/fork/blob/HEAD/README.md#two-commands) [B](../ppo.md)"
+    assert site(None) == "A [B](../ppo.md)"
 
 
 @pytest.mark.parametrize("name", GENERATED)
