@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env quickstart test lint format lock bench clean
+.PHONY: help env quickstart test lint format lock bench docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: env  ## Put style and format right where a tool can
 
 bench: env  ## Measure speed and quality on this machine (benchmarks/)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+docs: env  ## Build the site of docs/ into build/site (ARGS=serve shows it on 127.0.0.1:8000 as you write)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict)
 
 clean:  ## Remove the environment, caches and build outputs; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

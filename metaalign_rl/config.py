@@ -36,10 +36,12 @@ def _require_positive(section: Any, name: str, keys: str) -> None:
 class RunConfig:
     """The identity of the run. The same name under the same root resumes."""
 
-    name: str = "quickstart"
+    name: str = "quickstart"  # the folder under run.root; the same name resumes
     root: str = "runs"  # a folder on storage that every node sees; absolute for submitted jobs
-    seed: int = 0
-    stages: list[str] = field(default_factory=lambda: ["data", "sft", "reward", "ppo", "evaluate", "report"])
+    seed: int = 0  # of the data, the new models, the order of rows and what PPO draws
+    stages: list[str] = field(
+        default_factory=lambda: ["data", "sft", "reward", "ppo", "evaluate", "report"]
+    )  # in this order; a finished one is skipped
     keep_rollouts: int = 1  # PPO keeps the answers of every n-th step, with scores and checks; 0: of none
     wandb_project: str = ""  # also send PPO's metrics to this project on Weights & Biases; empty: nothing leaves
 
@@ -70,7 +72,9 @@ class ClusterConfig:
 class DataConfig:
     """Where rows come from: the built-in world, JSONL files in the project's schema, VerIH, or public pairs."""
 
-    source: Literal["world", "jsonl", "verih", "rpr", "multifaceted", "safe_rlhf", "hh_rlhf", "helpsteer2"] = "world"
+    source: Literal["world", "jsonl", "verih", "rpr", "multifaceted", "safe_rlhf", "hh_rlhf", "helpsteer2"] = (
+        "world"  # the built-in world, your own files, VerIH's file, or published preference pairs
+    )
     path: str = (
         ""  # jsonl: a folder with demonstrations/pairs/prompts/held_out_*.jsonl; verih: the file;
         # others: a hub id such as microsoft/rpr, or a folder or file of that data set
@@ -79,7 +83,7 @@ class DataConfig:
     demonstrations: int = 30_000  # rows to make of each use (world only)
     pairs: int = 16_000  # to make, or at most to take of public data
     prompts: int = 8_000  # to make, or at most to take of public data
-    held_out_prompts: int = 1_200
+    held_out_prompts: int = 1_200  # to make; answers to these are what report.json counts (world only)
     held_out_pairs: int = 1_600  # to make (paraphrased ones come on top), or at most to take of public data
     paraphrased_wishes: int = 60  # held-out wishes that are each said in four ways, for answers and as many for pairs
 
@@ -95,11 +99,11 @@ class ModelConfig:
     """The language model: a checkpoint to start from, or the shape of a small one made from nothing."""
 
     path: str = ""  # a Hugging Face checkpoint folder or hub id; empty makes a new model
-    hidden_size: int = 128
-    layers: int = 3
-    heads: int = 4
+    hidden_size: int = 128  # width of a new model
+    layers: int = 3  # of a new model
+    heads: int = 4  # attention heads of a new model; must divide model.hidden_size
     max_tokens: int = 160  # context: meta-prompt, dialog and response
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in PPO and in the engines
 
     def __post_init__(self) -> None:
         _require_least(self, "model", 1, "hidden_size layers heads max_tokens")
@@ -111,12 +115,12 @@ class ModelConfig:
 class SFTConfig:
     """The warm start on demonstrations."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-3  # peak, falling by a cosine; about 1e-5 for billions of parameters
     batch_size: int = 32  # samples a step, over all devices
-    epochs: float = 1.0
-    warmup_ratio: float = 0.05
-    weight_decay: float = 0.0
-    save_steps: int = 500
+    epochs: float = 1.0  # passes over the demonstrations
+    warmup_ratio: float = 0.05  # share of the steps in which the learning rate rises
+    weight_decay: float = 0.0  # AdamW's
+    save_steps: int = 500  # steps between two checkpoints to resume from
     zero_stage: Literal[0, 1, 2] = 0  # DeepSpeed ZeRO stage; 3 would leave no rank a whole model to save
 
     def __post_init__(self) -> None:
@@ -133,13 +137,15 @@ class RewardConfig:
     path: str = ""  # an existing reward model; empty trains one
     url: str = ""  # a server that scores for PPO instead, as metaalign-reward serve; its token: METAALIGN_REWARD_TOKEN
     function: str = ""  # your own, path/to/file.py:name, on storage that every node sees: (rows, answers) -> numbers
-    mode: Literal["tier", "overall", "composed"] = "overall"
+    mode: Literal["tier", "overall", "composed"] = (
+        "overall"  # which score is the reward; docs/scorer.md has the formulas
+    )
     view: View = "whole"  # what of a row PPO's reward model sees; less than the whole is for ablations
     devices: int = 1  # that train a model together; with more than one the controls follow it, one after the other
     zero_stage: Literal[0, 1, 2] = 0  # DeepSpeed ZeRO stage on several devices; 3 would leave no rank a whole model
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # peak; about 1e-5 for billions of parameters
     batch_size: int = 16  # pairs a step, over all devices
-    epochs: float = 1.0
+    epochs: float = 1.0  # passes over the pairs and the policy's own answers
     margin: float = 0.0  # gap, in logits, below which a pair's loss stays large; times its strength where a row has one
     label_smoothing: float = 0.0  # share of the pairs and labels that are taken to be wrong
     lora_rank: int = 0  # train adapters of this rank in the backbone, and the head; 0 trains all weights
@@ -173,10 +179,10 @@ class RewardConfig:
 class RolloutConfig:
     """The vLLM engines. PPO samples at temperature 1, from the distribution that it trains."""
 
-    engines: int = 1
+    engines: int = 1  # vLLM engines that answer side by side
     tensor_parallel: int = 1  # devices an engine
     max_sequences: int = 256  # sequences decoded together
-    max_new_tokens: int = 32
+    max_new_tokens: int = 32  # longest answer that PPO draws
     kv_cache_gib: float = 1.0  # CPU only
     gpu_memory_utilization: float = 0.4  # share of the device's memory
     bucket_mib: int = 128  # weights that are on their way to the engines at a time, twice in Ray's object store
@@ -193,9 +199,9 @@ class PPOConfig:
     """The PPO loop. docs/ppo.md explains the algorithms."""
 
     algorithm: Literal["ppo", "rloo", "reinforce++", "grpo"] = "ppo"  # only ppo learns a critic
-    steps: int = 60
-    prompts_per_step: int = 128
-    samples_per_prompt: int = 4
+    steps: int = 60  # each rolls out, scores, updates and sends weights; the whole run's number
+    prompts_per_step: int = 128  # rows drawn a step
+    samples_per_prompt: int = 4  # answers to each of them
     model_weight: float = 1.0  # weight of the reward model in the reward
     checks_weight: float = 0.0  # weight of the rows' own gold checks in the reward
     function_weight: float = 0.0  # weight of reward.function in the reward, which is the weighted mean of the three
@@ -204,22 +210,22 @@ class PPOConfig:
     )  # weight by "tier" or "tier/relation"; empty: as in the data
     gamma: float = 1.0  # discount a token
     lam: float = 0.95  # of GAE, ppo only
-    kl: Literal["fixed", "adaptive"] = "fixed"
-    kl_coef: float = 0.03
+    kl: Literal["fixed", "adaptive"] = "fixed"  # whether ppo.kl_coef stays, or is steered to ppo.kl_target
+    kl_coef: float = 0.03  # weight of the KL to the policy that PPO starts from
     kl_target: float = 0.1  # nats a response, adaptive only
     kl_horizon: int = 10_000  # samples, adaptive only
     kl_in: Literal["reward", "loss"] | None = None  # null: as the algorithm's paper, loss under grpo, else reward
     kl_estimator: Literal["k1", "k2", "k3"] | None = None  # null: k1 in the reward, k3 in the loss
-    normalize_per_tier: bool = False
+    normalize_per_tier: bool = False  # whiten rewards within each governing tier, with a floor on the deviation
     flips: bool = False  # roll out conflicts in pairs: the same dialog with the tiers' texts in each other's place
     max_mismatch: float | None = None  # mean |Δ log p| a token between learner and engine above which the run stops;
     # null: 0.01 in float32, 0.05 in bfloat16
-    reward_workers: int = 1
+    reward_workers: int = 1  # processes that score answers side by side
     parts: int = 4  # a step's samples go on to reward workers and learners in about so many parts, as they finish
     staleness: Literal[0, 1] = 0  # 1: roll the next step out while the learners learn; needs learner.correction
     in_flight: bool = False  # with staleness: engines take new weights in the middle of their answers
     deterministic: bool = False  # the same metrics again, and after a fault; costs seeds of their own and some overlap
-    save_steps: int = 20
+    save_steps: int = 20  # steps between two checkpoints to resume from
     keep_checkpoints: int = 2  # the newest ones; the best by gold, as `best`, comes on top
 
     def __post_init__(self) -> None:
@@ -278,7 +284,7 @@ class EvaluateConfig:
     """Gold-checked evaluation on the held-out rows, before and after PPO."""
 
     temperature: float = 1.0  # of the sampled figures; the greedy ones come beside them
-    max_new_tokens: int = 32
+    max_new_tokens: int = 32  # longest answer
 
     def __post_init__(self) -> None:
         _require_least(self, "evaluate", 1, "max_new_tokens")

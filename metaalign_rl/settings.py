@@ -21,7 +21,7 @@ WIDEST = 40  # a column of `describe`; a longer cell moves its own line alone
 
 
 @dataclass(frozen=True, slots=True)
-class _Key:
+class Key:
     """One key of the settings: a section (a nested dataclass) or a value."""
 
     annotation: Any
@@ -59,7 +59,7 @@ def load(cls: type[T], path: Path | None, overrides: list[str]) -> T:
         UserError: no such file, broken YAML, an unknown or repeated key, a value of the wrong type, a missing
             key, or a word without `=`; names the place, the key, and the nearest key or the expected type.
     """
-    keys = _keys(cls)
+    keys = keys_of(cls)
     given = _read_file(path, keys) if path is not None else {}
     for word in overrides:
         given |= _read_word(word, keys)
@@ -77,10 +77,10 @@ def describe(cls: type) -> str:
         (
             name,
             type_name(key.annotation),
-            "(required)" if key.default is MISSING else _flow(key.default),
+            "(required)" if key.default is MISSING else flow(key.default),
             key.meaning,
         )
-        for name, key in _keys(cls).items()
+        for name, key in keys_of(cls).items()
         if not key.is_section
     ]
     widths = [max(min(len(row[column]), WIDEST) for row in rows) for column in range(3)]
@@ -89,25 +89,25 @@ def describe(cls: type) -> str:
     )
 
 
-def _keys(cls: type) -> dict[str, _Key]:
+def keys_of(cls: type) -> dict[str, Key]:
     """Every key of `cls` by its dotted name, sections before what they hold."""
     return dict(_walk(cls, MISSING, ""))
 
 
-def _walk(cls: type, instance: Any, prefix: str) -> Iterator[tuple[str, _Key]]:
+def _walk(cls: type, instance: Any, prefix: str) -> Iterator[tuple[str, Key]]:
     """The keys under `prefix`. `instance` is the default section, whose values need not be its class's."""
     hints, texts = get_type_hints(cls), meanings(cls)
     for field in fields(cls):
         default = getattr(instance, field.name) if instance is not MISSING else field.default
         if default is MISSING and field.default_factory is not MISSING:
             default = field.default_factory()
-        key = _Key(hints[field.name], default, texts.get(field.name, ""))
+        key = Key(hints[field.name], default, texts.get(field.name, ""))
         yield prefix + field.name, key
         if key.is_section:
             yield from _walk(key.annotation, default, f"{prefix}{field.name}.")
 
 
-def _build(cls: type[T], prefix: str, keys: dict[str, _Key], given: dict[str, _Given]) -> T:
+def _build(cls: type[T], prefix: str, keys: dict[str, Key], given: dict[str, _Given]) -> T:
     values: dict[str, Any] = {}
     for field in fields(cls):  # type: ignore[arg-type]
         name = prefix + field.name
@@ -125,7 +125,7 @@ def _build(cls: type[T], prefix: str, keys: dict[str, _Key], given: dict[str, _G
 # Reading: YAML nodes, which know their lines, by dotted key.
 
 
-def _read_file(path: Path, keys: dict[str, _Key]) -> dict[str, _Given]:
+def _read_file(path: Path, keys: dict[str, Key]) -> dict[str, _Given]:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
@@ -146,7 +146,7 @@ def _read_file(path: Path, keys: dict[str, _Key]) -> dict[str, _Given]:
     return given
 
 
-def _read_word(word: str, keys: dict[str, _Key]) -> dict[str, _Given]:
+def _read_word(word: str, keys: dict[str, Key]) -> dict[str, _Given]:
     name, equals, text = word.partition("=")
     if not equals:
         raise UserError(f"{word!r}: expected key=value, such as run.name=mine")
@@ -167,7 +167,7 @@ def _read_word(word: str, keys: dict[str, _Key]) -> dict[str, _Given]:
 
 
 def _flatten(
-    mapping: yaml.Node, prefix: str, source: str, keys: dict[str, _Key], *, lines: bool = True
+    mapping: yaml.Node, prefix: str, source: str, keys: dict[str, Key], *, lines: bool = True
 ) -> Iterator[tuple[str, _Given]]:
     """The values in a mapping of `source` by dotted key, those of nested sections too."""
     for key_node, node in mapping.value:
@@ -206,7 +206,8 @@ def _value(name: str, annotation: Any, given: _Given) -> Any:
         raise UserError(f"{given.place}: key '{name}{error.inside}': expected {wanted}, found {found}") from None
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
+    """A value as YAML on one line."""
     text = yaml.dump(_plain(value), Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000)
     return text.removesuffix("\n").removesuffix("\n...")
 

@@ -113,7 +113,7 @@ def test_the_runs_own_config_round_trips(tmp_path: Path) -> None:
 @budget(deadline=None)
 @given(name=st.from_regex(r"[a-z_]{1,12}(\.[a-z_]{1,12}){0,2}", fullmatch=True), value=TEXT)
 def test_an_unknown_key_is_always_named_with_a_hint(name: str, value: str) -> None:
-    if name not in settings._keys(Config):
+    if name not in settings.keys_of(Config):
         said = message(Config, None, f"{name}={value}")
         assert f"unknown key {name!r}; " in said
         assert "did you mean" in said or "known: " in said

@@ -11,9 +11,13 @@ class LearnerConfig:
     """Settings of one learner, the same on every rank.
 
     Attributes:
+        learning_rate, critic_learning_rate: of AdamW, after the warm-up.
+        betas: AdamW's.
+        weight_decay: AdamW's.
         schedule: of the learning rates after the warm-up; "linear" falls to zero at the run's end.
         total_steps: optimizer steps of the whole run, for the linear schedule; null: what `ppo` comes to.
         warmup_steps: optimizer steps over which the learning rates rise from zero.
+        max_grad_norm: a larger gradient is scaled down to this norm, policy's and critic's each.
         epochs: passes over each batch of experience.
         minibatch_size: samples of one optimizer step over all ranks. A batch that is not a multiple of it is
             cut into nearly equal minibatches of at most this many samples.
@@ -39,6 +43,11 @@ class LearnerConfig:
             divergence between the two at the drawn tokens, "binary_kl" or "tv" (its mean, by sequence).
         correction_bounds: least and most of it; a divergence's least is 0.
         max_growth: a gradient norm or value loss above this many times its running mean ends the training; null: off.
+        entropy_coef: weight of the entropy, which is subtracted from the loss.
+        zero_stage: DeepSpeed ZeRO stage: 1 shares the optimizer's states among the ranks, 2 the gradients too, 3 the
+            weights too.
+        offload_optimizer: keep the optimizer's states in main memory; needs a zero_stage above 0.
+        gradient_checkpointing: recompute activations in the backward pass, which saves memory for a third more time.
     """
 
     learning_rate: float = 1e-6
