@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from metaalign_rl.errors import UserError
 
-PATIENCE = 60.0  # seconds that a driver which was told to stop may take to end
+PATIENCE = 180.0  # seconds that a driver which was told to stop, or a lock of a machine that is gone, may take to end
 INTERVAL = 0.2
 
 

@@ -1,6 +1,7 @@
 """Ray for a run: start or join it, and see that all is there before anything starts."""
 
 import os
+import secrets
 import socket
 import sys
 import warnings
@@ -23,7 +24,7 @@ PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
 
 @contextmanager
 def connect(config: Config) -> Iterator[None]:
-    """Join the cluster at RAY_ADDRESS (a submitted job has it set), else start one on the loopback.
+    """Join the cluster at RAY_ADDRESS (a submitted job has it set), else start one on the loopback, with a token.
 
     On leaving, the cluster that this started stops, and one that it joined goes on. Where Ray is connected
     already, the connection stays as it is.
@@ -32,13 +33,16 @@ def connect(config: Config) -> Iterator[None]:
         UserError: RAY_ADDRESS is not a cluster's, or nothing answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        _ask_for_token()
     import ray
 
     if ray.is_initialized():
         yield
         return
     warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
-    if address := os.environ.get("RAY_ADDRESS"):
+    if address:
         _join(address)
     else:
         _start(config)
@@ -104,6 +108,15 @@ def _join(address: str) -> None:
             f"RAY_ADDRESS: no Ray cluster answers at {address!r} ({reason}); start one with "
             "`ray start --head`, or unset RAY_ADDRESS to run on this machine"
         ) from error
+
+
+def _ask_for_token() -> None:
+    """Have the Ray that starts here turn away whoever lacks a token of this process's: other users of the machine.
+
+    Ray reads it on import: where it was imported before, nothing changes.
+    """
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _start(config: Config) -> None:

@@ -20,7 +20,7 @@ def test_a_run_outlives_a_stop_the_loss_of_a_node_and_the_loss_of_its_cluster(ti
         cluster.submit("first", *entrypoint)
         until_step(run, 2, cluster, "first")
         assert all({"Learner", "RolloutEngine"} <= node.titles() for node in cluster.nodes)
-        cluster.ray("job", "stop", "first")
+        cluster.run("ray", "job", "stop", "first")
         wait_until(lambda: cluster.status("first") == "STOPPED", lambda: cluster.logs("first"))
         stopped = last_step(run)
         assert f"ppo: stopped after step {stopped}\n" in cluster.logs("first")

@@ -4,11 +4,7 @@ The head has the CPUs that its manifest gives it, none, and asks for a token.
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,24 +15,13 @@ import httpx
 import pytest
 import yaml
 from conftest import ROOT, free_port
+from local_cluster import LocalCluster, is_well, wait_until
 from manifests import JOBS, container, needs_kustomize, only, ray_cluster
 
 from reward.serving.client import RemoteScorer
 
 pytestmark = [needs_kustomize, pytest.mark.slow]
-TOKEN, REWARD_TOKEN = "0123456789abcdef0123456789abcdef", "secret"
-NODES = """
-import json, os, sys
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray listens on every interface
-from ray.cluster_utils import Cluster
-
-cluster = Cluster()
-for node in json.loads(sys.argv[1]):
-    cluster.add_node(object_store_memory=150_000_000, **node)
-print("ready", flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
+REWARD_TOKEN = "secret"
 CPU = [  # over the entry point's settings: a laptop's
     "cluster.cpus=2", "cluster.gpus=0", "cluster.memory_gib=1", "cluster.disk_gib=1", "model.dtype=float32",
     "model.max_tokens=160", "rollout.max_new_tokens=16", "evaluate.max_new_tokens=16", "learners=1",
@@ -61,28 +46,24 @@ GPU_JOBS = {  # what stands behind their settings, so that each layout is run th
 class Here:
     """The running cluster, and where the manifests' folders are on this machine."""
 
-    url: str
+    cluster: LocalCluster
     folder: Path
-    environment: dict[str, str]
 
     def localize(self, text: str) -> str:
         """A manifest's text with its folders in their places here."""
         text = text.replace("/opt/metaalign-rl", str(ROOT))
         return re.sub(r"(?<![\w.])/(runs|models)\b", rf"{self.folder}/\1", text)
 
-    def shell(self, command: str) -> subprocess.CompletedProcess[str]:
-        """As KubeRay's submitter runs its command."""
-        words = ["/bin/bash", "-ce", "--", command]
-        return subprocess.run(words, capture_output=True, text=True, env=self.environment, cwd=self.folder, timeout=300)
+    def shell(self, command: str) -> str:
+        """What a command prints, run as KubeRay's submitter does."""
+        return self.cluster.run("/bin/bash", "-ce", "--", command)
 
     def submit(self, name: str, *settings: str) -> str:
         """Send an overlay's job, with more settings behind its own; its log."""
-        spec = only(name)["spec"]
+        spec, url = only(name)["spec"], self.cluster.jobs_address
         entrypoint = self.localize(" ".join([spec["entrypoint"], *settings]))
         runtime_env = json.dumps(json.dumps(yaml.safe_load(spec["runtimeEnvYAML"])))
-        done = self.shell(f"ray job submit --address {self.url} --runtime-env-json {runtime_env} -- {entrypoint} ;")
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return self.shell(f"ray job submit --address {url} --runtime-env-json {runtime_env} -- {entrypoint} ;")
 
 
 def variables(template: dict[str, Any]) -> dict[str, str]:
@@ -94,48 +75,13 @@ def variables(template: dict[str, Any]) -> dict[str, str]:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "runs").mkdir()
-    job = only("quickstart-cpu")
-    head, (group,) = ray_cluster(job)["headGroupSpec"], ray_cluster(job)["workerGroupSpecs"]
-    port = free_port()
-    nodes = [
-        {"num_cpus": int(head["rayStartParams"]["num-cpus"]), "include_dashboard": True, "dashboard_port": port},
-        {"num_cpus": int(container(group["template"])["resources"]["limits"]["cpu"])},
-    ]
-    nodes = [node | {"dashboard_agent_listen_port": free_port()} for node in nodes]
-    environment = {
-        **os.environ,
-        **variables(head["template"]),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(ROOT),
-        "HF_HOME": str(folder / "models"),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": TOKEN,
-        "METAALIGN_REWARD_TOKEN": REWARD_TOKEN,
-    }
-    environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-c", NODES, json.dumps(nodes)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    ) as cluster:
-        assert cluster.stdout is not None
-        assert cluster.stdout.readline() == "ready\n"
-        url = f"http://127.0.0.1:{port}"
-        for node in nodes:  # as KubeRay's probes ask, without the token
-            wait_until_ready(f"http://127.0.0.1:{node['dashboard_agent_listen_port']}/api/healthz", 120)
-        yield Here(url, folder, environment)
-        cluster.communicate()
-
-
-def wait_until_ready(url: str, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            if httpx.get(url, timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        assert time.monotonic() < until, f"{url} is not ready"
-        time.sleep(0.5)
+    cluster = ray_cluster(only("quickstart-cpu"))
+    head, (group,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    cpus = int(container(group["template"])["resources"]["limits"]["cpu"])
+    own = {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "models"), "METAALIGN_REWARD_TOKEN": REWARD_TOKEN}
+    environment = variables(head["template"]) | own
+    with LocalCluster(folder, 1, cpus, int(head["rayStartParams"]["num-cpus"]), environment) as cluster:
+        yield Here(cluster, folder)
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +93,9 @@ def quickstart(here: Here) -> Path:
 
 
 def test_without_the_token_nobody_submits(here: Here) -> None:
-    assert httpx.get(f"{here.url}/api/jobs/").status_code == 401
-    assert httpx.get(f"{here.url}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN[::-1]}"}).status_code == 403
+    url = f"{here.cluster.jobs_address}/api/jobs/"
+    assert httpx.get(url).status_code == 401
+    assert httpx.get(url, headers={"Authorization": "Bearer 0123456789abcdef"}).status_code == 403
 
 
 def test_the_quickstarts_job_runs_all_stages_though_the_head_has_no_cpus(quickstart: Path) -> None:
@@ -176,7 +123,7 @@ def gpu_jobs(here: Here, quickstart: Path) -> None:
 
 @pytest.mark.usefixtures("gpu_jobs")
 def test_every_job_had_the_runtime_environment_of_its_manifest(here: Here) -> None:
-    jobs = httpx.get(f"{here.url}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}).json()
+    jobs = here.cluster.ask("/api/jobs/")
     wanted = yaml.safe_load(only("one-node")["spec"]["runtimeEnvYAML"])
     assert len(jobs) > len(GPU_JOBS)
     assert all(job["runtime_env"] == wanted for job in jobs)
@@ -205,10 +152,9 @@ def test_the_scorers_config_serves_who_has_the_token(here: Here, quickstart: Pat
     (application,) = config["applications"]
     application["args"] |= {"model": str(quickstart / "reward"), "gpus": 0, "cpus": 0.5, "dtype": "float32"}
     (here.folder / "serve.yaml").write_text(yaml.safe_dump(config))
-    done = here.shell(f"serve deploy {here.folder}/serve.yaml --address {here.url}")
-    assert done.returncode == 0, done.stderr
+    here.shell(f"serve deploy {here.folder}/serve.yaml --address {here.cluster.jobs_address}")
     url = f"http://127.0.0.1:{port}"
-    wait_until_ready(f"{url}/ready", 120)
+    wait_until(lambda: is_well(f"{url}/ready"), lambda: "the scorer is not ready")
     row = {"messages": [{"role": "user", "content": "what color is it"}], "response": "red"}
     assert httpx.post(f"{url}/score", json={"rows": [row]}).status_code == 401
     (score,) = RemoteScorer(url, REWARD_TOKEN).score([row])

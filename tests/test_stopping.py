@@ -152,7 +152,7 @@ def test_a_driver_waits_for_one_that_is_ending(
     began = time.monotonic()
     with only_driver(tmp_path):
         assert 0.4 < time.monotonic() - began < 30
-    assert "works on this run; waiting 60 s for it to end" in capsys.readouterr().out
+    assert "works on this run; waiting 180 s for it to end" in capsys.readouterr().out
 
 
 def test_what_a_killed_driver_leaves_keeps_nobody_off(other_driver: subprocess.Popen[str], tmp_path: Path) -> None:
