@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 # cpu or cuda: which requirements/*.txt the environment is made from.
 DEVICE ?= cpu
+# What `make image` calls it.
+TAG ?= metaalign-rl:0.1.0-$(DEVICE)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env quickstart test lint format lock bench clean
+.PHONY: help env quickstart test lint format lock bench image image-check packages clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +45,13 @@ format: env  ## Put style and format right where a tool can
 bench: env  ## Measure speed and quality on this machine (benchmarks/)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+image:  ## Build the container image (DEVICE, TAG, ARGS for docker; docs/image.md)
+	docker buildx build --load -f cluster/image/Dockerfile.$(DEVICE) -t $(TAG) \
+		--build-arg REVISION=$(shell git rev-parse HEAD) $(ARGS) .
+
+image-check: env  ## Run the image's install steps without an engine, and the quickstart in what they made
+	$(BIN)/python cluster/image/check.py cluster/image/Dockerfile.$(DEVICE)
+
 clean:  ## Remove the environment, caches and build outputs; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -67,6 +76,8 @@ $(PACKAGES): $(REQUIREMENTS) $(DEV_REQUIREMENTS)
 	@$(PIP_INSTALL) --no-compile $(^:%=-r %)
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c '$(IMPORT_ONCE)' >/dev/null
 	@touch $@
+
+packages: $(PACKAGES)  # without the project itself: a layer of the image
 
 $(INSTALLED): $(PACKAGES) pyproject.toml
 	@$(PIP_INSTALL) --no-build-isolation -e .
