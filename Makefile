@@ -49,7 +49,7 @@ image:  ## Build the container image (DEVICE, TAG, ARGS for docker; docs/image.m
 	docker buildx build --load -f cluster/image/Dockerfile.$(DEVICE) -t $(TAG) \
 		--build-arg REVISION=$(shell git rev-parse HEAD) $(ARGS) .
 
-image-check: env  ## Run the image's install steps without an engine, and the quickstart in what they made
+image-check: env  ## Do the image's install steps without an engine (a few minutes)
 	$(BIN)/python cluster/image/check.py cluster/image/Dockerfile.$(DEVICE)
 
 clean:  ## Remove the environment, caches and build outputs; runs/ stays
