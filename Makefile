@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 # cpu or cuda: which requirements/*.txt the environment is made from.
 DEVICE ?= cpu
+# What `make image` calls it.
+TAG ?= metaalign-rl:0.1.0-$(DEVICE)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env quickstart test lint format lock bench docs clean
+.PHONY: help env quickstart test lint format lock bench docs image image-check packages clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +48,13 @@ bench: env  ## Measure speed and quality on this machine (benchmarks/)
 docs: env  ## Build the site of docs/ into build/site (ARGS=serve shows it on 127.0.0.1:8000 as you write)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict)
 
+image:  ## Build the container image (DEVICE, TAG, ARGS for docker; docs/image.md)
+	docker buildx build --load -f cluster/image/Dockerfile.$(DEVICE) -t $(TAG) \
+		--build-arg REVISION=$(shell git rev-parse HEAD) $(ARGS) .
+
+image-check: env  ## Do the image's install steps without an engine (a few minutes)
+	$(BIN)/python cluster/image/check.py cluster/image/Dockerfile.$(DEVICE)
+
 clean:  ## Remove the environment, caches and build outputs; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -70,6 +79,8 @@ $(PACKAGES): $(REQUIREMENTS) $(DEV_REQUIREMENTS)
 	@$(PIP_INSTALL) --no-compile $(^:%=-r %)
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c '$(IMPORT_ONCE)' >/dev/null
 	@touch $@
+
+packages: $(PACKAGES)  # without the project itself: a layer of the image
 
 $(INSTALLED): $(PACKAGES) pyproject.toml
 	@$(PIP_INSTALL) --no-build-isolation -e .

@@ -9,6 +9,8 @@ from pathlib import Path
 from metaalign_rl.failures import root_cause
 from metaalign_rl.files import append_jsonl, read_log
 
+REWARD_WORKER = "reward worker"  # how `who` begins where one was lost
+
 
 class Lost(RuntimeError):
     """An actor that died or hangs: nobody's mistake, and the work can be done again by another.
@@ -60,6 +62,8 @@ class TooManyFaults(RuntimeError):
 class FaultLog:
     """Counts the faults of a run, one line of `faults.jsonl` each, and gives up where they do not end.
 
+    `count` is how many there were, over all resumes, and `of_reward` how many of them hit reward workers.
+
     Args:
         limit: faults of one actor, or of the learners, without a new step between them that a run survives. Of one,
             since a node that is lost takes many actors along.
@@ -70,7 +74,8 @@ class FaultLog:
         self._path, self._limit, self._say = path, limit, say or _to_stderr
         self._since_progress: Counter[str] = Counter()
         self._furthest = 0
-        self.count = sum(1 for _ in read_log(path))
+        known = [line["who"] for line in read_log(path)]
+        self.count, self.of_reward = len(known), sum(who.startswith(REWARD_WORKER) for who in known)
         self.step = 0
 
     def record(self, lost: Lost, action: str) -> None:
@@ -91,6 +96,7 @@ class FaultLog:
         }
         append_jsonl(self._path, line)
         self.count += 1
+        self.of_reward += lost.who.startswith(REWARD_WORKER)
         kin = lost.kin or lost.who
         self._since_progress[kin] += 1
         self._say(f"fault {self.count}, step {self.step}: {lost.who} {what} ({cause}); {action}")

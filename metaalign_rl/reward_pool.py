@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaalign_rl.actors import Gone, Patience, first_ready, get, kill
-from metaalign_rl.faults import FaultLog, Lost
+from metaalign_rl.faults import REWARD_WORKER, FaultLog, Lost
 from metaalign_rl.reward_worker import Reward
 from metaalign_rl.schema import Row
 
@@ -82,7 +82,7 @@ class RewardPool:
         return Ticket(rows, answers, number, worker, worker.score.remote(rows, answers))
 
     def _replace(self, number: int, error: BaseException) -> None:
-        self._faults.record(Lost(f"reward worker {number}", error), "another one takes its place")
+        self._faults.record(Lost(f"{REWARD_WORKER} {number}", error), "another one takes its place")
         kill(self._workers[number])
         self._workers[number] = self._start(number)
         self._clocks[number] = self._patience()

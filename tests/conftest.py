@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from metric_pages import Seen
     from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +41,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs the trained tiny run is slow."""
     for item in items:
-        if "tiny_run" in getattr(item, "fixturenames", ()):
+        if "watched_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 
 
@@ -59,12 +60,32 @@ def metaalign_rl(*words: str, **environment: str) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one whole run of the real stack, every stage, at a tiny size."""
+def watched_run(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, Seen]":
+    """The folder of one whole run of the real stack, every stage, at a tiny size; and what was seen of it."""
+    from metric_pages import watch
+
     root = tmp_path_factory.mktemp("runs")
-    done = metaalign_rl("run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={root}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return root / "tiny"
+    words = ["run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={root}"]
+    environment = {**os.environ, "RAY_metrics_report_interval_ms": "1000"}
+    with (root / "log").open("w") as log:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "metaalign_rl", *words], stdout=log, stderr=log, cwd=ROOT, env=environment
+        )
+        seen = watch(run)
+    assert run.returncode == 0, (root / "log").read_text()
+    return root / "tiny", seen
+
+
+@pytest.fixture(scope="session")
+def tiny_run(watched_run: "tuple[Path, Seen]") -> Path:
+    """The run's folder."""
+    return watched_run[0]
+
+
+@pytest.fixture(scope="session")
+def seen(watched_run: "tuple[Path, Seen]") -> "Seen":
+    """What was seen of the run from outside."""
+    return watched_run[1]
 
 
 @pytest.fixture(scope="session")

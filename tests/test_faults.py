@@ -274,8 +274,9 @@ def test_a_finished_step_forgets_the_faults_before_it_but_they_stay_counted(faul
         for _ in range(3):
             faults.record(Lost("reward worker 0", RuntimeError("gone")), "another one takes its place")
         faults.progress(step + 1)
-    assert faults.count == len(lines(tmp_path)) == 15
+    assert faults.count == faults.of_reward == len(lines(tmp_path)) == 15
     assert FaultLog(tmp_path / "faults.jsonl", limit=3).count == 15
+    assert FaultLog(tmp_path / "faults.jsonl", limit=3).of_reward == 15
 
 
 def test_what_a_kill_left_of_a_fault_s_line_is_no_fault(tmp_path: Path) -> None:

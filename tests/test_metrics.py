@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metaalign_rl import needs, runtime
-from metaalign_rl.config import Config, RunConfig
+from metaalign_rl.config import Config, PPOConfig, RunConfig
 from metaalign_rl.data.world import build
 from metaalign_rl.files import read_jsonl, read_log
 from metaalign_rl.folder import RunFolder
@@ -137,10 +138,11 @@ def test_every_exported_name_is_on_the_page_that_prometheus_scrapes(
     import ray
 
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "200")
-    config = Config(run=RunConfig(name="seen"))
+    config = Config(run=RunConfig(name="seen"), ppo=PPOConfig(steps=1))
     with runtime.connect(config), open_log(config, RunFolder(tmp_path)) as log:
         log.write(metrics(1))
-        page = scrape(ray.nodes()[0], until="ray_metaalign_ppo_step_seconds_count")
+        page = scrape(ray.nodes()[0], until=catalog.EXPORTED)
+        again = scrape(ray.nodes()[0], until=[f"{catalog.PREFIX}step"])
     kinds = dict(re.findall(r"# TYPE ray_(metaalign_ppo_\w+?)(?:_total)? (\w+)", page))
     assert kinds == {name: exported.kind for name, exported in catalog.EXPORTED.items()}
     assert value(page, "reward", run="seen", tier="all", relation="all") == 0.5
@@ -148,19 +150,22 @@ def test_every_exported_name_is_on_the_page_that_prometheus_scrapes(
     assert value(page, "samples_total", run="seen") == 8
     assert value(page, "seconds_total", run="seen", part="learn") == 1.0
     assert value(page, "step_seconds_count", run="seen") == 1
+    assert value(again, "step", run="seen") == 1, "a gauge is to be on every page while PPO is on"
+    assert value(page, "finished_total", run="seen") == 1
 
 
-def scrape(node: dict, until: str) -> str:
-    """The page of metrics of a node that listens on the loopback alone."""
+def scrape(node: dict, until: Iterable[str]) -> str:
+    """The first page of metrics with all these names, of a node that listens on the loopback alone."""
     assert node["NodeManagerAddress"] == "127.0.0.1"
     end = time.monotonic() + 30
     while time.monotonic() < end:
         with urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics") as answer:
             page = answer.read().decode()
-        if until in page:
+        missing = [name for name in until if not re.search(rf"^ray_{name}(_total|_count)?{{", page, re.MULTILINE)]
+        if not missing:
             return page
         time.sleep(0.2)
-    raise AssertionError(f"no {until} in\n{page}")
+    raise AssertionError(f"no {missing} in\n{page}")
 
 
 def value(page: str, name: str, **tags: str) -> float:

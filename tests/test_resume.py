@@ -58,7 +58,7 @@ def _steps(folder: Path) -> list[dict[str, float]]:
     """What the steps measured, but not how long they took."""
     path = folder / "metrics.jsonl"
     steps = [step for _, step in read_jsonl(path)] if path.is_file() else []
-    return [{k: v for k, v in step.items() if not k.startswith("seconds") and k != "faults"} for step in steps]
+    return [{k: v for k, v in step.items() if not k.startswith("seconds") and "faults" not in k} for step in steps]
 
 
 def _lines(path: Path) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 from conftest import free_port
+from metric_pages import Series, needed, read, scrape, ungrouped, wait_for
 from reward_toys import reward_model
 
 from metaalign_rl import runtime
@@ -37,6 +38,7 @@ def service() -> Iterator[str]:
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METAALIGN_REWARD_TOKEN", "secret")
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
         with runtime.connect(Config()):
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             serve.run(application(Arguments(model=str(reward_model()), cpus=0.5, replicas=2, dtype="float32")))
@@ -61,6 +63,23 @@ def test_without_the_token_nothing_is_scored(service: str) -> None:
     assert httpx.post(f"{service}/score", json={"rows": ROWS}).status_code == 401
     with pytest.raises(UserError, match="401"):
         RemoteScorer(service, "wrong").score(ROWS)
+
+
+def test_the_scorers_series_of_boards_and_alerts_are_on_rays_page(service: str) -> None:
+    import ray
+
+    RemoteScorer(service).score(ROWS)
+    (port,) = {node["MetricsExportPort"] for node in ray.nodes()}
+    seen: Series = {}
+
+    def missing() -> set[str]:
+        seen.update(read(scrape(port)))
+        return needed("ray_metaalign_reward_").keys() - seen.keys()
+
+    wait_for(missing)
+    for name, labels in needed("ray_metaalign_reward_").items():
+        assert labels <= seen[name], name
+    assert not ungrouped(seen)
 
 
 def test_killing_a_replica_under_load_loses_no_request_of_the_client(service: str) -> None:

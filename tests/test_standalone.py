@@ -100,6 +100,14 @@ def test_the_systems_packages_are_not_there(python: Path) -> None:
     assert "env/lib" in run(python, "-c", "import reward, metaalign_rl; print(reward.__file__)").stdout
 
 
+def test_the_wheel_holds_the_command_line_and_all_files_that_it_reads(python: Path) -> None:
+    assert run(python, "-m", "metaalign_rl", "--version").stdout.startswith("metaalign-rl ")
+    (installed,) = (python.parents[1] / "lib").glob("python*/site-packages")
+    for package in ("metaalign_rl", "reward"):
+        for file in (ROOT / package).rglob("*.*"):
+            assert file.suffix == ".pyc" or file.is_dir() or (installed / file.relative_to(ROOT)).is_file(), file
+
+
 @pytest.mark.slow
 def test_the_reward_model_trains_scores_evaluates_explains_and_exports(python: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", [row.to_json() for row in color_pairs(60)])

@@ -29,6 +29,7 @@ STEP = {
     "kl_coef": "coefficient of the KL penalty",
     "alarm": "1 while the curves show reward hacking or an exploding KL",
     "faults": "faults of the run so far",
+    "reward_faults": "those of them that hit a reward worker",
     "policy_loss": "clipped policy loss",
     "value_loss": "clipped value loss",
     "clip_ratio": "share of tokens at which clipping cut the gain",
@@ -41,6 +42,11 @@ STEP = {
     "explained_variance": "share of the returns' variance that the critic foresaw",
     "lr": "learning rate of the policy's next step",
     "critic_lr": "learning rate of the critic's next step",
+}
+# What the run is set to, told once at its start: what alerts compare the above with.
+SETTINGS = {
+    "steps": "ppo.steps, the step that is the last",
+    "max_mismatch": "the mismatch above which the run stops, nats",
 }
 SAMPLES = "samples"  # how many answers the step has; a counter
 STEP_SECONDS = "seconds_step"  # a histogram
@@ -72,8 +78,9 @@ class Exported:
 
 EXPORTED: dict[str, Exported] = {
     **{PREFIX + name: Exported("gauge", text, ("run", "tier", "relation")) for name, text in ANSWERS.items()},
-    **{PREFIX + name: Exported("gauge", text, ("run",)) for name, text in STEP.items()},
+    **{PREFIX + name: Exported("gauge", text, ("run",)) for name, text in {**STEP, **SETTINGS}.items()},
     PREFIX + "samples": Exported("counter", "answers drawn", ("run",)),
+    PREFIX + "finished": Exported("counter", "1 once the last step is done", ("run",)),
     PREFIX + "seconds": Exported("counter", "seconds of the steps, by where they went", ("run", "part")),
     PREFIX + "step_seconds": Exported("histogram", "seconds of a step", ("run",)),
 }

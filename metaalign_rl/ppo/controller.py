@@ -145,7 +145,8 @@ class Controller:
         self._gold += [described["gold"]] if "gold" in described else []
         self._faults.progress(self.step)
         clock.lap("idle")
-        known = {"kl_coef": self.kl.value, "faults": self._faults.count}
+        faults = {"faults": self._faults.count, "reward_faults": self._faults.of_reward}
+        known = {"kl_coef": self.kl.value, **faults}
         return {"step": self.step, **described, "mismatch": off, **learned, **known, **clock.metrics()}
 
     def _experience(self, prompts: Sequence[list[int]]) -> Experience:

@@ -67,7 +67,7 @@ def open_log(config: Config, folder: RunFolder) -> MetricsLog:
     """The log of a run: TensorBoard, Ray's metrics, and Weights & Biases where the config names a project."""
     from metaalign_rl.ppo.sinks import RayMetrics, TensorBoard, WandB
 
-    sinks: list[Sink] = [TensorBoard(folder.root / "tensorboard"), RayMetrics(config.run.name)]
+    sinks: list[Sink] = [TensorBoard(folder.root / "tensorboard"), RayMetrics(config)]
     if config.run.wandb_project:
         sinks.append(WandB(config.run.wandb_project, config, folder.root))
     return MetricsLog(folder.metrics, *sinks)

@@ -3,6 +3,7 @@
 import secrets
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from metaalign_rl.config import Config
@@ -12,6 +13,9 @@ from metaalign_rl.ppo.metrics import Metrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+AGAIN = 1.0  # seconds between two settings of a gauge; Ray collects them every 10
+Shown = tuple[str, float, dict[str, str]]  # a gauge's name without prefix, value and tags
 
 
 class TensorBoard:
@@ -43,11 +47,11 @@ class TensorBoard:
 class RayMetrics:
     """The names of `catalog.EXPORTED` on the page of metrics of the Ray node where the run's driver works.
 
-    Args:
-        run: its name, a tag beside every value.
+    The run's name is a tag beside every value. Gauges are there from the start (the run's settings) or from the first
+    step until `close`: Ray shows what a gauge was set to on one page and forgets it, so a thread sets all again.
     """
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, config: Config) -> None:
         from ray.util.metrics import Counter, Gauge, Histogram
 
         kinds = {"gauge": Gauge, "counter": Counter, "histogram": Histogram}
@@ -55,16 +59,22 @@ class RayMetrics:
         for name, exported in catalog.EXPORTED.items():
             buckets = {"boundaries": [float(s) for s in catalog.SECONDS]} if exported.kind == "histogram" else {}
             metric = kinds[exported.kind](name, exported.description, tag_keys=exported.tags, **buckets)
-            self._metrics[name] = metric.set_default_tags({"run": run})
+            self._metrics[name] = metric.set_default_tags({"run": config.run.name})
+        self._settings: list[Shown] = [("steps", config.ppo.steps, {}), ("max_mismatch", config.max_mismatch, {})]
+        self._shown = self._settings
+        self._steps = config.ppo.steps
+        self._closed = Event()
+        self._thread = Thread(target=self._show_again, name="metrics", daemon=True)
+        self._thread.start()
 
     def write(self, step: int, metrics: Metrics) -> None:
         """See `Sink`."""
-        for key, value in metrics.items():
-            name, cut = catalog.split(key)
-            if name in catalog.ANSWERS:
-                self._metrics[catalog.PREFIX + name].set(value, cut)
-            elif name in catalog.STEP:
-                self._metrics[catalog.PREFIX + name].set(value)
+        cuts = [(*catalog.split(key), value) for key, value in metrics.items()]
+        answers = [(name, value, cut) for name, cut, value in cuts if name in catalog.ANSWERS]
+        self._shown = [*self._settings, *answers, *((n, value, {}) for n, _, value in cuts if n in catalog.STEP)]
+        self._show()
+        if step >= self._steps:
+            self._metrics[catalog.PREFIX + "finished"].inc()
         self._metrics[catalog.PREFIX + "samples"].inc(metrics[catalog.SAMPLES])
         self._metrics[catalog.PREFIX + "step_seconds"].observe(metrics[catalog.STEP_SECONDS])
         for part in catalog.PARTS:
@@ -73,6 +83,17 @@ class RayMetrics:
 
     def close(self) -> None:
         """See `Sink`."""
+        self._closed.set()
+        self._thread.join()
+
+    def _show_again(self) -> None:
+        while not self._closed.is_set():
+            self._show()
+            self._closed.wait(AGAIN)
+
+    def _show(self) -> None:
+        for name, value, tags in self._shown:
+            self._metrics[catalog.PREFIX + name].set(value, tags)
 
 
 class WandB:

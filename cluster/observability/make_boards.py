@@ -1,0 +1,315 @@
+"""Write the boards in dashboards/ as Grafana imports them: `python cluster/observability/make_boards.py`.
+
+A panel says what docs/metrics.md says of its metric: what it is, what it looks like when all is well and when not.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from metaalign_rl.ppo import catalog  # noqa: E402
+
+FOLDER = Path(__file__).parent / "dashboards"
+COLUMNS, WIDTH, HEIGHT = 24, 8, 8  # Grafana's grid, and a panel's part of it
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+RUN = 'run=~"$run"'
+ALL = f'{RUN},tier="all",relation="all"'
+BY_TIER = f'{RUN},tier!="all",relation="all"'
+BY_RELATION = f'{RUN},tier="all",relation!="all"'
+APPLICATION = 'application=~"$application"'
+PART_OF_RUN = f"and on (SessionName) ray_metaalign_ppo_steps{{{RUN}}}"
+
+Panel = dict[str, Any]
+Query = tuple[str, str]  # expression and legend
+
+
+def explained() -> dict[str, str]:
+    """What docs/metrics.md says of each metric, in a sentence or three."""
+    found = {}
+    for line in (ROOT / "docs/metrics.md").read_text("utf-8").splitlines():
+        if names := re.match(r"\| `([a-z_]+)`[^|]*\|", line):
+            told, *signs = [cell.strip() for cell in line[names.end() :].strip(" |").split("|")]
+            judged = zip(("Well", "Not well"), signs, strict=False)
+            parts = [told, *(f"{word}: {sign}" for word, sign in judged if sign)]
+            found[names[1]] = ". ".join(part[0].upper() + part[1:] for part in parts) + "."
+    return found
+
+
+METRICS = explained()
+
+
+def panel(title: str, description: str, unit: str, *queries: Query, limit: float | None = None, **custom: Any) -> Panel:
+    """A chart over time; `limit` draws a red line where it is no longer well."""
+    steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
+    if limit is not None:
+        steps.append({"color": "red", "value": limit})
+        custom["thresholdsStyle"] = {"mode": "line"}
+    return {
+        "type": "timeseries",
+        "title": title,
+        "description": description,
+        "datasource": SOURCE,
+        "fieldConfig": {
+            "defaults": {
+                "unit": unit,
+                "thresholds": {"mode": "absolute", "steps": steps},
+                "custom": {"spanNulls": 120_000, "showPoints": "auto", **custom},
+            },
+            "overrides": [],
+        },
+        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+        "targets": [
+            {"refId": chr(ord("A") + place), "datasource": SOURCE, "expr": expression, "legendFormat": legend}
+            for place, (expression, legend) in enumerate(queries)
+        ],
+    }
+
+
+def ppo(metric: str, labels: str = RUN) -> str:
+    return f"ray_{catalog.PREFIX}{metric}{{{labels}}}"
+
+
+def metric(title: str, unit: str, *names: str, limit: float | None = None) -> Panel:
+    """Figures of the whole step, explained as the documentation does."""
+    queries = [(ppo(name, ALL if name in catalog.ANSWERS else RUN), f"{{{{run}}}} {name}") for name in names]
+    text = METRICS[names[0]] if len(names) == 1 else "\n".join(f"- `{name}`: {METRICS[name]}" for name in names)
+    return panel(title, text, unit, *queries, limit=limit)
+
+
+def cut(title: str, unit: str, name: str, by: str) -> Panel:
+    """A figure by tier or by relation."""
+    labels = {"tier": BY_TIER, "relation": BY_RELATION}[by]
+    return panel(title, METRICS[name], unit, (ppo(name, labels), f"{{{{run}}}} {{{{{by}}}}}"))
+
+
+def learning() -> list[Panel]:
+    return [
+        metric("Reward, proxy and gold", "percentunit", "reward", "proxy", "gold"),
+        panel(
+            "Proxy above gold",
+            "What the reward model says beyond what the checks say. A gap that grows: reward hacking.",
+            "percentunit",
+            (f"{ppo('proxy', ALL)} - {ppo('gold', ALL)}", "{{run}}"),
+        ),
+        metric("KL to the reference", "short", "kl", limit=0.5),
+        cut("Gold by tier", "percentunit", "gold", "tier"),
+        cut("Gold by relation", "percentunit", "gold", "relation"),
+        cut("Reward by tier", "percentunit", "reward", "tier"),
+        cut("Proxy by relation", "percentunit", "proxy", "relation"),
+        cut("KL by relation", "short", "kl", "relation"),
+        metric("Surprisal and entropy", "short", "surprisal", "entropy"),
+        cut("Refused by tier", "percentunit", "refused", "tier"),
+        cut("Length by tier, tokens", "short", "response_tokens", "tier"),
+        metric("Answers cut short", "percentunit", "unfinished"),
+    ]
+
+
+def time() -> list[Panel]:
+    seconds = f"sum by (run, part) (rate({ppo('seconds_total')}[$__rate_interval]))"
+    buckets = f"sum by (run, le) (rate({ppo('step_seconds_bucket')}[$__rate_interval]))"
+    parts = "; ".join(f"`{name}`: {text}" for name, text in catalog.PARTS.items())
+    return [
+        panel(
+            "Where the time goes",
+            f"Share of the steps' wall time. {parts}.",
+            "percentunit",
+            (f"{seconds} / on (run) group_left () sum by (run) ({seconds})", "{{run}} {{part}}"),
+            stacking={"mode": "normal"},
+            fillOpacity=60,
+        ),
+        panel(
+            "Answers a second",
+            "How fast answers are drawn, over whole steps.",
+            "short",
+            (f"rate({ppo('samples_total')}[$__rate_interval])", "{{run}}"),
+        ),
+        panel(
+            "Seconds a step",
+            "Median and slowest tenth, as exact as the histogram's buckets.",
+            "s",
+            (f"histogram_quantile(0.5, {buckets})", "{{run}} median"),
+            (f"histogram_quantile(0.9, {buckets})", "{{run}} 9 of 10"),
+        ),
+        panel(
+            "Steps done",
+            "The last step that was done, and ppo.steps.",
+            "short",
+            (ppo("step"), "{{run}} done"),
+            (ppo("steps"), "{{run}} in all"),
+        ),
+    ]
+
+
+def health() -> list[Panel]:
+    return [
+        panel(
+            "Mismatch between engine and learner",
+            METRICS["mismatch"],
+            "short",
+            (ppo("mismatch"), "{{run}}"),
+            (ppo("max_mismatch"), "{{run}} stops the run"),
+        ),
+        metric("Staleness, updates", "short", "staleness", "staleness_max"),
+        metric("Faults", "short", "faults", "reward_faults"),
+        metric("Alarm", "bool", "alarm", limit=1),
+        metric("Clip ratio", "percentunit", "clip_ratio", limit=0.3),
+        metric("Approximate KL of the update", "short", "approx_kl", limit=0.1),
+        metric("Explained variance", "percentunit", "explained_variance"),
+        metric("Gradient norms", "short", "grad_norm", "critic_grad_norm"),
+        metric("Losses", "short", "policy_loss", "value_loss", "kl_loss"),
+        metric("KL coefficient", "short", "kl_coef"),
+        metric("Off-policy correction", "short", "rollout_kl", "corrected"),
+        metric("Learning rates", "sci", "lr", "critic_lr"),
+    ]
+
+
+def ray() -> list[Panel]:
+    return [
+        panel(
+            "Actors alive",
+            "Rollout engines, reward workers and learners, in what state. Idle engines beside busy learners: "
+            "see where the time goes.",
+            "short",
+            (f'sum by (Name, State) (ray_actors{{State!="DEAD"}} {PART_OF_RUN})', "{{Name}} {{State}}"),
+        ),
+        panel(
+            "CPUs and GPUs",
+            "What Ray has given out and what is free. Ray counts what actors ask for, not how busy a device is.",
+            "short",
+            (f'sum by (Name, State) (ray_resources{{Name=~"CPU|GPU"}} {PART_OF_RUN})', "{{Name}} {{State}}"),
+        ),
+        panel(
+            "Object store",
+            "Where Ray's objects lie. SPILLED above 0: the store is too small for what is under way.",
+            "bytes",
+            (f"sum by (Location) (ray_object_store_memory {PART_OF_RUN})", "{{Location}}"),
+        ),
+    ]
+
+
+def scorer() -> list[Panel]:
+    def rate(name: str, labels: str = APPLICATION) -> str:
+        return f"rate(ray_metaalign_reward_{name}{{{labels}}}[$__rate_interval])"
+
+    refused = rate("requests_total", APPLICATION + ',status=~"429|5.."')
+
+    def quantile(share: float) -> str:
+        return f"histogram_quantile({share}, sum by (path, le) ({rate('request_seconds_bucket')}))"
+
+    return [
+        panel(
+            "Requests a second",
+            "Requests answered, by path and status. 401: no or a wrong token; 413, 422: what cannot be scored; "
+            "429: turned away, too much waits; 5xx: the scorer's own fault.",
+            "reqps",
+            (f"sum by (path, status) ({rate('requests_total')})", "{{path}} {{status}}"),
+        ),
+        panel(
+            "Errors",
+            "Share of the requests that were turned away or failed. Well: 0.",
+            "percentunit",
+            (
+                f"sum by (status) ({refused}) / ignoring (status) group_left () sum({rate('requests_total')})",
+                "{{status}}",
+            ),
+            limit=0.01,
+        ),
+        panel(
+            "Latency",
+            "From a request to its answer, waiting included, by path.",
+            "s",
+            *((quantile(share), f"{{{{path}}}} {share:.0%}") for share in (0.5, 0.95, 0.99)),
+        ),
+        panel(
+            "Rows a second",
+            "Answers scored. Level while latency grows: the replicas are full.",
+            "short",
+            (f"sum({rate('rows_total')})", "rows"),
+        ),
+        panel(
+            "Tokens a second",
+            "Tokens scored, by replica. Very unequal replicas: their devices differ.",
+            "short",
+            (f"sum by (replica) ({rate('tokens_total')})", "{{replica}}"),
+        ),
+        panel(
+            "Rows in a batch",
+            "Mean of a forward pass. Near 1 under load: requests come one by one; let clients send more rows at once.",
+            "short",
+            (f"sum({rate('rows_total')}) / sum({rate('batch_rows_count')})", "rows"),
+        ),
+        panel(
+            "Busy",
+            "Share of the time that a replica scores. Near 1 in all: more replicas.",
+            "percentunit",
+            (f"sum by (replica) ({rate('busy_seconds_total')})", "{{replica}}"),
+            limit=0.9,
+        ),
+        panel(
+            "Tokens waiting",
+            "Tokens that wait or are under way in a replica; absent while nothing comes. At 262144 the next are turned "
+            "away.",
+            "short",
+            (f"sum by (replica) (ray_metaalign_reward_queue_tokens{{{APPLICATION}}})", "{{replica}}"),
+        ),
+    ]
+
+
+def board(uid: str, title: str, variable: str, values: str, rows: dict[str, list[Panel]]) -> dict[str, Any]:
+    """A board whose rows of panels fill the grid from the left."""
+    panels: list[Panel] = []
+    top = 0
+    for name, row in rows.items():
+        heading = {"type": "row", "title": name, "collapsed": False, "panels": []}
+        panels.append(heading | {"gridPos": {"x": 0, "y": top, "w": COLUMNS, "h": 1}})
+        for place, one in enumerate(row):
+            line, column = divmod(place, COLUMNS // WIDTH)
+            grid = {"x": column * WIDTH, "y": top + 1 + line * HEIGHT, "w": WIDTH, "h": HEIGHT}
+            panels.append(one | {"gridPos": grid})
+        top += 1 + HEIGHT * -(-len(row) // (COLUMNS // WIDTH))
+    chosen = {
+        "type": "query",
+        "name": variable,
+        "datasource": SOURCE,
+        "query": {"query": f"label_values({values}, {variable})", "refId": "values"},
+        "refresh": 2,  # when the time range changes
+        "multi": True,
+        "includeAll": True,
+        "current": {"text": ["All"], "value": ["$__all"]},
+    }
+    return {
+        "uid": uid,
+        "title": title,
+        "tags": ["metaalign-rl"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "30s",
+        "time": {"from": "now-3h", "to": "now"},
+        "templating": {"list": [{"type": "datasource", "name": "datasource", "query": "prometheus"}, chosen]},
+        "panels": [one | {"id": number} for number, one in enumerate(panels, start=1)],
+    }
+
+
+def boards() -> dict[str, dict[str, Any]]:
+    """The boards by file name."""
+    training = {"Are we learning": learning(), "Where the time goes": time(), "Health": health(), "Ray": ray()}
+    return {
+        "ppo.json": board("metaalign-ppo", "MetaAlign PPO", "run", "ray_metaalign_ppo_samples_total", training),
+        "scorer.json": board(
+            "metaalign-scorer",
+            "MetaAlign scorer",
+            "application",
+            "ray_metaalign_reward_requests_total",
+            {"Scorer": scorer()},
+        ),
+    }
+
+
+if __name__ == "__main__":
+    for name, made in boards().items():
+        (FOLDER / name).write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
