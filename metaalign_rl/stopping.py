@@ -45,15 +45,15 @@ def on_signals() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Hold a signal back: what has begun inside is finished first."""
+    """Hold a signal back: what has begun inside is finished, or fails, first."""
     global _is_held
     _is_held = True
     try:
         yield
     finally:
         _is_held = False
-    if _waiting is not None:
-        raise _waiting
+        if _waiting is not None:
+            raise _waiting
 
 
 def warn_of_wait(seconds: float) -> bool:

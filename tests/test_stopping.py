@@ -48,6 +48,12 @@ def test_what_has_begun_is_finished_first(number: signal.Signals) -> None:
     assert done == ["the update"]
 
 
+def test_a_stop_counts_although_what_was_held_failed() -> None:
+    with stopped(signal.SIGTERM), stopping.held():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("a learner died")
+
+
 def test_a_second_ctrl_c_is_not_held_back() -> None:
     done = []
 

@@ -227,7 +227,8 @@ class Controller:
         if self._is_unsaved:
             with suppress(LearnersLost):
                 self._save()
-        print(f"ppo: stopped after step {self.step}", flush=True)
+        last = self._checkpoints.last()
+        print(f"ppo: stopped; what is saved is step {last.state['step'] if last else 0}", flush=True)
 
     def _save_learners(self, checkpoint: Checkpoint) -> None:
         self.actors.learners.save_state(checkpoint.learners)
