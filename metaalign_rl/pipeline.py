@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from metaalign_rl import runtime, settings, stopping
 from metaalign_rl.config import Config
@@ -36,34 +37,43 @@ def run(config: Config) -> None:
         if stage not in STAGES:
             raise UserError(f"run.stages: unknown stage {stage!r}; {nearest(stage, STAGES)}")
     folder = RunFolder.of(config)
-    with only_driver(folder.root):
-        _run_what_is_left(config, folder)
+    with ExitStack() as held:
+        is_begun = folder.progress.is_file()  # then what cannot go on, or is finished, need not wait for Ray
+        claim = held.enter_context(_claimed(folder, config)) if is_begun else None
+        if claim is None or claim.left:
+            with runtime.connect(config), stopping.on_signals():
+                runtime.require(runtime.preflight(config))
+                claim = claim or held.enter_context(_claimed(folder, config))
+                _run_stages(config, claim)
     if "report" in config.run.stages:
         from metaalign_rl import report
 
         report.show(folder.root)
 
 
-def _run_what_is_left(config: Config, folder: RunFolder) -> None:
-    is_begun = folder.progress.is_file()
-    progress = claim_folder(folder, config) if is_begun else {}  # what cannot go on need not wait for Ray
-    finished = [stage for stage in config.run.stages if stage in progress and progress[stage]["seconds"] is not None]
-    for stage in finished:
-        print(f"{stage}: finished before, skipped")
-    if left := [stage for stage in config.run.stages if stage not in finished]:
-        with runtime.connect(config), stopping.on_signals():
-            runtime.require(runtime.preflight(config))
-            if not is_begun:
-                claim_folder(folder, config)
-            _run_stages(config, left, progress)
+class Claim(NamedTuple):
+    """A run that this process alone works on."""
+
+    progress: Progress
+    left: list[str]  # the stages to do
 
 
-def _run_stages(config: Config, stages: Sequence[str], progress: Progress) -> None:
+@contextmanager
+def _claimed(folder: RunFolder, config: Config) -> Iterator[Claim]:
+    with only_driver(folder.root):
+        progress = claim_folder(folder, config)
+        finished = [s for s in config.run.stages if s in progress and progress[s]["seconds"] is not None]
+        for stage in finished:
+            print(f"{stage}: finished before, skipped")
+        yield Claim(progress, [stage for stage in config.run.stages if stage not in finished])
+
+
+def _run_stages(config: Config, claim: Claim) -> None:
     from metaalign_rl.context import RunContext
 
     with RunContext(config) as context:
-        for stage in stages:
-            _run_stage(stage, context, progress)
+        for stage in claim.left:
+            _run_stage(stage, context, claim.progress)
 
 
 def _run_stage(stage: str, context: RunContext, progress: Progress) -> None:

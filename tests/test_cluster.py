@@ -6,11 +6,11 @@ import pytest
 from conftest import TINY
 from local_cluster import LocalCluster, wait_until
 
-from metaalign_rl.files import read_json, read_log
+from metaalign_rl.files import read_log
 
 pytestmark = pytest.mark.slow
 
-STEPS = 14
+STEPS = 12
 
 
 def test_a_run_outlives_a_stop_the_loss_of_a_node_and_the_loss_of_its_cluster(tiny_run: Path, tmp_path: Path) -> None:
@@ -42,7 +42,6 @@ def test_a_run_outlives_a_stop_the_loss_of_a_node_and_the_loss_of_its_cluster(ti
     assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
     assert steps[0]["mismatch"] < 1e-4
     assert {step["staleness"] for step in steps} == {0.0, 1.0}, "a step behind, but after each start"
-    assert read_json(run / "report.json")["ppo.steps"] == STEPS
     assert (run / "policy" / "model.safetensors").is_file()
 
 
@@ -50,21 +49,10 @@ def pipeline(run: Path, tiny_run: Path) -> list[str]:
     """The entry point: two of each actor, ZeRO-3, one step stale; SFT and the reward model are there already."""
     tiny = [word for word in TINY if not word.startswith(("ppo.deterministic", "ppo.steps", "ppo.save_steps"))]
     words = [
-        *(
-            "run.stages=[data,ppo,evaluate,report]",
-            f"model.path={tiny_run / 'sft'}",
-            f"reward.path={tiny_run / 'reward'}",
-            "learners=2",
-        ),
-        *(
-            "rollout.engines=2",
-            "ppo.reward_workers=2",
-            "cluster.cpus=4",
-            "cluster.memory_gib=1",
-            "learner.zero_stage=3",
-        ),
-        *(f"ppo.steps={STEPS}", "ppo.save_steps=100"),
+        *("run.stages=[data,ppo]", f"model.path={tiny_run / 'sft'}", f"reward.path={tiny_run / 'reward'}"),
+        *("learners=2", "rollout.engines=2", "ppo.reward_workers=2", "cluster.cpus=4", "cluster.memory_gib=1"),
         *("learner.zero_stage=3", "ppo.staleness=1", "learner.correction=token"),
+        *(f"ppo.steps={STEPS}", "ppo.save_steps=100"),
     ]
     name = [f"run.name={run.name}", f"run.root={run.parent}"]
     return ["python", "jobs/pipeline.py", "--config", "configs/quickstart.yaml", *tiny, *words, *name]
