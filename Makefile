@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 # cpu or cuda: which requirements/*.txt the environment is made from.
 DEVICE ?= cpu
+# How many processes test side by side; each file's tests stay in one of them, in order.
+JOBS ?= 2
 # What `make image` calls it.
 TAG ?= metaalign-rl:0.1.0-$(DEVICE)
 
@@ -30,8 +32,8 @@ env: $(INSTALLED)  ## Make the environment .venv from the locked requirements (a
 quickstart: env  ## Train a small model from nothing, end to end, on this machine
 	$(BIN)/metaalign-rl run configs/quickstart.yaml
 
-test: env  ## Run the tests (ARGS="-m 'not slow'" for the quick ones)
-	$(BIN)/python -m pytest $(ARGS)
+test: env  ## Run the tests (ARGS="-m 'not slow'" for the quick ones, JOBS=1 for less memory)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: env  ## Check style, format and types
 	$(BIN)/ruff check

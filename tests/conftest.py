@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from metric_pages import Seen
@@ -61,10 +62,25 @@ def metaalign_rl(*words: str, **environment: str) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="session")
 def watched_run(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, Seen]":
-    """The folder of one whole run of the real stack, every stage, at a tiny size; and what was seen of it."""
+    """The folder of one whole run of the real stack, every stage, at a tiny size; and what was seen of it.
+
+    Processes that test side by side share it.
+    """
+    from metric_pages import Seen
+
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "runs"
+    with FileLock(f"{root}.lock"):
+        if not (root / "seen.json").is_file():
+            run_tiny(root)
+    return root / "tiny", Seen.read(root / "seen.json")
+
+
+def run_tiny(root: Path) -> None:
+    """Make the run `root/tiny`, and write what was seen of it to `root/seen.json`."""
     from metric_pages import watch
 
-    root = tmp_path_factory.mktemp("runs")
+    root.mkdir()
     words = ["run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={root}"]
     environment = {**os.environ, "RAY_metrics_report_interval_ms": "1000"}
     with (root / "log").open("w") as log:
@@ -73,7 +89,7 @@ def watched_run(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, Seen]"
         )
         seen = watch(run)
     assert run.returncode == 0, (root / "log").read_text()
-    return root / "tiny", seen
+    seen.write(root / "seen.json")
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ class LocalCluster:
         self._host, self._port = "127.0.0.2", free_port()
         self.jobs_address = f"http://{self._host}:{free_port()}"
         self.environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             **(variables or {}),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "RAY_AUTH_MODE": "token",
@@ -76,7 +76,6 @@ class LocalCluster:
             "RAY_API_SERVER_ADDRESS": self.jobs_address,
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        self.environment.pop("RAY_ADDRESS", None)
         self._started: list[Node] = []
 
     def __enter__(self) -> "LocalCluster":

@@ -99,6 +99,15 @@ class Seen:
     series: Series = field(default_factory=dict)
     listeners: set[tuple[str, str]] = field(default_factory=set)
 
+    def write(self, path: Path) -> None:
+        series = {name: sorted(labels) for name, labels in self.series.items()}
+        path.write_text(json.dumps([series, sorted(self.listeners)]))
+
+    @classmethod
+    def read(cls, path: Path) -> "Seen":
+        series, listeners = json.loads(path.read_text())
+        return cls({name: set(labels) for name, labels in series.items()}, {(where, who) for where, who in listeners})
+
 
 def watch(run: Popen) -> Seen:
     """Look at a run until it ends."""

@@ -72,7 +72,8 @@ def replaced(text: str, words: dict[str, str]) -> str:
 def environment() -> dict[str, str]:
     """As after `source .venv/bin/activate`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    fresh = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**fresh, "PATH": path, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def shell(block: str, folder: Path) -> str:
