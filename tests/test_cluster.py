@@ -35,7 +35,7 @@ def test_a_run_outlives_a_stop_the_loss_of_a_node_and_the_loss_of_its_cluster(ti
         assert cluster.status("second") == "RUNNING"
 
     with LocalCluster(tmp_path, nodes=2) as cluster:
-        cluster.submit("third", *entrypoint)
+        cluster.submit("third", "python", "jobs/ppo.py", *entrypoint[2:])  # the stage alone, of the same run
         wait_until(lambda: cluster.status("third") not in ("PENDING", "RUNNING"), lambda: cluster.logs("third"))
         assert cluster.status("third") == "SUCCEEDED", cluster.logs("third")
     steps = list(read_log(run / "metrics.jsonl"))

@@ -1,9 +1,15 @@
 """One run of the whole stack at a tiny size: Ray actors, vLLM rollouts, a trained reward model, DeepSpeed updates."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-from conftest import TINY, metaalign_rl
+from conftest import ROOT, TINY, metaalign_rl
 
 from metaalign_rl.files import read_json, read_jsonl
+from metaalign_rl.pipeline import STAGES
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +75,16 @@ def test_a_finished_run_is_skipped_and_its_results_are_shown_again(tiny_run):
     assert "ppo: finished before, skipped" in again.stdout
     shown = " ".join(metaalign_rl("report", str(tiny_run)).stdout.split())  # titles wrap where a table is narrow
     assert "under 6 meta-prompts" in shown and "following" in shown
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_has_a_job_of_its_own(stage: str, tiny_run: Path, tmp_path: Path) -> None:
+    weights = shutil.ignore_patterns("checkpoints", "controls", "policy", "reward", "rollouts*", "sft")
+    shutil.copytree(tiny_run, tmp_path / "tiny", ignore=weights)
+    command = [sys.executable, f"jobs/{stage}.py", "--config", "configs/quickstart.yaml", *TINY]
+    done = subprocess.run([*command, "run.name=tiny", f"run.root={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if "skipped" in line] == [f"{stage}: finished before, skipped"]
 
 
 def test_another_setting_for_a_finished_stage_is_refused(tiny_run):
