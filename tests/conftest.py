@@ -1,10 +1,12 @@
 """Fixtures that several files share; the tiny trained run is the dear one."""
 
+import importlib.util
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,6 +54,15 @@ def free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
+
+
+def load_script(path: Path) -> ModuleType:
+    """A Python file that is no module of a package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def metaalign_rl(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from manifests import build, needs_kustomize
 from metric_pages import BOARDS, OBSERVABILITY, Seen, expressions, needed, panels, rules, selectors, ungrouped
 
 from metaalign_rl.ppo import catalog
@@ -92,10 +93,9 @@ def test_alerts_ring_when_they_should_and_only_then(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not here")
+@needs_kustomize
 def test_the_kustomization_brings_alerts_pods_and_boards() -> None:
-    built = subprocess.run(["kubectl", "kustomize", OBSERVABILITY], capture_output=True, text=True, check=True).stdout
-    kinds = {one["kind"]: one for one in yaml.safe_load_all(built)}
+    kinds = {one["kind"]: one for one in build(OBSERVABILITY)}
     assert set(kinds) == {"ConfigMap", "PodMonitor", "PrometheusRule"}
     assert kinds["ConfigMap"]["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert {name: json.loads(text) for name, text in kinds["ConfigMap"]["data"].items()} == {

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_script
 from docs_blocks import DOCS, PAGES, Block, blocks, commands
 
 from metaalign_rl import cli, settings
@@ -34,11 +34,7 @@ COMMANDS = [
 
 @cache
 def hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(DOCS / "hooks.py")
 
 
 # --- the site ---

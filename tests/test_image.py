@@ -1,6 +1,5 @@
 """The Dockerfiles, without an engine: a linter, and that they hold what the project and the manifests count on."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_script
 
 DOCKERFILES = sorted((ROOT / "cluster/image").glob("Dockerfile.*"))
 dockerfile = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.suffix[1:])
@@ -17,11 +16,7 @@ dockerfile = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path:
 @pytest.fixture(scope="module")
 def check() -> ModuleType:
     """The script that does a Dockerfile's steps without an engine."""
-    spec = importlib.util.spec_from_file_location("check", ROOT / "cluster/image/check.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "cluster/image/check.py")
 
 
 @dockerfile
