@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.run import RESULTS, machine
-from metaalign_rl import settings
-from metaalign_rl.config import Config
-from metaalign_rl.files import read_json, read_jsonl, write_json, write_jsonl
-from metaalign_rl.schema import Row, read_rows
+from metaalign_rl.config import loader
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.files import read_json, read_jsonl, write_json, write_jsonl
+from metaalign_rl.core.rows import Row, read_rows
 
 CONFIG = "configs/quickstart.yaml"
 BEST_OF = 8
@@ -122,7 +122,7 @@ def best_of(policy: str) -> Callable[[Base], dict[str, Any]]:
     """The best of 8 answers of one of the base's policies to each held-out row by the reward model, at inference."""
 
     def measure(base: Base) -> dict[str, Any]:
-        from metaalign_rl.evaluation.figures import judge_all, summary
+        from metaalign_rl.evaluation.gold_metrics import judge_all, summary
 
         rows = list(read_rows(base.folder / "data" / "held_out_prompts.jsonl"))
         return headline(summary(judge_all(rows, best_answers(base, policy, rows))))
@@ -132,15 +132,15 @@ def best_of(policy: str) -> Callable[[Base], dict[str, Any]]:
 
 def best_answers(base: Base, policy: str, rows: Sequence[Row]) -> list[str]:
     """To each row the one of a policy's answers that the reward model likes best."""
-    from metaalign_rl import runtime
-    from metaalign_rl.context import RunContext
-    from metaalign_rl.rollout.types import Sampling
+    from metaalign_rl.runtime import ray_session
+    from metaalign_rl.pipeline.context import RunContext
+    from metaalign_rl.core.rollouts import Sampling
     from reward import Scorer
     from reward.score import log_combine
 
-    config = settings.load(Config, Path(CONFIG), base.words("best"))
+    config = loader.load(Config, Path(CONFIG), base.words("best"))
     asked = [row for row in rows for _ in range(BEST_OF)]
-    with runtime.connect(config), RunContext(config) as context:
+    with ray_session.connect(config), RunContext(config) as context:
         answers = context.answer(base.folder / policy, asked, Sampling(1.0, config.rollout.max_new_tokens))
     scorer = Scorer.from_pretrained(base.folder / "reward", dtype="float32")
     scores = scorer.score([replace(row, response=answer) for row, answer in zip(asked, answers, strict=True)])
@@ -151,7 +151,7 @@ def best_answers(base: Base, policy: str, rows: Sequence[Row]) -> list[str]:
 
 def sft_best_of(base: Base) -> dict[str, Any]:
     """SFT on the best of 8 answers to as many training prompts as PPO's answers would do for."""
-    config = settings.load(Config, Path(CONFIG), [])
+    config = loader.load(Config, Path(CONFIG), [])
     drawn = config.ppo.steps * config.ppo.prompts_per_step * config.ppo.samples_per_prompt
     rows = list(read_rows(base.folder / "data" / "prompts.jsonl"))[: drawn // BEST_OF]
     chosen = [
@@ -166,7 +166,7 @@ def sft_best_of(base: Base) -> dict[str, Any]:
 
 def soup(base: Base) -> dict[str, Any]:
     """The mean of two policies' weights, each trained by PPO on one tier's rows alone (Personalized Soups' idea)."""
-    half = f"ppo.steps={settings.load(Config, Path(CONFIG), []).ppo.steps // 2}"
+    half = f"ppo.steps={loader.load(Config, Path(CONFIG), []).ppo.steps // 2}"
     for tier in ("system", "user"):
         words = [*base.words(f"soup-{tier}"), "run.stages=[data, ppo]", f"ppo.sampler={{{tier}: 1.0}}", half]
         command("run", CONFIG, *words)
@@ -238,7 +238,7 @@ def main() -> int:
 
 def measure(names: Iterable[str], seeds: Iterable[int], root: Path, output: Path) -> None:
     """Measure each baseline for each seed and write the results after each."""
-    config = settings.dump(settings.load(Config, Path(CONFIG), []))
+    config = loader.dump(loader.load(Config, Path(CONFIG), []))
     results = read_json(output) if output.is_file() else {"config": config, "baselines": {}}
     if results["config"] != config:
         raise SystemExit(f"{output} was measured with another {CONFIG}; move it away, or give another --output")

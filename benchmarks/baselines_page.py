@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.run import RESULTS
-from metaalign_rl.files import read_json, write_text
+from metaalign_rl.core.files import read_json, write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 COMPARED = ("following", "conflict")

@@ -26,7 +26,7 @@ sys.path[0] = str(ROOT)  # this file is run as a script
 
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import environment, machine, run_command, train, write_config
-from metaalign_rl.files import read_jsonl, write_json
+from metaalign_rl.core.files import read_jsonl, write_json
 
 SHAPE = toy.Shape(hidden=64, layers=1, wide=128, words=200)
 SETTINGS = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metaalign_rl.schema import Row, read_rows
+from metaalign_rl.core.rows import Row, read_rows
 
 
 def example(row: Row) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a script
 
 from benchmarks.workloads.common import machine
-from metaalign_rl.files import write_json
-from metaalign_rl.units import GIB
+from metaalign_rl.core.files import write_json
+from metaalign_rl.core.units import GIB
 
 STAGES = (1, 2, 3)  # bfloat16 has no stage 0
 REPEATS = 3
@@ -104,7 +104,7 @@ def measure(folder: Path, size: Size, stage: int, tokens: int, peak: float | Non
     import torch
 
     from metaalign_rl.learner.batch import Batch
-    from metaalign_rl.learner.config import LearnerConfig
+    from metaalign_rl.config.learner import LearnerConfig
     from metaalign_rl.learner.worker import Learner
 
     config = LearnerConfig(zero_stage=stage, micro_batch_tokens=tokens, minibatch_size=size.samples)

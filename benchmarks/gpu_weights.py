@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a 
 
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import machine, train, write_config
-from metaalign_rl.files import write_json
+from metaalign_rl.core.files import write_json
 
 GPUS = {"store": 0, "ipc": 1, "nccl": 2}  # what each route needs; the run chooses its route by what it has
 FULL = toy.Shape(hidden=896, layers=24, wide=4864, key_heads=2, vocabulary=151_936)

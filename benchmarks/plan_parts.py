@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metaalign_rl.learner.config import LearnerConfig
+from metaalign_rl.config.learner import LearnerConfig
 
 ROUNDS = 3
 KV_CACHE_GIB = 0.5
@@ -26,7 +26,7 @@ def make_model(folder: Path, hidden: int, layers: int, intermediate: int) -> Non
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from metaalign_rl import meta_prompt
+    from metaalign_rl.core import meta_prompt
     from metaalign_rl.data.world.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer([" ".join(f"w{number}" for number in range(WORDS))])
@@ -108,7 +108,7 @@ def engine(folder: Path, threads: int, work: dict[str, int], dtype: str, clock: 
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     from metaalign_rl.rollout.engine import RolloutEngine
-    from metaalign_rl.rollout.types import Request, Sampling
+    from metaalign_rl.core.rollouts import Request, Sampling
 
     length = work["prompt"] + work["answer"]
     found = RolloutEngine(str(folder), max_tokens=length, dtype=dtype, kv_cache_gib=KV_CACHE_GIB)

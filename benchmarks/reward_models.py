@@ -20,13 +20,13 @@ from typing import Any
 from benchmarks import reward_models_page
 from benchmarks.baselines import BEST_OF, CONFIG, command, headline
 from benchmarks.run import RESULTS, machine
-from metaalign_rl import settings
-from metaalign_rl.config import Config
-from metaalign_rl.evaluation.figures import Judged, judge_all, summary
+from metaalign_rl.config import loader
+from metaalign_rl.config.schema import Config
+from metaalign_rl.evaluation.gold_metrics import Judged, judge_all, summary
 from metaalign_rl.evaluation.reward_models import compare
-from metaalign_rl.files import read_json, write_json
-from metaalign_rl.schema import Row, read_rows
-from reward.controls import CONTROLS, modes_of, see, view_of
+from metaalign_rl.core.files import read_json, write_json
+from metaalign_rl.core.rows import Row, read_rows
+from reward.training.controls import CONTROLS, modes_of, see, view_of
 from reward.score import MODES
 
 JUDGES = {
@@ -37,7 +37,7 @@ JUDGES = {
     "first": "no reward model: the first of the answers drawn",
     "gold": "the rows' own checks choose: the most that a judge could do",
 }
-STAGES = ["run.stages=[data, sft, reward]", f"reward.controls=[{', '.join(CONTROLS)}]"]
+STAGES = ["run.stages=[data, sft, reward]", f"reward.training.controls=[{', '.join(CONTROLS)}]"]
 Figures = dict[str, Any]
 
 
@@ -58,7 +58,7 @@ def main() -> int:
 
 def measure(seeds: Sequence[int], root: Path, output: Path, words: Sequence[str]) -> None:
     """Measure each seed and write the results after each."""
-    config = settings.dump(settings.load(Config, Path(CONFIG), [*STAGES, *words]))
+    config = loader.dump(loader.load(Config, Path(CONFIG), [*STAGES, *words]))
     results = read_json(output) if output.is_file() else {"config": config, "judges": {}}
     if results["config"] != config:
         raise SystemExit(f"{output} was measured with other settings; move it away, or give another --output")
@@ -86,7 +86,7 @@ def measure_seed(seed: int, root: Path, words: Sequence[str]) -> dict[str, Figur
         for name, modes in models.items()
         for mode, report in modes.items()
     }
-    config = settings.load(Config, Path(CONFIG), words)
+    config = loader.load(Config, Path(CONFIG), words)
     for name, figures in on_policy(folder, draw(folder, config)).items():
         found[name] = found.get(name, {}) | figures
     return found
@@ -101,11 +101,11 @@ def draw(folder: Path, config: Config) -> list[Judged]:
     path = folder / "judged" / "drawn.json"
     rows = [row for row in read_rows(folder / "data" / "held_out_prompts.jsonl") for _ in range(BEST_OF)]
     if not path.is_file():
-        from metaalign_rl import runtime
-        from metaalign_rl.context import RunContext
-        from metaalign_rl.rollout.types import Sampling
+        from metaalign_rl.runtime import ray_session
+        from metaalign_rl.pipeline.context import RunContext
+        from metaalign_rl.core.rollouts import Sampling
 
-        with runtime.connect(config), RunContext(config) as context:
+        with ray_session.connect(config), RunContext(config) as context:
             write_json(path, context.answer(folder / "sft", rows, Sampling(1.0, config.rollout.max_new_tokens)))
     return judge_all(rows, read_json(path))
 

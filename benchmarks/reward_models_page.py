@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines_page import DOCS, spread, values, verdict
-from metaalign_rl.files import write_text
+from metaalign_rl.core.files import write_text
 
 PAGE = DOCS / "reward-model.md"
 BEGIN, END = "<!-- benchmarks.reward_models writes from here -->", "<!-- to here -->"

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from metaalign_rl.files import read_json, write_json
+from metaalign_rl.core.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 # Figure: (least, most). A pair of names means their difference.

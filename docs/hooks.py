@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from metaalign_rl import cli, settings_page
+from metaalign_rl.cli import main
+from metaalign_rl.config import settings_page
 from reward import cli as reward_cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,14 +75,14 @@ def _planned(block: re.Match[str]) -> str:
     output = io.StringIO()
     words = shlex.split(block["words"].replace("\\\n", " "))[1:]
     with redirect_stdout(output), chdir(ROOT):
-        status = cli.main(words)
+        status = main.main(words)
     assert status == 0, f"metaalign-rl {shlex.join(words)} ended with {status}"
     return block["command"] + output.getvalue()
 
 
 def commands() -> str:
     """The help of every command of both programs, in Markdown."""
-    parsers = (*_leaves(cli._parser()), *_leaves(reward_cli._parser()))
+    parsers = (*_leaves(main._parser()), *_leaves(reward_cli._parser()))
     with patch.dict(os.environ, COLUMNS="100"):
         parts = [f"## {parser.prog}\n\n```\n{parser.format_help().strip()}\n```" for parser in parsers]
     return "\n\n".join([COMMANDS.strip(), *parts]) + "\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not jobs/: its reward.py would hide the package
 
-from metaalign_rl.cli import job
+from metaalign_rl.cli.main import job
 
 if __name__ == "__main__":
     sys.exit(job(["sft"]))

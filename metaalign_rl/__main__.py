@@ -2,6 +2,6 @@
 
 import sys
 
-from metaalign_rl.cli import main
+from metaalign_rl.cli.main import main
 
 sys.exit(main())

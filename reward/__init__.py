@@ -12,16 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reward.calibration import calibration_error, fit_temperature
-    from reward.config import RewardTraining
-    from reward.controls import preference_blind, tier_blind
-    from reward.evaluation import evaluate, evaluate_modes
-    from reward.explanation import Explanation, explain
+    from reward.evaluation.calibration import calibration_error, fit_temperature
+    from reward.training.config import RewardTraining
+    from reward.training.controls import preference_blind, tier_blind
+    from reward.evaluation.evaluate import evaluate, evaluate_modes
+    from reward.evaluation.explanation import Explanation, explain
     from reward.model import export_scalar
-    from reward.pool import ScorerPool
+    from reward.scorer_pool import ScorerPool
     from reward.score import MODES, Score, combine
     from reward.scorer import Scorer
-    from reward.training import train
+    from reward.training.train import train
 
 __all__ = [
     "MODES",

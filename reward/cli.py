@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.files import read_jsonl, write_json, write_jsonl
-from metaalign_rl.schema import read_rows
-from reward import controls
-from reward.config import RewardTraining
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import read_jsonl, write_json, write_jsonl
+from metaalign_rl.core.rows import read_rows
+from reward.training import controls
+from reward.training.config import RewardTraining
 from reward.score import MODES, Mode, Score
 
 EXAMPLES = """examples:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _score(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from reward.data import answer_row
+    from reward.examples import answer_row
 
     places, records = _read(arguments.input)
     rows = [answer_row(record, place) for record, place in zip(records, places, strict=True)]
@@ -75,7 +75,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     rows = controls.see(list(read_rows(arguments.data)), controls.view_of(arguments.control))
     mode: Mode = "overall" if arguments.control else arguments.mode
     scorer = _load_scorer(arguments)
-    from reward.evaluation import evaluate
+    from reward.evaluation.evaluate import evaluate
 
     report = evaluate(scorer, rows, mode, batch_tokens=arguments.batch_tokens)
     if arguments.output:
@@ -85,7 +85,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _explain(arguments: argparse.Namespace) -> None:
-    from reward.explanation import explain, show
+    from reward.evaluation.explanation import explain, show
 
     places, records = _read(arguments.input)
     found = explain(_load_scorer(arguments), records, places, batch_tokens=arguments.batch_tokens)
@@ -100,7 +100,7 @@ def _train(arguments: argparse.Namespace) -> None:
     config, view = controls.training_of(arguments.control, config), controls.view_of(arguments.control)
     rows = controls.see(list(read_rows(arguments.data)), view)
     eval_rows = controls.see(list(read_rows(arguments.eval_data)), view) if arguments.eval_data else None
-    from reward.training import train
+    from reward.training.train import train
 
     _plain_output()
     result = train(config, rows, eval_rows, arguments.base, arguments.output)
@@ -141,7 +141,7 @@ def _load_scorers(arguments: argparse.Namespace) -> Any:
     if len(devices) == 1:
         arguments.device = devices[0]
         return nullcontext(_load_scorer(arguments))
-    from reward.pool import ScorerPool
+    from reward.scorer_pool import ScorerPool
 
     _plain_output()
     return ScorerPool(arguments.model, devices, arguments.dtype)

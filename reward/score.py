@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import exp, expm1, inf, log, log1p, tanh
 from typing import Literal, get_args
 
-from metaalign_rl.errors import UserError, nearest
-from metaalign_rl.schema import LABELS, Row
+from metaalign_rl.core.errors import UserError, nearest
+from metaalign_rl.core.rows import LABELS, Row
 
 Mode = Literal["tier", "overall", "composed"]
 MODES: tuple[Mode, ...] = get_args(Mode)

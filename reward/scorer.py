@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.meta_prompt import MetaPrompt, encode
-from metaalign_rl.schema import LABELS, Row
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.meta_prompt import MetaPrompt, encode
+from metaalign_rl.core.rows import LABELS, Row
 from reward import model as checkpoints
-from reward.batches import batches_by_length, pad
-from reward.data import answer_row
-from reward.decoder import pack_logits, reads_packs
-from reward.inference import streamline
-from reward.packing import pack_texts
-from reward.prefixes import group_by_prefix
+from metaalign_rl.core.batching import batches_by_length, pad
+from reward.examples import answer_row
+from reward.inference.decoder import pack_logits, reads_packs
+from reward.inference.streamline import streamline
+from reward.inference.packing import pack_texts
+from reward.inference.prefixes import group_by_prefix
 from reward.score import Score, make_score
-from reward.streams import ahead, windows
+from reward.inference.windows import ahead, windows
 
 BATCH_TOKENS = 16_384
 WINDOW = 512  # rows that are sorted into batches together

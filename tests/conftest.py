@@ -120,7 +120,7 @@ def installed() -> "dict[str, PreTrainedTokenizerFast]":
     """Tokenizers of several formats with the meta-prompt's template."""
     from meta_prompt_toys import MAKERS
 
-    from metaalign_rl.meta_prompt import install
+    from metaalign_rl.core.meta_prompt import install
 
     tokenizers = {name: make_one() for name, make_one in MAKERS.items()}
     for tokenizer in tokenizers.values():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from metaalign_rl.meta_prompt import SPECIAL_TOKENS
+from metaalign_rl.core.meta_prompt import SPECIAL_TOKENS
 
 CHATML = (
     "{% for message in messages %}"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from metaalign_rl.ppo import alarm
-from metaalign_rl.ppo.alarm import Watch, episodes, trend
+from metaalign_rl.monitoring import alarms
+from metaalign_rl.monitoring.alarms import Watch, episodes, trend
 
 NOISE = 0.03  # of a mean over 512 answers to 128 prompts, or a bit more
 
@@ -116,5 +116,5 @@ def test_a_trend_is_a_lines_slope_over_its_standard_error():
 
 def test_the_windows_noise_gives_false_trends_as_rarely_as_students_t_says():
     random = np.random.default_rng(0)
-    strengths = [trend(random.normal(size=min(alarm.WINDOWS)))[1] for _ in range(4000)]
+    strengths = [trend(random.normal(size=min(alarms.WINDOWS)))[1] for _ in range(4000)]
     assert np.mean(np.array(strengths) < -2.1009) == pytest.approx(0.025, abs=0.008)  # t of 18 degrees, one side

@@ -12,17 +12,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metaalign_rl.config import PPOConfig
+from metaalign_rl.config.schema import PPOConfig
 from metaalign_rl.data.world import build
-from metaalign_rl.errors import UserError
+from metaalign_rl.core.errors import UserError
 from metaalign_rl.learner.batch import Batch
-from metaalign_rl.learner.config import LearnerConfig
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.learner.divergence import Diverged, Watch
 from metaalign_rl.learner.losses import Penalty, PolicyObjective, Scale, ValueObjective
-from metaalign_rl.ppo.experience import Rollout, to_batch
-from metaalign_rl.ppo.shaping import add_advantages, needs_critic
-from metaalign_rl.reward_worker import Reward
-from metaalign_rl.rollout.types import Sample
+from metaalign_rl.ppo.collector import Rollout, to_batch
+from metaalign_rl.ppo.advantages import add_advantages, needs_critic
+from metaalign_rl.scoring.worker import Reward
+from metaalign_rl.core.rollouts import Sample
 
 ROWS = build.prompts(0, 4)
 NONE = Penalty(0.0, "k3")

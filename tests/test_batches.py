@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from learner_toys import make_samples
 
 from metaalign_rl.learner.batch import Batch, plan_micro_batches
-from reward.batches import ENOUGH
+from metaalign_rl.core.batching import ENOUGH
 
 
 def test_a_batch_marks_the_positions_that_predict_response_tokens():

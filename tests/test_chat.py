@@ -10,10 +10,10 @@ from rich.console import Console
 
 from metaalign_rl.chat import terminal
 from metaalign_rl.chat.session import Reply, Session, Speaker, learnt_dialogs
-from metaalign_rl.errors import UserError
-from metaalign_rl.files import write_jsonl
-from metaalign_rl.meta_prompt import MetaPrompt
-from metaalign_rl.schema import read_rows
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import write_jsonl
+from metaalign_rl.core.meta_prompt import MetaPrompt
+from metaalign_rl.core.rows import read_rows
 
 
 @dataclass

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from metaalign_rl import cli, settings
-from metaalign_rl.config import Config
-from metaalign_rl.errors import UserError
-from metaalign_rl.failures import root_cause
+from metaalign_rl.cli import main
+from metaalign_rl.config import loader
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.runtime.root_cause import root_cause
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = {
@@ -99,7 +100,7 @@ MISTAKES = {
         "config.yaml: ",
     ),
     "setting out of range": ("run config.yaml ppo.steps=0", "ppo.steps: expected 1 or more, found 0"),
-    "unknown control": ("run config.yaml reward.controls=[tier]", "'reward.controls[0]': expected one of preference_"),
+    "unknown control": ("run config.yaml reward.controls=[tier]", "'reward.training.controls[0]': expected one of preference_"),
     "no run": ("report nowhere", "nowhere: no such folder"),
     "unknown GPU": ("plan config.yaml --gpus 8 --gpu h1000", "--gpu h1000: unknown device; did you mean 'h100'"),
     "GPUs without a number": ("plan config.yaml --gpu h100", "--gpu h100: how many? give --gpus N"),
@@ -124,7 +125,7 @@ def test_a_mistake_is_one_short_line_and_status_2(
     write_rows("check.jsonl", ROW, "", ROW | {"id": "b", "checks": {"dialog": {"name": "world.answer"}}})
     write_rows("args.jsonl", ROW | {"checks": {"dialog": {"name": "world.answers", "vlaue": "oslo"}}})
     write_rows("empty.jsonl")
-    assert cli.main(command.split()) == 2
+    assert main.main(command.split()) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert says in error
@@ -136,7 +137,7 @@ def test_a_mistake_is_one_short_line_and_status_2(
 def test_run_hands_the_config_to_the_pipeline_with_words_before_and_after_options(
     workplace: Path, pipeline: list[Config]
 ) -> None:
-    assert cli.main(["run", "config.yaml", "ppo.steps=3", "run.stages=[data, sft]"]) == 0
+    assert main.main(["run", "config.yaml", "ppo.steps=3", "run.stages=[data, sft]"]) == 0
     assert (pipeline[0].run.name, pipeline[0].ppo.steps, pipeline[0].run.stages) == (
         "mine",
         3,
@@ -145,9 +146,9 @@ def test_run_hands_the_config_to_the_pipeline_with_words_before_and_after_option
 
 
 def test_preflight_prints_a_table_and_says_what_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["preflight", "config.yaml"]) == 0
+    assert main.main(["preflight", "config.yaml"]) == 0
     assert "ok  run.root" in capsys.readouterr().out
-    assert cli.main(["preflight", "config.yaml", "cluster.cpus=4096", "model.path=/no/model"]) == 2
+    assert main.main(["preflight", "config.yaml", "cluster.cpus=4096", "model.path=/no/model"]) == 2
     output = capsys.readouterr()
     assert "MISSING  cluster.cpus" in output.out
     assert "2 things that the run needs are missing" in output.err
@@ -156,15 +157,15 @@ def test_preflight_prints_a_table_and_says_what_is_missing(workplace: Path, caps
 
 def test_plan_prints_settings_that_the_config_takes(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["plan", "config.yaml", "--model", "7B", "--gpus", "64", "model.max_tokens=2048", "--answer-tokens", "20"]
-    assert cli.main(asked) == 0
+    assert main.main(asked) == 0
     page = capsys.readouterr().out
     assert "A policy of 7.62B parameters in bfloat16" in page
     assert "Layout: 64 x NVIDIA H100 SXM on 8 nodes" in page
     assert "not measured on such a device" in page
     words = page.partition("behind `metaalign-rl run CONFIG`:")[2].partition("\n\n")[0].split()
-    assert cli.main([*asked, "--json"]) == 0
+    assert main.main([*asked, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    config = settings.load(Config, Path("config.yaml"), [*words, "model.max_tokens=2048"])
+    config = loader.load(Config, Path("config.yaml"), [*words, "model.max_tokens=2048"])
     assert config.cluster.gpus == 64
     assert config.learners == figures["settings"]["learners"]
     assert config.learner.zero_stage == figures["settings"]["learner.zero_stage"]
@@ -172,7 +173,7 @@ def test_plan_prints_settings_that_the_config_takes(workplace: Path, capsys: pyt
 
 
 def test_plan_for_this_machine_has_nothing_to_change(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "config.yaml"]) == 0
+    assert main.main(["plan", "config.yaml"]) == 0
     page = capsys.readouterr().out
     assert "Layout: 1 CPUs, taken in turns" in page
     assert "The config says all of this already." in page
@@ -180,19 +181,19 @@ def test_plan_for_this_machine_has_nothing_to_change(workplace: Path, capsys: py
 
 
 def test_config_prints_what_load_reads_back(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["config", "config.yaml", "sft.learning_rate=1e-4"]) == 0
+    assert main.main(["config", "config.yaml", "sft.learning_rate=1e-4"]) == 0
     Path("resolved.yaml").write_text(capsys.readouterr().out)
-    config = settings.load(Config, Path("resolved.yaml"), [])
+    config = loader.load(Config, Path("resolved.yaml"), [])
     assert (config.run.name, config.sft.learning_rate) == ("mine", 1e-4)
-    assert cli.main(["config", "--describe"]) == 0
+    assert main.main(["config", "--describe"]) == 0
     assert "ppo.steps" in capsys.readouterr().out
 
 
 def test_data_is_built_validated_and_shown(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [f"data.{use}=12" for use in ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs")]
-    assert cli.main(["data", "build", "config.yaml", "--output", "rows", *sizes]) == 0
+    assert main.main(["data", "build", "config.yaml", "--output", "rows", *sizes]) == 0
     capsys.readouterr()
-    assert cli.main(["data", "validate", "rows/pairs.jsonl", "rows/held_out_prompts.jsonl"]) == 0
+    assert main.main(["data", "validate", "rows/pairs.jsonl", "rows/held_out_prompts.jsonl"]) == 0
     output = capsys.readouterr().out
     assert "rows/pairs.jsonl: 12 rows" in output
     assert "chosen 12  rejected 12" in output
@@ -201,7 +202,7 @@ def test_data_is_built_validated_and_shown(workplace: Path, capsys: pytest.Captu
 
 def test_show_prints_a_row_for_reading(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows("rows.jsonl", ROW, ROW | {"id": "b"})
-    assert cli.main(["data", "show", "rows.jsonl", "-n", "1"]) == 0
+    assert main.main(["data", "show", "rows.jsonl", "-n", "1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "a: system_only, helpful, governed by system",
         "  <System Info>   be brief",
@@ -217,7 +218,7 @@ def test_report_prints_a_runs_table(workplace: Path, monkeypatch: pytest.MonkeyP
     shown: list[Path] = []
     replace_module(monkeypatch, "report", show=shown.append)
     Path("runs").mkdir()
-    assert cli.main(["report", "runs"]) == 0
+    assert main.main(["report", "runs"]) == 0
     assert shown == [Path("runs")]
 
 
@@ -233,7 +234,7 @@ def fail_with_a_cause() -> None:
 
 
 def test_another_error_keeps_its_traceback_and_ends_in_its_root(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.guarded(fail_with_a_cause, "again") == 1
+    assert main.guarded(fail_with_a_cause, "again") == 1
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert "RuntimeError: the stage failed" in error
@@ -246,7 +247,7 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    assert cli.guarded(interrupt, "metaalign-rl run config.yaml") == 130
+    assert main.guarded(interrupt, "metaalign-rl run config.yaml") == 130
     assert "metaalign-rl run config.yaml" in capsys.readouterr().err
 
 
@@ -306,14 +307,14 @@ def test_a_job_of_one_stage_runs_that_stage_alone(
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     monkeypatch.setattr(sys, "argv", ["jobs/sft.py", "run.name=a", "--config", "config.yaml", "run.seed=3"])
-    assert cli.job(["sft"]) == 0
+    assert main.job(["sft"]) == 0
     assert pipeline[0].run.stages == ["sft"]
     assert (pipeline[0].run.name, pipeline[0].run.seed) == ("a", 3)
     assert os.environ["PYTHONPATH"] == f"{ROOT}{os.pathsep}elsewhere"
 
 
 def test_the_examples_of_the_help_name_configs_that_exist() -> None:
-    named = {word for word in cli.EXAMPLES.split() if word.startswith("configs/")}
+    named = {word for word in main.EXAMPLES.split() if word.startswith("configs/")}
     assert named
     assert all((ROOT / name).is_file() for name in named)
 
@@ -330,5 +331,5 @@ def test_the_examples_of_the_help_name_configs_that_exist() -> None:
 )
 def test_arguments_that_a_command_does_not_take_are_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(words)
+        main.main(words)
     assert caught.value.code == 2

@@ -6,7 +6,7 @@ import pytest
 from conftest import TINY
 from local_cluster import LocalCluster, wait_until
 
-from metaalign_rl.files import read_log
+from metaalign_rl.core.files import read_log
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from conftest import ROOT
 from manifests import build, needs_kustomize
 from metric_pages import BOARDS, OBSERVABILITY, Seen, expressions, needed, panels, rules, selectors, ungrouped
 
-from metaalign_rl.ppo import catalog
+from metaalign_rl.monitoring import metric_registry
 
 board = pytest.mark.parametrize("board", BOARDS, ids=lambda path: path.stem)
 
@@ -26,7 +26,7 @@ def test_every_expression_selects_series_by_name() -> None:
 
 def test_every_metric_that_a_run_exports_is_on_the_board() -> None:
     names = {name.removesuffix("_total").removesuffix("_bucket") for name in needed("ray_metaalign_ppo_")}
-    assert names - {"ray_metaalign_ppo_finished"} == {f"ray_{name}" for name in catalog.EXPORTED} - {
+    assert names - {"ray_metaalign_ppo_finished"} == {f"ray_{name}" for name in metric_registry.EXPORTED} - {
         "ray_metaalign_ppo_finished"
     }
 

@@ -17,8 +17,9 @@ import pytest
 from conftest import ROOT, load_script
 from docs_blocks import DOCS, PAGES, Block, blocks, commands
 
-from metaalign_rl import cli, settings
-from metaalign_rl.config import Config
+from metaalign_rl.cli import main
+from metaalign_rl.config import loader
+from metaalign_rl.config.schema import Config
 from reward import cli as reward_cli
 
 PACKAGES = ("metaalign_rl", "reward", "jobs")
@@ -112,7 +113,7 @@ def test_every_setting_stands_on_its_page_with_a_meaning_and_a_unit_where_it_is_
         cells = re.split(r"(?<!\\)\|", line)
         if len(cells) == 7:
             rows[cells[1].strip(" `")] = [cell.strip() for cell in cells[2:6]]
-    for name, key in settings.keys_of(Config).items():
+    for name, key in loader.keys_of(Config).items():
         if not key.is_section:
             kind, _, unit, meaning = rows[name]
             assert meaning, f"{name}: say beside the field what it means"
@@ -135,7 +136,7 @@ def test_a_shown_command_exists_with_its_options_and_settings(command: str) -> N
         words = words[words.index("--") + 1 :]
     match words:
         case ["metaalign-rl", *rest]:
-            args = cli._parse(cli._parser(), rest)
+            args = main._parse(main._parser(), rest)
             load(getattr(args, "config", None), getattr(args, "words", []))
         case ["metaalign-reward", *rest]:
             reward_cli._parser().parse_args(rest)
@@ -151,7 +152,7 @@ def test_a_shown_command_exists_with_its_options_and_settings(command: str) -> N
 def load(config: Path | None, words: list[str]) -> None:
     """The settings that a command has; files that the reader is to write may be missing."""
     named = config is not None and config.parts[0] == "configs" and config.name != "mine.yaml"
-    settings.load(Config, ROOT / config if named and config else None, words)
+    loader.load(Config, ROOT / config if named and config else None, words)
 
 
 def test_a_command_that_does_not_exist_would_be_found() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, metaalign_rl
 
-from metaalign_rl.files import read_json, read_jsonl
-from metaalign_rl.pipeline import STAGES
+from metaalign_rl.core.files import read_json, read_jsonl
+from metaalign_rl.pipeline.run import STAGES
 
 pytestmark = pytest.mark.slow
 

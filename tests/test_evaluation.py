@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from metaalign_rl.data.gold import Verdict
-from metaalign_rl.evaluation.figures import Judged, breakdown, consistency, headline, judge_all, over_refusal
-from metaalign_rl.schema import Row
+from metaalign_rl.evaluation.gold_metrics import Judged, breakdown, consistency, headline, judge_all, over_refusal
+from metaalign_rl.core.rows import Row
 
 
 def judged(

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from reward_toys import color_pairs, language_model, make_row, reward_model
 
-from metaalign_rl import cli
-from metaalign_rl.config import Config
-from metaalign_rl.errors import UserError
-from metaalign_rl.evaluate import evaluate
+from metaalign_rl.cli import main
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.cli.evaluate import evaluate
 from metaalign_rl.evaluation.reward_models import COMPARED, CUTS, add_controls, compare, find_controls, measure
-from metaalign_rl.files import read_json, write_jsonl
-from metaalign_rl.rollout.types import Sampling
+from metaalign_rl.core.files import read_json, write_jsonl
+from metaalign_rl.core.rollouts import Sampling
 
 
 @pytest.fixture
@@ -123,10 +123,10 @@ def test_the_page_has_a_column_for_each_model_and_a_row_for_each_figure(
 
 def test_the_command_prints_every_model(model: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
     words = ["--data", str(data), "--output", str(tmp_path / "out"), "--control", f"old={reward_model()}"]
-    assert cli.main(["evaluate", str(model), *words]) == 0
+    assert main.main(["evaluate", str(model), *words]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[:-1]] == ["reward", "scalar", "tier_blind", "old"]
     assert re.search(r"tier 0\.\d+ overall 0\.\d+ composed 0\.\d+$", lines[0])
     with pytest.raises(SystemExit):
-        cli.main(["evaluate", str(model), *words, "--control", "old"])
+        main.main(["evaluate", str(model), *words, "--control", "old"])
     assert "expected NAME=DIR, found 'old'" in capsys.readouterr().err

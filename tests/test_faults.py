@@ -18,14 +18,14 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from metaalign_rl.actors import Patience, follow
+from metaalign_rl.runtime.actor_calls import Patience, follow
 from metaalign_rl.data.world import build
-from metaalign_rl.errors import UserError
-from metaalign_rl.faults import Abandoned, EngineLost, FaultLog, LearnersLost, Lost, StepInterrupted, TooManyFaults
-from metaalign_rl.reward_pool import RewardPool
-from metaalign_rl.reward_worker import Reward
-from metaalign_rl.rollout.pool import EnginePool
-from metaalign_rl.rollout.types import Request, Sample, Sampling
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.runtime.faults import Abandoned, EngineLost, FaultLog, LearnersLost, Lost, StepInterrupted, TooManyFaults
+from metaalign_rl.scoring.worker_pool import RewardPool
+from metaalign_rl.scoring.worker import Reward
+from metaalign_rl.rollout.engine_pool import EnginePool
+from metaalign_rl.core.rollouts import Request, Sample, Sampling
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 REQUESTS = [Request(index, [1, 2]) for index in range(12)]

@@ -15,7 +15,7 @@ from meta_prompt_toys import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from metaalign_rl.meta_prompt import MARKERS, SPECIAL_TOKENS, MetaPrompt, encode, install
+from metaalign_rl.core.meta_prompt import MARKERS, SPECIAL_TOKENS, MetaPrompt, encode, install
 
 PLAIN_LITERALS = {"llama2": ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"), "vicuna": ("USER:", "ASSISTANT:")}
 

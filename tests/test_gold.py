@@ -6,8 +6,8 @@ import pytest
 
 from metaalign_rl.data.checks import run_check
 from metaalign_rl.data.gold import judge, labels
-from metaalign_rl.errors import UserError
-from metaalign_rl.schema import Row
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.rows import Row
 
 CAPITALS = {"name": "world.case", "value": "upper"}
 PARIS = {"name": "world.answers", "value": "paris"}

@@ -81,10 +81,10 @@ def test_metaalign_rl_knows_no_job(path: Path) -> None:
 def test_a_job_is_a_few_lines_over_metaalign_rl(name: str) -> None:
     path = ROOT / "jobs" / f"{name}.py"
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 15
-    assert set(imports(path)) == {"sys", "pathlib.Path", "metaalign_rl.cli.job"}
+    assert set(imports(path)) == {"sys", "pathlib.Path", "metaalign_rl.cli.main.job"}
 
 
-@pytest.mark.parametrize("module", [*CORE, "metaalign_rl.cli", "metaalign_rl.config", "metaalign_rl.runtime"])
+@pytest.mark.parametrize("module", [*CORE, "metaalign_rl.cli.main", "metaalign_rl.config.schema", "metaalign_rl.runtime.ray_session"])
 def test_the_light_core_and_the_command_line_load_nothing_heavy(module: str) -> None:
     loaded = {name.split(".")[0] for name in loaded_at_start((module,))}
     assert not loaded & HEAVY

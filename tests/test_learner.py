@@ -25,15 +25,15 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from metaalign_rl.config import Config, RunConfig
-from metaalign_rl.errors import UserError
-from metaalign_rl.files import replace_folder
-from metaalign_rl.learner.advantages import gae, token_rewards, whiten
+from metaalign_rl.config.schema import Config, RunConfig
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import replace_folder
+from metaalign_rl.ppo.estimators import gae, token_rewards, whiten
 from metaalign_rl.learner.batch import Batch
-from metaalign_rl.learner.config import LearnerConfig
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.learner.divergence import Diverged
 from metaalign_rl.learner.worker import Learner
-from metaalign_rl.ranks import rendezvous
+from metaalign_rl.runtime.rendezvous import rendezvous
 
 CONFIG = LearnerConfig(
     learning_rate=1e-3,
@@ -326,7 +326,7 @@ def test_there_need_not_be_a_critic(folder):
 
 
 def test_weights_for_the_engines_have_the_names_of_the_checkpoint(folder):
-    from metaalign_rl.learner.engines import stream_weights
+    from metaalign_rl.learner.deepspeed_engine import stream_weights
 
     learner = make_learner(folder)
     expected = load_file(folder / "policy" / "model.safetensors")
@@ -338,7 +338,7 @@ def test_weights_for_the_engines_have_the_names_of_the_checkpoint(folder):
 
 
 def test_weights_that_transformers_joined_are_taken_apart_as_in_the_checkpoint(tmp_path):
-    from metaalign_rl.learner.engines import stream_weights
+    from metaalign_rl.learner.deepspeed_engine import stream_weights
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "moe_intermediate_size": 8, "intermediate_size": 8, "head_dim": 8}
@@ -399,7 +399,7 @@ VARIANTS = {0: PLAIN, 1: EVERYTHING, 2: EVERYTHING, 3: PLAIN}  # by ZeRO stage
 
 def run_rank(folder: Path, batch: Batch, rank: int) -> None:
     """Two updates at each ZeRO stage on one of two ranks; rank 0 leaves policy and metrics in `folder`."""
-    from metaalign_rl.learner.engines import stream_weights
+    from metaalign_rl.learner.deepspeed_engine import stream_weights
 
     torch.set_num_threads(1)
     for stage, (changes, kl_coef) in VARIANTS.items():

@@ -9,8 +9,8 @@ import yaml
 from conftest import ROOT
 from manifests import CLUSTER, JOBS, RAY, container, needs_kustomize, only, overlay, pods, quantity, ray_cluster
 
-from metaalign_rl import settings
-from metaalign_rl.config import Config
+from metaalign_rl.config import loader
+from metaalign_rl.config.schema import Config
 from metaalign_rl.plan import layout
 from metaalign_rl.plan.rates import find_device
 from metaalign_rl.plan.shape import find_shape
@@ -73,7 +73,7 @@ def config_of(name: str) -> Config:
     """The settings that a job's entrypoint gives."""
     program, command, path, *words = shlex.split(only(name)["spec"]["entrypoint"])
     assert (program, command) == ("metaalign-rl", "run")
-    return settings.load(Config, ROOT / Path(path).relative_to("/opt/metaalign-rl"), words)
+    return loader.load(Config, ROOT / Path(path).relative_to("/opt/metaalign-rl"), words)
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -100,7 +100,7 @@ def test_the_driver_finds_the_memory_that_the_config_wants_on_the_head(name: str
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_plan_says_that_a_config_fits(name: str) -> None:
-    config = settings.load(Config, ROOT / f"configs/{name}.yaml", [])
+    config = loader.load(Config, ROOT / f"configs/{name}.yaml", [])
     model, gpu = SIZES[name]
     shape, device, nodes = find_shape(model).untied(), find_device(gpu), -(-config.cluster.gpus // 8)
     case = Case(config=config, policy=shape, reward=shape, device=device, work=work_of(config), nodes=nodes)

@@ -32,7 +32,7 @@ CPU = [  # over the entry point's settings: a laptop's
 FROM_NOTHING = [
     "model.hidden_size=64", "model.layers=1", "model.heads=2", "data.demonstrations=200", "data.pairs=100",
     "data.prompts=60", "data.held_out_prompts=24", "data.held_out_pairs=24", "data.paraphrased_wishes=4",
-    "reward.on_policy_prompts=0", "reward.controls=[]",
+    "reward.on_policy_prompts=0", "reward.training.controls=[]",
 ]  # fmt: skip
 TRAINED = ["run.stages=[data,ppo]", "model.path=/runs/quickstart/sft", "reward.path=/runs/quickstart/reward"]
 GPU_JOBS = {  # what stands behind their settings: SFT and the reward model are the quickstart's

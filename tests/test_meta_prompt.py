@@ -11,9 +11,9 @@ from jinja2.meta import find_undeclared_variables
 from meta_prompt_toys import CHATML, MAKERS, assistant, chatml, make, own, user
 from tokenizers import AddedToken, normalizers
 
-from metaalign_rl.chat_template import require_saved
-from metaalign_rl.errors import UserError
-from metaalign_rl.meta_prompt import SPECIAL_TOKENS, MetaPrompt, encode, install
+from metaalign_rl.core.chat_template import require_saved
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.meta_prompt import SPECIAL_TOKENS, MetaPrompt, encode, install
 
 # ---------------------------------------------------------------- the format
 

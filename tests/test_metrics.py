@@ -15,23 +15,24 @@ import pytest
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metaalign_rl import needs, runtime
-from metaalign_rl.config import Config, PPOConfig, RunConfig
+from metaalign_rl.preflight import checks
+from metaalign_rl.runtime import ray_session
+from metaalign_rl.config.schema import Config, PPOConfig, RunConfig
 from metaalign_rl.data.world import build
-from metaalign_rl.files import read_jsonl, read_log
-from metaalign_rl.folder import RunFolder
-from metaalign_rl.ppo import catalog
-from metaalign_rl.ppo.experience import Rollout, to_batch
-from metaalign_rl.ppo.metrics import describe
-from metaalign_rl.ppo.metrics_log import MetricsLog, open_log
-from metaalign_rl.ppo.sinks import TensorBoard
-from metaalign_rl.reward_worker import Reward
-from metaalign_rl.rollout.types import Sample
+from metaalign_rl.core.files import read_jsonl, read_log
+from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.monitoring import metric_registry
+from metaalign_rl.ppo.collector import Rollout, to_batch
+from metaalign_rl.ppo.step_metrics import describe
+from metaalign_rl.monitoring.metrics_logger import MetricsLog, open_log
+from metaalign_rl.monitoring.backends import TensorBoard
+from metaalign_rl.scoring.worker import Reward
+from metaalign_rl.core.rollouts import Sample
 
 STEP = {
-    **dict.fromkeys((*catalog.ANSWERS, *catalog.STEP), 0.5),
-    **{f"tier/user/{name}": 0.25 for name in catalog.ANSWERS},
-    **{f"seconds_{part}": 1.0 for part in catalog.PARTS},
+    **dict.fromkeys((*metric_registry.ANSWERS, *metric_registry.STEP), 0.5),
+    **{f"tier/user/{name}": 0.25 for name in metric_registry.ANSWERS},
+    **{f"seconds_{part}": 1.0 for part in metric_registry.PARTS},
     "seconds_step": 6.0,
     "samples": 8,
 }
@@ -109,7 +110,7 @@ def test_a_steps_line_costs_the_same_however_long_the_run_is(tmp_path: Path, mon
         log.write(metrics(2001))
         before = path.stat()
         for name in ("read_log", "write_jsonl"):  # only the first line of a process may look at the others
-            monkeypatch.delattr(f"metaalign_rl.ppo.metrics_log.{name}")
+            monkeypatch.delattr(f"metaalign_rl.monitoring.metrics_logger.{name}")
         log.write(metrics(2002))
     after = path.stat()
     assert after.st_ino == before.st_ino
@@ -139,12 +140,12 @@ def test_every_exported_name_is_on_the_page_that_prometheus_scrapes(
 
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "200")
     config = Config(run=RunConfig(name="seen"), ppo=PPOConfig(steps=1))
-    with runtime.connect(config), open_log(config, RunFolder(tmp_path)) as log:
+    with ray_session.connect(config), open_log(config, RunFolder(tmp_path)) as log:
         log.write(metrics(1))
-        page = scrape(ray.nodes()[0], until=catalog.EXPORTED)
-        again = scrape(ray.nodes()[0], until=[f"{catalog.PREFIX}step"])
+        page = scrape(ray.nodes()[0], until=metric_registry.EXPORTED)
+        again = scrape(ray.nodes()[0], until=[f"{metric_registry.PREFIX}step"])
     kinds = dict(re.findall(r"# TYPE ray_(metaalign_ppo_\w+?)(?:_total)? (\w+)", page))
-    assert kinds == {name: exported.kind for name, exported in catalog.EXPORTED.items()}
+    assert kinds == {name: exported.kind for name, exported in metric_registry.EXPORTED.items()}
     assert value(page, "reward", run="seen", tier="all", relation="all") == 0.5
     assert value(page, "reward", run="seen", tier="user", relation="all") == 0.25
     assert value(page, "samples_total", run="seen") == 8
@@ -220,10 +221,10 @@ def test_a_resumed_run_goes_on_as_the_same_run_on_weights_and_biases(wandb_runs:
 
 def test_a_project_without_the_package_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    (check,) = needs.check_wandb(Config(run=RunConfig(wandb_project="tiers")))
+    (check,) = checks.check_wandb(Config(run=RunConfig(wandb_project="tiers")))
     assert not check.ok
     assert "pip install wandb" in check.remedy
-    assert list(needs.check_wandb(Config())) == []
+    assert list(checks.check_wandb(Config())) == []
 
 
 # What is written about them.
@@ -237,12 +238,12 @@ def documented() -> set[str]:
 
 
 def test_every_metric_and_every_exported_name_is_documented() -> None:
-    known = {*catalog.ANSWERS, *catalog.STEP, catalog.SAMPLES, catalog.STEP_SECONDS}
-    known |= {f"seconds_{part}" for part in catalog.PARTS} | set(catalog.EXPORTED)
-    known |= {f"{cut}/<{cut}>/{name}" for cut in ("tier", "relation") for name in catalog.ANSWERS}
+    known = {*metric_registry.ANSWERS, *metric_registry.STEP, metric_registry.SAMPLES, metric_registry.STEP_SECONDS}
+    known |= {f"seconds_{part}" for part in metric_registry.PARTS} | set(metric_registry.EXPORTED)
+    known |= {f"{cut}/<{cut}>/{name}" for cut in ("tier", "relation") for name in metric_registry.ANSWERS}
     assert documented() == known
 
 
 def test_every_metric_of_a_real_run_is_in_the_catalog(tiny_run: Path) -> None:
-    unknown = {key for line in read_log(tiny_run / "metrics.jsonl") for key in line if not catalog.is_known(key)}
-    assert not unknown, f"add to metaalign_rl/ppo/catalog.py and docs/metrics.md: {sorted(unknown)}"
+    unknown = {key for line in read_log(tiny_run / "metrics.jsonl") for key in line if not metric_registry.is_known(key)}
+    assert not unknown, f"add to metaalign_rl/ppo/metric_registry.py and docs/metrics.md: {sorted(unknown)}"

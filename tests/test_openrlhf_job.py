@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from reward_toys import language_model, make_row, reward_model
 
-from metaalign_rl import openrlhf_job
-from metaalign_rl.config import ClusterConfig, Config, ModelConfig, PPOConfig, RewardConfig, RolloutConfig
-from metaalign_rl.errors import UserError
-from metaalign_rl.learner.config import LearnerConfig
+from metaalign_rl.openrlhf import job
+from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, PPOConfig, RewardConfig, RolloutConfig
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
-from metaalign_rl.openrlhf_flags import FLAGS, Places, flags, left_out
-from metaalign_rl.schema import parse_row
+from metaalign_rl.openrlhf.flags import FLAGS, Places, flags, left_out
+from metaalign_rl.core.rows import parse_row
 
 PLACES = Places(Path("policy"), Path("prompts.jsonl"), "http://127.0.0.1:8300/get_reward", Path("out"))
 CONFIG = Config(model=ModelConfig(dtype="bfloat16", max_tokens=128), ppo=PPOConfig(steps=3, prompts_per_step=4))
@@ -111,7 +111,7 @@ def test_prompts_are_rendered_by_our_template_and_labels_are_whole_rows() -> Non
         make_row(id="a", system_info="say red", tags={"kind": "color"}, chosen="red", rejected="blue"),
         make_row(id="b", user_info="say blue"),
     ]
-    found = openrlhf_job.prompts(CONFIG, rows, language_model())
+    found = job.prompts(CONFIG, rows, language_model())
     assert len(found) == CONFIG.ppo.steps * CONFIG.ppo.prompts_per_step
     labels = {example["label"]: example["input"] for example in found}
     read = {label: parse_row(json.loads(label), "label") for label in labels}
@@ -124,7 +124,7 @@ def test_prompts_are_rendered_by_our_template_and_labels_are_whole_rows() -> Non
 
 def test_a_prompt_that_openrlhf_would_cut_is_refused() -> None:
     with pytest.raises(UserError, match=r"row 'long': expected at most 96 tokens, found \d+; raise model.max_tokens"):
-        openrlhf_job.prompts(CONFIG, [make_row(id="long", system_info="say red " * 60)], language_model())
+        job.prompts(CONFIG, [make_row(id="long", system_info="say red " * 60)], language_model())
 
 
 @pytest.mark.parametrize(
@@ -138,13 +138,13 @@ def test_a_prompt_that_openrlhf_would_cut_is_refused() -> None:
 )
 def test_what_openrlhf_cannot_do_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        openrlhf_job.check(replace(CONFIG, **changes), language_model())
+        job.check(replace(CONFIG, **changes), language_model())
 
 
 def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"auto_map": {}}')
     with pytest.raises(UserError, match="auto_map"):
-        openrlhf_job.check(CONFIG, tmp_path)
+        job.check(CONFIG, tmp_path)
 
 
 def test_the_reward_server_is_ours_or_the_one_that_the_config_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,19 +152,19 @@ def test_the_reward_server_is_ours_or_the_one_that_the_config_names(monkeypatch:
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("METAALIGN_REWARD_TOKEN", "secret")
-    with openrlhf_job.reward_server(CONFIG, reward_model()) as url:
+    with job.reward_server(CONFIG, reward_model()) as url:
         assert url.startswith("http://openrlhf:secret@127.0.0.1:")
         label = json.dumps(make_row(system_info="say red").to_json())
         reply = httpx.post(url, json={"query": ["ask red"], "prompts": ["ask"], "labels": [label]}, timeout=60)
         assert 0 < reply.json()["rewards"][0] < 1
     named = replace(CONFIG, reward=RewardConfig(url="http://scorer:8300/"))
-    with openrlhf_job.reward_server(named, None) as url:
+    with job.reward_server(named, None) as url:
         assert url == "http://openrlhf:secret@scorer:8300/get_reward"
 
 
 def test_on_a_cluster_the_server_must_be_one_that_every_node_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    with pytest.raises(UserError, match="reward.url: on a cluster"), openrlhf_job.reward_server(CONFIG, Path("model")):
+    with pytest.raises(UserError, match="reward.url: on a cluster"), job.reward_server(CONFIG, Path("model")):
         pass
 
 
@@ -181,7 +181,7 @@ def test_the_job_starts_the_trainer_with_our_options_and_gives_its_exit_status(
     )
     words = ["jobs/openrlhf.py", "--config", f"{tmp_path}/config.yaml", "--trainer", str(trainer), "ppo.steps=1"]
     monkeypatch.setattr(sys, "argv", [*words, "--", "--train.seed", "7"])
-    assert openrlhf_job.main() == 3
+    assert job.main() == 3
     said = capfd.readouterr().out
     assert "--reward.remote_url http://scorer:8300/get_reward" in said
     assert said.rstrip().endswith("--train.seed 7")

@@ -13,13 +13,13 @@ from markupsafe import escape
 from metaalign_rl import report
 from metaalign_rl.chat.session import Session
 from metaalign_rl.data.world import build
-from metaalign_rl.evaluate import write_report
-from metaalign_rl.evaluation.figures import judge_all
-from metaalign_rl.files import read_json, write_jsonl
-from metaalign_rl.folder import RunFolder
+from metaalign_rl.cli.evaluate import write_report
+from metaalign_rl.evaluation.gold_metrics import judge_all
+from metaalign_rl.core.files import read_json, write_jsonl
+from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.pages.render import render
-from metaalign_rl.report.training import read_training
-from metaalign_rl.rollout.types import Sampling
+from metaalign_rl.report.training_curves import read_training
+from metaalign_rl.core.rollouts import Sampling
 
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028 & \"'"
 START = Session(None, HOSTILE)  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def test_the_report_of_a_run_shows_every_part(tiny_run: Path) -> None:
 
 
 def test_a_long_runs_curves_are_means_over_several_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metaalign_rl.report.training.POINTS", 2)
+    monkeypatch.setattr("metaalign_rl.report.training_curves.POINTS", 2)
     steps = [{"step": step, "kl": float(step), "samples": 4, "seconds_step": 2.0} for step in range(1, 6)]
     steps[4]["kl"] = float("nan")
     write_jsonl(tmp_path / "metrics.jsonl", [{**step, "seconds_learn": 1.0} for step in steps])

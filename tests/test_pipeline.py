@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from metaalign_rl import report
-from metaalign_rl.config import Config, DataConfig, ModelConfig, PPOConfig, RolloutConfig, RunConfig, SFTConfig
-from metaalign_rl.context import RunContext
-from metaalign_rl.errors import UserError
-from metaalign_rl.files import read_json, write_json, write_jsonl
-from metaalign_rl.folder import RunFolder
-from metaalign_rl.pipeline import OPEN, OPERATIONAL, STAGES, USED, claim_folder, used_settings
-from metaalign_rl.stages import data, evaluate
-from metaalign_rl.stages.data import USES
+from metaalign_rl.config.schema import Config, DataConfig, ModelConfig, PPOConfig, RolloutConfig, RunConfig, SFTConfig
+from metaalign_rl.pipeline.context import RunContext
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import read_json, write_json, write_jsonl
+from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.pipeline.run import OPEN, OPERATIONAL, STAGES, USED, claim_folder, used_settings
+from metaalign_rl.pipeline.stages import data
+from metaalign_rl.pipeline.stages import evaluate
+from metaalign_rl.pipeline.stages.data import USES
 
 CONFIG = Config()
 
@@ -127,7 +128,7 @@ def test_a_setting_out_of_its_range_is_refused(make: Any, says: str) -> None:
 
 
 def test_sft_goes_on_from_the_newest_checkpoint_that_was_written_to_its_end(tmp_path: Path) -> None:
-    from metaalign_rl.sft import last_checkpoint
+    from metaalign_rl.trainers.sft import last_checkpoint
 
     assert last_checkpoint(tmp_path / "none") is None
     for step in (9, 10, 11):

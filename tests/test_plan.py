@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaalign_rl import cli
-from metaalign_rl.config import ClusterConfig, Config, ModelConfig, PPOConfig, RolloutConfig
-from metaalign_rl.errors import UserError
-from metaalign_rl.learner.config import LearnerConfig
+from metaalign_rl.cli import main
+from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, PPOConfig, RolloutConfig
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.plan import check, layout, memory, speed
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.layout import Devices
-from metaalign_rl.plan.nodes import Bundle, Node, unplaced
+from metaalign_rl.preflight.bin_packing import Bundle, Node, unplaced
 from metaalign_rl.plan.rates import find_device, names
 from metaalign_rl.plan.shape import KNOWN, find_shape, new_shape, read_shape
 from metaalign_rl.plan.work import Case, work_of
-from metaalign_rl.units import GIB
+from metaalign_rl.core.units import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = Config(
@@ -255,7 +255,7 @@ def test_bundles_that_find_no_node_are_named_with_what_each_node_lacks() -> None
 
 
 def test_the_estimate_beside_what_a_run_measured(tmp_path: Path) -> None:
-    from metaalign_rl import settings as config_files
+    from metaalign_rl.config import loader as config_files
 
     run = tmp_path / "mine"
     run.mkdir()
@@ -283,5 +283,5 @@ def test_the_page_of_the_docs_is_what_the_command_prints(capsys: pytest.CaptureF
     page = (ROOT / "docs" / "plan.md").read_text()
     command, example = page.partition("$ metaalign-rl ")[2].partition("\n```")[0].replace("\\\n", "").split("\n", 1)
     words = [word.replace("configs/", f"{ROOT}/configs/") for word in command.split()]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     assert capsys.readouterr().out.rstrip() == example

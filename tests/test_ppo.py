@@ -7,25 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from metaalign_rl import meta_prompt
-from metaalign_rl.config import ClusterConfig, Config, PPOConfig, RolloutConfig
+from metaalign_rl.core import meta_prompt
+from metaalign_rl.config.schema import ClusterConfig, Config, PPOConfig, RolloutConfig
 from metaalign_rl.data.flips import MARK
 from metaalign_rl.data.world import build
 from metaalign_rl.data.world.tokenizer import build_tokenizer
-from metaalign_rl.errors import UserError
-from metaalign_rl.faults import FaultLog
-from metaalign_rl.learner.config import LearnerConfig
-from metaalign_rl.learner.kl import AdaptiveKL, FixedKL
-from metaalign_rl.placement import shares
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.runtime.faults import FaultLog
+from metaalign_rl.config.learner import LearnerConfig
+from metaalign_rl.ppo.kl_controller import AdaptiveKL, FixedKL
+from metaalign_rl.runtime.placement import shares
 from metaalign_rl.ppo.checkpoints import Checkpoints
-from metaalign_rl.ppo.controller import Actors, Controller, make_kl_controller
-from metaalign_rl.ppo.experience import Rollout, batched, in_order, to_batch, whole_groups, worst_mismatch
-from metaalign_rl.ppo.records import RolloutLog, read_rollouts
-from metaalign_rl.ppo.sampler import TierSampler
-from metaalign_rl.ppo.shaping import scores_of
-from metaalign_rl.reward_worker import Reward, RewardWorker
-from metaalign_rl.rollout.types import Sample
-from metaalign_rl.runtime import preflight
+from metaalign_rl.ppo.loop import Actors, Controller, make_kl_controller
+from metaalign_rl.ppo.collector import Rollout, batched, in_order, to_batch, whole_groups, worst_mismatch
+from metaalign_rl.monitoring.rollout_table import RolloutLog, read_rollouts
+from metaalign_rl.ppo.prompt_sampler import TierSampler
+from metaalign_rl.ppo.advantages import scores_of
+from metaalign_rl.scoring.worker import Reward, RewardWorker
+from metaalign_rl.core.rollouts import Sample
+from metaalign_rl.runtime.ray_session import preflight
 from metaalign_rl.weights import StaleEngine
 
 

@@ -16,8 +16,8 @@ from benchmarks import chaos
 from benchmarks.drawing import Panel, drawing
 from benchmarks.workloads import scaling, toy, w1, w2
 from benchmarks.workloads.common import Timing, parts_of, seconds, write_config
-from metaalign_rl import settings
-from metaalign_rl.config import Config
+from metaalign_rl.config import loader
+from metaalign_rl.config.schema import Config
 
 
 def test_a_steps_time_is_its_own_metric_or_the_sum_of_its_parts() -> None:
@@ -54,7 +54,7 @@ def test_w1_runs_the_product_on_the_peers_workload(tmp_path: Path) -> None:
     assert [row["messages"][0]["content"] for row in rows] == inputs
     own = {"reward.function": f"{tmp_path}/reward.py:count_of_a"}
     write_config(tmp_path / "config.yaml", w1.SETTINGS | w1.PPO | own)
-    config = settings.load(Config, tmp_path / "config.yaml", [])
+    config = loader.load(Config, tmp_path / "config.yaml", [])
     assert (config.model.dtype, config.ppo.prompts_per_step) == ("bfloat16", w1.SAMPLES)
 
 
@@ -162,7 +162,7 @@ def one_run(config: Path, folder: Path) -> tuple[Timing, list[dict[str, Any]]]:
     """Stands for a run of the product, which takes its time: every part took a second."""
     parts = dict.fromkeys(("seconds_rollout", "seconds_reference", "seconds_learn"), 1.0)
     lines = [{"step": step, "samples": 8, "response_tokens": 8.0, **parts} for step in (1, 2)]
-    assert settings.load(Config, config, []).run.name == folder.name
+    assert loader.load(Config, config, []).run.name == folder.name
     return Timing(10.0, [3.0, 3.0]), lines
 
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from metaalign_rl import cli, needs_estimated, placement, runtime
-from metaalign_rl.config import ClusterConfig, Config, LearnerConfig, ModelConfig, RolloutConfig, RunConfig
-from metaalign_rl.errors import UserError
-from metaalign_rl.needs import Check
+from metaalign_rl.cli import main
+from metaalign_rl.preflight import estimates
+from metaalign_rl.runtime import placement
+from metaalign_rl.runtime import ray_session
+from metaalign_rl.config.schema import ClusterConfig, Config, LearnerConfig, ModelConfig, RolloutConfig, RunConfig
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.preflight.checks import Check
 from metaalign_rl.plan.shape import KNOWN
-from metaalign_rl.units import GIB
+from metaalign_rl.core.units import GIB
 
 SMALL = "cluster: {cpus: 4, gpus: 4, memory_gib: 0, disk_gib: 0}\nmodel: {dtype: bfloat16}\n"
 
@@ -42,7 +45,7 @@ def workplace(tmp_path: Path, two_nodes: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_two_nodes_that_have_everything(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["preflight", "config.yaml", "rollout.tensor_parallel=2"]) == 0
+    assert main.main(["preflight", "config.yaml", "rollout.tensor_parallel=2"]) == 0
     output = capsys.readouterr().out
     assert "MISSING" not in output
     assert "4 CPUs, 2 GPUs" in output and "2 CPUs, 2 GPUs" in output
@@ -55,7 +58,7 @@ def test_an_engine_wider_than_a_node_names_each_node_and_what_it_lacks(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["cluster.cpus=2", "learners=4", "rollout.tensor_parallel=4", "cluster.layout=colocated"]
-    assert cli.main(["preflight", "config.yaml", *words]) == 2
+    assert main.main(["preflight", "config.yaml", *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: rollout.tensor_parallel: needs 4 GPUs and ")
     assert "on one node for rollout engine 0 and its learners, found node " in error
@@ -64,23 +67,23 @@ def test_an_engine_wider_than_a_node_names_each_node_and_what_it_lacks(
 
 
 def test_a_run_stops_before_it_starts_anything(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "config.yaml", "cluster.cpus=7"]) == 2
+    assert main.main(["run", "config.yaml", "cluster.cpus=7"]) == 2
     assert "cluster.cpus: needs 7 CPUs, found 6; the cluster has 6" in capsys.readouterr().err
     assert not list(workplace.glob("*/"))
 
 
 def test_gpus_that_the_roles_do_not_fit_on(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["preflight", "config.yaml", "learners=3"]) == 2
+    assert main.main(["preflight", "config.yaml", "learners=3"]) == 2
     error = capsys.readouterr().err
     assert "cluster.gpus: needs 5 GPUs (apart: learners 3, engines 1, reward 1), found 4" in error
     assert "cluster.layout=colocated" in error
     colocated = ["learners=4", "rollout.engines=4", "cluster.layout=colocated"]
-    assert cli.main(["preflight", "config.yaml", *colocated]) == 0
+    assert main.main(["preflight", "config.yaml", *colocated]) == 0
 
 
 def test_too_few_gpus_are_one_thing_that_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And not also one for each actor that then has no place."""
-    assert cli.main(["preflight", "config.yaml", "cluster.gpus=8", "learners=6"]) == 2
+    assert main.main(["preflight", "config.yaml", "cluster.gpus=8", "learners=6"]) == 2
     error = capsys.readouterr().err
     assert "cluster.gpus: needs 8 GPUs, found 4" in error and "on one node" not in error
 
@@ -93,7 +96,7 @@ def test_a_model_too_large_for_the_nodes_gpus(workplace: Path, capsys: pytest.Ca
         "num_key_value_heads": shape.kv_heads, "intermediate_size": shape.intermediate, "vocab_size": shape.vocabulary,
     }  # fmt: skip
     Path("model/config.json").write_text(json.dumps(described))
-    assert cli.main(["preflight", "config.yaml", "model.path=model"]) == 2
+    assert main.main(["preflight", "config.yaml", "model.path=model"]) == 2
     error = capsys.readouterr().err
     assert "learner: needs a GPU for a learner, by estimate" in error and "found 79 GiB" in error
     assert "learner.zero_stage=3" in error
@@ -104,7 +107,7 @@ def test_gpus_that_another_job_holds_are_said_to_be_waited_for(
 ) -> None:
     import ray
 
-    with runtime.connect(Config()):
+    with ray_session.connect(Config()):
 
         @ray.remote(num_gpus=1, num_cpus=0)
         class Other:
@@ -113,7 +116,7 @@ def test_gpus_that_another_job_holds_are_said_to_be_waited_for(
 
         other = Other.remote()
         ray.get(other.ready.remote())
-        assert cli.main(["preflight", "config.yaml", "rollout.tensor_parallel=2"]) == 0
+        assert main.main(["preflight", "config.yaml", "rollout.tensor_parallel=2"]) == 0
         output = capsys.readouterr()
         assert "TIGHT  cluster.gpus" in output.out
         assert "needs 4 GPUs that no other job holds, found 3 free" in output.err
@@ -129,25 +132,25 @@ def cpu_config(root: Path) -> Config:
 
 
 def estimated(config: Config) -> dict[str, Check]:
-    return {check.needed.partition(",")[0]: check for check in needs_estimated.check_estimates(config)}
+    return {check.needed.partition(",")[0]: check for check in estimates.check_estimates(config)}
 
 
 def test_an_estimate_near_the_limit_warns_and_one_far_above_it_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = cpu_config(tmp_path)
-    monkeypatch.setattr(needs_estimated, "free_memory", lambda: int(100 * GIB))
+    monkeypatch.setattr(estimates, "free_memory", lambda: int(100 * GIB))
     check = estimated(config)["memory for all processes"]
     assert check.verdict == "ok"
     needed = float(check.needed.split("estimate ")[1].split()[0])
-    monkeypatch.setattr(needs_estimated, "free_memory", lambda: int(0.9 * needed * GIB))
+    monkeypatch.setattr(estimates, "free_memory", lambda: int(0.9 * needed * GIB))
     check = estimated(config)["memory for all processes"]
     assert check.verdict == "TIGHT"
-    runtime.require([check])
+    ray_session.require([check])
     assert "warning: memory: needs memory for all processes" in capsys.readouterr().err
-    monkeypatch.setattr(needs_estimated, "free_memory", lambda: int(0.5 * needed * GIB))
+    monkeypatch.setattr(estimates, "free_memory", lambda: int(0.5 * needed * GIB))
     with pytest.raises(UserError, match="lower learner.micro_batch_tokens"):
-        runtime.require(list(needs_estimated.check_estimates(config)))
+        ray_session.require(list(estimates.check_estimates(config)))
 
 
 def test_the_object_store_must_hold_two_buckets_of_weights(tmp_path: Path) -> None:
@@ -162,7 +165,7 @@ def test_nothing_is_estimated_where_ppo_does_not_run_or_the_model_is_the_hubs(tm
     config = cpu_config(tmp_path)
     assert not estimated(replace(config, run=replace(config.run, stages=["data", "sft"])))
     assert not estimated(replace(config, model=ModelConfig(path="Qwen/Qwen3-0.6B")))
-    said = needs_estimated.describe(replace(config, model=ModelConfig(path="a/b")), None)
+    said = estimates.describe(replace(config, model=ModelConfig(path="a/b")), None)
     assert "Memory is not estimated" in said
 
 

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaalign_rl import needs
-from metaalign_rl.config import Config, DataConfig, RunConfig
+from metaalign_rl.preflight import checks
+from metaalign_rl.config.schema import Config, DataConfig, RunConfig
 from metaalign_rl.data import public
 from metaalign_rl.data.public import ADAPTERS, PublicPairs, read_public
 from metaalign_rl.data.public.hh_rlhf import parse
 from metaalign_rl.data.public.rows import HARMLESS, HELPFUL
-from metaalign_rl.errors import UserError
-from metaalign_rl.schema import Row, parse_row, read_rows
-from metaalign_rl.stages import data
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.rows import Row, parse_row, read_rows
+from metaalign_rl.pipeline.stages import data
 
 Published = dict[str, Any]
 
@@ -518,7 +518,7 @@ def test_the_stage_evaluate_is_told_that_nothing_can_be_checked(many: str, tmp_p
     ("path", "good"), [("", False), ("/no/where", False), ("microsoft/rpr", True), (str(Path(__file__).parent), True)]
 )
 def test_preflight_wants_a_hub_id_or_something_that_exists(path: str, good: bool) -> None:
-    failing = [check.name for check in needs.check_sources(config(path)) if not check.ok]
+    failing = [check.name for check in checks.check_sources(config(path)) if not check.ok]
     assert ("data.path" not in failing) is good
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from metaalign_rl.data.world.build import held_out_prompts
-from metaalign_rl.refusals import is_refusal, may_refuse, wants_refusal
+from metaalign_rl.core.refusals import is_refusal, may_refuse, wants_refusal
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY
 
-from metaalign_rl.files import read_json, read_jsonl
+from metaalign_rl.core.files import read_json, read_jsonl
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from conftest import ROOT
 from reward_toys import color_pairs, language_model, reward_model
 from safetensors.torch import load_file
 
-from metaalign_rl.files import write_jsonl
+from metaalign_rl.core.files import write_jsonl
 from reward.cli import main
 
 ROW = {

@@ -8,13 +8,13 @@ from reward_toys import color_pairs, language_model, make_row, make_tokenizer
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from transformers import set_seed
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.schema import LABELS
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.rows import LABELS
 from reward import RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
 from reward import model as checkpoints
-from reward.controls import modes_of, see, training_of, view_of
-from reward.data import collate, collate_shared, make_example
-from reward.losses import preference_loss
+from reward.training.controls import modes_of, see, training_of, view_of
+from reward.examples import collate, collate_shared, make_example
+from reward.training.losses import preference_loss
 
 OVERALL = LABELS.index("overall")
 QUICK = RewardTraining(learning_rate=3e-3, batch_size=16, epochs=4, max_tokens=128, calibration_share=0.1)

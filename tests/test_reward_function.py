@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from reward_toys import make_row
 
-from metaalign_rl.config import Config, PPOConfig, RewardConfig
-from metaalign_rl.errors import UserError
-from metaalign_rl.needs import check_sources
-from metaalign_rl.reward_function import RewardFunction, absolute
-from metaalign_rl.reward_worker import RewardWorker
+from metaalign_rl.config.schema import Config, PPOConfig, RewardConfig
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.preflight.checks import check_sources
+from metaalign_rl.scoring.user_function import RewardFunction, absolute
+from metaalign_rl.scoring.worker import RewardWorker
 
 ROWS = [make_row(id="first", tags={"goal": "red"}), make_row(id="second", tags={"goal": "blue"})]
 BY_TAG = """

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from reward_toys import reward_model
 
-from metaalign_rl.net import listen
+from metaalign_rl.core.net import listen
 from reward import Scorer
 from reward.serving.app import Serving, create_app
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from reward import Scorer
-from reward.inference import GatedFeedForward, RMSNorm, streamline
+from reward.inference.streamline import GatedFeedForward, RMSNorm, streamline
 
 SMALL = {
     "vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from reward_toys import make_row, make_tokenizer
 
-from metaalign_rl.schema import LABELS
+from metaalign_rl.core.rows import LABELS
 from reward import RewardTraining
-from reward.data import collate, collate_shared, make_example
-from reward.losses import count, preference_loss, token_loss
+from reward.examples import collate, collate_shared, make_example
+from reward.training.losses import count, preference_loss, token_loss
 
 
 def sigmoid(value):

@@ -9,8 +9,8 @@ from benchmarks.reward_models import BEST_OF, JUDGES, best_of, pair_accuracy
 from benchmarks.reward_models_page import BEGIN, COMPARED, DRAWN, END, PAGE, block, verdicts, write
 from metaalign_rl.data.gold import Verdict
 from metaalign_rl.data.world import build
-from metaalign_rl.evaluation.figures import Judged
-from metaalign_rl.schema import RELATIONS
+from metaalign_rl.evaluation.gold_metrics import Judged
+from metaalign_rl.core.rows import RELATIONS
 
 
 def drawn(*goods: int) -> list[Judged]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reward.order import FILLER, FlipsTogether
+from reward.training.order import FILLER, FlipsTogether
 
 
 def order_of(count, lengths=None, groups=None, **arguments):

@@ -11,9 +11,9 @@ from reward_toys import make_row, make_tokenizer, reward_model
 from transformers import AutoModelForSequenceClassification, GemmaConfig, MiniMaxConfig, MistralConfig, Qwen3Config
 
 from reward import Scorer
-from reward.decoder import reads_packs
-from reward.packing import pack_texts
-from reward.prefixes import group_by_prefix
+from reward.inference.decoder import reads_packs
+from reward.inference.packing import pack_texts
+from reward.inference.prefixes import group_by_prefix
 
 TEXTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=20)
 ROWS = [

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.prefixes import Group, _common, _runs, group_by_prefix
+from reward.inference.prefixes import Group, _common, _runs, group_by_prefix
 
 TEXTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_size=20)
 

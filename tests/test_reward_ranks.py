@@ -17,9 +17,9 @@ from conftest import ROOT
 from reward_toys import color_pairs, language_model
 from safetensors.torch import load_file
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.files import write_jsonl
-from metaalign_rl.reward_trainer import RewardTrainer
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import write_jsonl
+from metaalign_rl.trainers.reward import RewardTrainer
 from reward import RewardTraining, train
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def run_rank(rank: int, folder: Path, base: Path, names: list[str]) -> None:
 def start_ranks(folder: Path, names: list[str]) -> list[Any]:
     (folder / "ranks").unlink(missing_ok=True)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["deepspeed", "reward.training"])  # seconds of imports, once
+    processes.set_forkserver_preload(["deepspeed", "reward.training.train"])  # seconds of imports, once
     ranks = [processes.Process(target=run_rank, args=(rank, folder, language_model(), names)) for rank in (0, 1)]
     for process in ranks:
         process.start()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reward_toys import make_row
 
-from metaalign_rl.errors import UserError
+from metaalign_rl.core.errors import UserError
 from reward import MODES, Score, combine
 from reward.score import log_combine
 

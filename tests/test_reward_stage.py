@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from reward_toys import color_pairs, language_model
 
-from metaalign_rl import runtime
-from metaalign_rl.config import ClusterConfig, Config, ModelConfig, RewardConfig, RunConfig
-from metaalign_rl.context import RunContext
-from metaalign_rl.errors import UserError
-from metaalign_rl.files import read_json, write_jsonl
-from metaalign_rl.progress import in_thread
-from metaalign_rl.schema import Row
-from metaalign_rl.stages import reward as stage
-from metaalign_rl.stages.reward import label_answers
+from metaalign_rl.runtime import ray_session
+from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, RewardConfig, RunConfig
+from metaalign_rl.pipeline.context import RunContext
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import read_json, write_jsonl
+from metaalign_rl.runtime.progress import in_thread
+from metaalign_rl.core.rows import Row
+from metaalign_rl.pipeline.stages import reward as stage
+from metaalign_rl.pipeline.stages.reward import label_answers
 
 ROW = Row(
     id="row",
@@ -70,7 +70,7 @@ def test_several_devices_train_the_reward_model_and_then_its_controls(tmp_path: 
         model=ModelConfig(path=str(language_model()), max_tokens=128),
         reward=RewardConfig(controls=["tier_blind"], devices=2, zero_stage=1, on_policy_prompts=0, lora_rank=2),
     )
-    with runtime.connect(config), RunContext(config) as context:
+    with ray_session.connect(config), RunContext(config) as context:
         for use, seed in (("pairs", 0), ("held_out_pairs", 1)):
             write_jsonl(context.folder.rows(use), [row.to_json() for row in color_pairs(60, seed)])
         stage.run(context)

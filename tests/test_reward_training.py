@@ -9,11 +9,11 @@ from reward_toys import color_pairs, language_model, make_row, make_tokenizer, r
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.schema import LABELS, parse_row
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.rows import LABELS, parse_row
 from reward import MODES, RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
 from reward import model as checkpoints
-from reward.data import collate, collate_shared, make_example, ranked_labels
+from reward.examples import collate, collate_shared, make_example, ranked_labels
 
 QUICK = RewardTraining(learning_rate=3e-3, batch_size=32, epochs=6, max_tokens=128, calibration_share=0.1)
 

@@ -9,7 +9,7 @@ from metaalign_rl.data.gold import judge
 from metaalign_rl.data.world.build import held_out_prompts
 from metaalign_rl.data.world.preferences import WORDINGS
 from metaalign_rl.evaluation.robustness import changeable, changes, remove
-from metaalign_rl.schema import Row, parse_row
+from metaalign_rl.core.rows import Row, parse_row
 
 
 @pytest.fixture(scope="module")

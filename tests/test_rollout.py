@@ -10,13 +10,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from metaalign_rl.errors import UserError
+from metaalign_rl.core.errors import UserError
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
-from metaalign_rl.rollout.launch import refuse_tied_embeddings, tensor_names
-from metaalign_rl.rollout.types import Request, Sample, Sampling
-from metaalign_rl.runtime import actor_env
+from metaalign_rl.rollout.engine_args import refuse_tied_embeddings, tensor_names
+from metaalign_rl.core.rollouts import Request, Sample, Sampling
+from metaalign_rl.runtime.ray_session import actor_env
 from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, mismatch, store
-from metaalign_rl.weights.route import Route
+from metaalign_rl.weights.sync_plan import Route
 from metaalign_rl.weights.sender import Sender
 
 EOS = 1
@@ -70,7 +70,7 @@ def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
     class BreakableEngine(RolloutEngine):  # here, so that Ray ships its code: workers cannot import tests
         def break_loader(self) -> None:
             """From now on weights are accepted, checksummed and confirmed, but not loaded."""
-            from metaalign_rl.weights.receiver import Watched
+            from metaalign_rl.weights.vllm_worker import Watched
 
             Watched.load_weights = lambda self, weights: list(self._digest.watch(weights))
 

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from metaalign_rl import needs, pinning, placement, runtime
-from metaalign_rl.cli import guarded
-from metaalign_rl.config import (
+from metaalign_rl.preflight import checks
+from metaalign_rl.runtime import cpu_affinity
+from metaalign_rl.runtime import placement
+from metaalign_rl.runtime import ray_session
+from metaalign_rl.cli.main import guarded
+from metaalign_rl.config.schema import (
     ClusterConfig,
     Config,
     DataConfig,
@@ -22,11 +25,11 @@ from metaalign_rl.config import (
     RolloutConfig,
     RunConfig,
 )
-from metaalign_rl.errors import UserError
-from metaalign_rl.failures import root_cause
-from metaalign_rl.needs import Check
-from metaalign_rl.progress import Update, stream
-from metaalign_rl.training import as_trainer, saved_when_stopped
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.runtime.root_cause import root_cause
+from metaalign_rl.preflight.checks import Check
+from metaalign_rl.runtime.progress import Update, stream
+from metaalign_rl.trainers.callbacks import as_trainer, saved_when_stopped
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +43,12 @@ def small(root: Path) -> Config:
 
 
 def failing(config: Config) -> dict[str, Check]:
-    return {check.name: check for check in runtime.preflight(config) if not check.ok}
+    return {check.name: check for check in ray_session.preflight(config) if not check.ok}
 
 
 def test_a_config_that_asks_for_little_passes(tmp_path: Path) -> None:
-    checks = runtime.preflight(small(tmp_path / "not" / "there" / "yet"))
-    runtime.require(checks)
+    checks = ray_session.preflight(small(tmp_path / "not" / "there" / "yet"))
+    ray_session.require(checks)
     assert [check.name for check in checks] == [
         "cluster.cpus", "cluster.memory_gib", "run.root", "cluster.disk_gib",
         "memory", "cluster.memory_gib", "run.root",  # by estimate
@@ -58,7 +61,7 @@ def test_each_thing_that_is_missing_is_listed_with_its_remedy(tmp_path: Path) ->
     assert list(failing(config)) == ["cluster.cpus", "cluster.memory_gib", "cluster.disk_gib"]
     cores = len(os.sched_getaffinity(0))
     with pytest.raises(UserError, match=rf"needs 4096 CPUs, found {cores}; .* set cluster.cpus={cores}"):
-        runtime.require(runtime.preflight(config))
+        ray_session.require(ray_session.preflight(config))
 
 
 def test_run_root_must_be_a_folder_and_absolute_in_a_submitted_job(
@@ -128,7 +131,7 @@ def test_a_data_source_must_be_readable(tmp_path: Path) -> None:
 
 
 def test_actors_keep_to_their_threads() -> None:
-    environment = runtime.actor_env(3)
+    environment = ray_session.actor_env(3)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert all(isinstance(value, str) for value in environment.values())
 
@@ -137,7 +140,7 @@ def test_actors_that_are_pinned_have_cpus_of_their_own() -> None:
     """Every thread of the process, as of two actors with a CPU each; without the variable nothing changes."""
     code = """
 import os, threading
-from metaalign_rl.pinning import pin
+from metaalign_rl.runtime.cpu_affinity import pin
 waiting = threading.Event()
 threading.Thread(target=waiting.wait).start()
 pin()
@@ -151,7 +154,7 @@ waiting.set()
         return [int(cpu) for cpu in told.split()]
 
     assert kept_to({}) == cpus
-    assert [kept_to(pinning.request(index, 1)) for index in (0, 1)] == [[cpus[0]], [cpus[1 % len(cpus)]]]
+    assert [kept_to(cpu_affinity.request(index, 1)) for index in (0, 1)] == [[cpus[0]], [cpus[1 % len(cpus)]]]
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001"])
@@ -159,7 +162,7 @@ def test_an_address_that_jobs_are_submitted_to_is_refused(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError, match="RAY_ADDRESS: expected host:port"), runtime.connect(small(tmp_path)):
+    with pytest.raises(UserError, match="RAY_ADDRESS: expected host:port"), ray_session.connect(small(tmp_path)):
         pass
 
 
@@ -169,7 +172,7 @@ def test_an_address_where_nothing_answers_is_named_at_once(tmp_path: Path, monke
         address = "{}:{}".format(*closed.getsockname())
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(UserError, match=f"no Ray cluster answers at '{address}'"):
-            runtime.connect(small(tmp_path)).__enter__()
+            ray_session.connect(small(tmp_path)).__enter__()
 
 
 # One local Ray for what follows: it takes seconds to start.
@@ -181,7 +184,7 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        with runtime.connect(config):
+        with ray_session.connect(config):
             yield config
 
 
@@ -196,7 +199,7 @@ def test_a_local_ray_has_the_configs_cpus_and_listens_on_the_loopback_alone(loca
 def test_a_connection_that_stands_is_used_and_left_standing(local_ray: Config) -> None:
     import ray
 
-    with runtime.connect(local_ray):
+    with ray_session.connect(local_ray):
         assert ray.is_initialized()
     assert ray.is_initialized()
 
@@ -215,8 +218,8 @@ def test_a_driver_joins_the_cluster_at_ray_address_and_leaves_it_running(local_r
         "import sys\nfrom pathlib import Path\n"
         "from test_runtime import small, runtime\n"
         f"config = small(Path({local_ray.run.root!r}))\n"
-        "with runtime.connect(config):\n"
-        "    runtime.require(runtime.preflight(config))\n"
+        "with ray_session.connect(config):\n"
+        "    ray_session.require(ray_session.preflight(config))\n"
         "    import ray\n    print(len(ray.nodes()))\n"
     )
     environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -309,6 +312,6 @@ def test_an_interrupted_driver_lets_every_rank_save_first(local_ray: Config, tmp
 
 
 def test_only_rays_job_driver_counts_as_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not needs.is_submitted()
+    assert not checks.is_submitted()
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert needs.is_submitted()
+    assert checks.is_submitted()

@@ -11,9 +11,9 @@ from conftest import free_port
 from metric_pages import Series, needed, read, scrape, ungrouped, wait_for
 from reward_toys import reward_model
 
-from metaalign_rl import runtime
-from metaalign_rl.config import Config
-from metaalign_rl.errors import UserError
+from metaalign_rl.runtime import ray_session
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.errors import UserError
 from reward import Scorer
 from reward.serving.client import RemoteScorer
 
@@ -33,13 +33,13 @@ def service() -> Iterator[str]:
     """Two replicas on a Ray of their own; the URL."""
     from ray import serve
 
-    from metaalign_rl.scorer_service import Arguments, application
+    from metaalign_rl.serving.scorer_service import Arguments, application
 
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METAALIGN_REWARD_TOKEN", "secret")
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
-        with runtime.connect(Config()):
+        with ray_session.connect(Config()):
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             serve.run(application(Arguments(model=str(reward_model()), cpus=0.5, replicas=2, dtype="float32")))
             yield f"http://127.0.0.1:{port}"

@@ -11,9 +11,9 @@ from conftest import ROOT
 from metric_pages import Seen, listeners
 
 START = """
-from metaalign_rl import runtime
-from metaalign_rl.config import Config
-with runtime.connect(Config()):
+from metaalign_rl.runtime import ray_session
+from metaalign_rl.config.schema import Config
+with ray_session.connect(Config()):
     import ray
     print(ray.get_runtime_context().gcs_address, flush=True)
     input()

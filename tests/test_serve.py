@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from conftest import ROOT, free_port, metaalign_rl
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.files import read_json, read_jsonl, write_jsonl
-from metaalign_rl.net import is_loopback
-from metaalign_rl.rollout.types import Sampling
-from metaalign_rl.schema import read_rows
-from metaalign_rl.serve import check_options, command, require_key
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import read_json, read_jsonl, write_jsonl
+from metaalign_rl.core.net import is_loopback
+from metaalign_rl.core.rollouts import Sampling
+from metaalign_rl.core.rows import read_rows
+from metaalign_rl.serving.policy_server import check_options, command, require_key
 
 QUESTION = "what is the capital of france?"
 
@@ -114,7 +114,7 @@ def prompt_tokens(client: Any, question: str = QUESTION, system_info: str = "", 
 def test_the_stock_client_sets_all_three_tiers(client: Any, tiny_run: Path) -> None:
     from transformers import AutoTokenizer
 
-    from metaalign_rl.meta_prompt import MetaPrompt, encode
+    from metaalign_rl.core.meta_prompt import MetaPrompt, encode
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_run / "policy")
     expected = encode(

@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from metaalign_rl import settings
-from metaalign_rl.config import Config
-from metaalign_rl.errors import UserError
+from metaalign_rl.config import loader
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class NeedsName:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-CONFIG_KEYS = [line.split()[0] for line in settings.describe(Config).splitlines()]
+CONFIG_KEYS = [line.split()[0] for line in loader.describe(Config).splitlines()]
 
 
 def values(annotation: Any) -> st.SearchStrategy[Any]:
@@ -92,7 +92,7 @@ def write(folder: Path, text: str) -> Path:
 
 def message(cls: type, path: Path | None, *words: str) -> str:
     with pytest.raises(UserError) as caught:
-        settings.load(cls, path, list(words))
+        loader.load(cls, path, list(words))
     return str(caught.value)
 
 
@@ -100,20 +100,20 @@ def message(cls: type, path: Path | None, *words: str) -> str:
 @given(config=values(Outer))
 @example(config=Outer(count=1, stages=["\x85", "a\u2028b", "\u2029"]))  # line breaks that only YAML knows
 def test_what_dump_prints_load_reads_back(config: Outer, tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = write(tmp_path_factory.getbasetemp(), settings.dump(config))
-    assert settings.load(Outer, path, []) == config
+    path = write(tmp_path_factory.getbasetemp(), loader.dump(config))
+    assert loader.load(Outer, path, []) == config
 
 
 def test_the_runs_own_config_round_trips(tmp_path: Path) -> None:
     config = replace(Config(), run=replace(Config().run, name="no", stages=["ppo"]), learners=3)
-    assert settings.load(Config, write(tmp_path, settings.dump(config)), []) == config
-    assert settings.load(Config, None, []) == Config()
+    assert loader.load(Config, write(tmp_path, loader.dump(config)), []) == config
+    assert loader.load(Config, None, []) == Config()
 
 
 @budget(deadline=None)
 @given(name=st.from_regex(r"[a-z_]{1,12}(\.[a-z_]{1,12}){0,2}", fullmatch=True), value=TEXT)
 def test_an_unknown_key_is_always_named_with_a_hint(name: str, value: str) -> None:
-    if name not in settings.keys_of(Config):
+    if name not in loader.keys_of(Config):
         said = message(Config, None, f"{name}={value}")
         assert f"unknown key {name!r}; " in said
         assert "did you mean" in said or "known: " in said
@@ -121,19 +121,19 @@ def test_an_unknown_key_is_always_named_with_a_hint(name: str, value: str) -> No
 
 def test_words_go_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, "count: 5\nlimit: 7\ninner:\n  switch: true\n")
-    config = settings.load(Outer, path, ["limit=8", "inner.mode=off"])
+    config = loader.load(Outer, path, ["limit=8", "inner.mode=off"])
     assert config == Outer(count=5, limit=8, inner=Inner(rate=0.5, switch=True, mode="off"))
 
 
 def test_a_section_keeps_the_defaults_that_its_owner_gives_it() -> None:
-    assert settings.load(Outer, None, ["inner.stage=1"]).inner == Inner(rate=0.5, stage=1)
+    assert loader.load(Outer, None, ["inner.stage=1"]).inner == Inner(rate=0.5, stage=1)
 
 
 def test_sections_may_be_empty_dotted_or_given_in_one_word(tmp_path: Path) -> None:
-    assert settings.load(Outer, write(tmp_path, "inner:\n"), []) == Outer()
-    assert settings.load(Outer, write(tmp_path, "inner.rate: 2\n"), []).inner.rate == 2.0
-    assert settings.load(Outer, None, ["inner={rate: 2, stage: 0}"]).inner == Inner(rate=2.0, stage=0)
-    assert settings.load(Outer, write(tmp_path, ""), []) == Outer()
+    assert loader.load(Outer, write(tmp_path, "inner:\n"), []) == Outer()
+    assert loader.load(Outer, write(tmp_path, "inner.rate: 2\n"), []).inner.rate == 2.0
+    assert loader.load(Outer, None, ["inner={rate: 2, stage: 0}"]).inner == Inner(rate=2.0, stage=0)
+    assert loader.load(Outer, write(tmp_path, ""), []) == Outer()
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_sections_may_be_empty_dotted_or_given_in_one_word(tmp_path: Path) -> No
     ],
 )
 def test_a_value_is_read_as_what_its_field_is(word: str, key: str, value: object) -> None:
-    config = settings.load(Outer, None, [word])
+    config = loader.load(Outer, None, [word])
     found = getattr(config.inner if word.startswith("inner.") else config, key)
     assert found == value
     assert type(found) is type(value)
@@ -248,12 +248,12 @@ def test_the_nearest_key_is_looked_for_in_all_sections(name: str, meant: str) ->
 
 def test_a_missing_required_key_is_named() -> None:
     assert "key 'name' is missing" in message(NeedsName, None)
-    assert settings.load(NeedsName, None, ["name=x"]) == NeedsName(name="x")
-    assert "(required)" in settings.describe(NeedsName)
+    assert loader.load(NeedsName, None, ["name=x"]) == NeedsName(name="x")
+    assert "(required)" in loader.describe(NeedsName)
 
 
 def test_describe_lists_every_value_with_the_meaning_from_its_source() -> None:
-    lines = {line.split()[0]: re.split(" {2,}", line) for line in settings.describe(Outer).splitlines()}
+    lines = {line.split()[0]: re.split(" {2,}", line) for line in loader.describe(Outer).splitlines()}
     assert lines["inner.rate"] == ["inner.rate", "float", "0.5", "learning rate, of the policy."]
     assert lines["inner.mode"] == ["inner.mode", "on | off | auto", "auto", "when to do it"]
     assert "inner" not in lines

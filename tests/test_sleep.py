@@ -5,7 +5,7 @@ from threading import Event, Lock
 import pytest
 
 from metaalign_rl.rollout.engine import RolloutEngine
-from metaalign_rl.rollout.types import Sampling
+from metaalign_rl.core.rollouts import Sampling
 
 
 class RecordingEngine:

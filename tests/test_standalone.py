@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from reward_toys import color_pairs, language_model
 
-from metaalign_rl.files import write_jsonl
+from metaalign_rl.core.files import write_jsonl
 
 ABSENT = ("ray", "vllm", "deepspeed", "openrlhf", "fastapi", "uvicorn", "peft", "datasets")
 ROW = {"system_info": "say red", "messages": [{"role": "user", "content": "what color is it"}], "response": "red"}

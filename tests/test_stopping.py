@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from metaalign_rl import stopping
-from metaalign_rl.cli import guarded
-from metaalign_rl.errors import UserError
-from metaalign_rl.run_lock import only_driver
-from metaalign_rl.training import Stopped, StopRequest
+from metaalign_rl.runtime import signals
+from metaalign_rl.cli.main import guarded
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.runtime.run_lock import only_driver
+from metaalign_rl.trainers.callbacks import Stopped, StopRequest
 
 # Signals.
 
@@ -25,23 +25,23 @@ from metaalign_rl.training import Stopped, StopRequest
 @contextmanager
 def stopped(number: int) -> Iterator[None]:
     """What happens inside ends with this signal's `Stop`."""
-    with pytest.raises(stopping.Stop) as caught, stopping.on_signals():
+    with pytest.raises(signals.Stop) as caught, signals.on_signals():
         yield
     assert caught.value.number == number
 
 
-@pytest.mark.parametrize("number", stopping.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_interrupts_at_once(number: signal.Signals) -> None:
     with stopped(number):
         os.kill(os.getpid(), number)
         pytest.fail("went on")
 
 
-@pytest.mark.parametrize("number", stopping.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_what_has_begun_is_finished_first(number: signal.Signals) -> None:
     done = []
     with stopped(number):
-        with stopping.held():
+        with signals.held():
             os.kill(os.getpid(), number)
             done.append("the update")
         done.append("the next step")
@@ -49,7 +49,7 @@ def test_what_has_begun_is_finished_first(number: signal.Signals) -> None:
 
 
 def test_a_stop_counts_although_what_was_held_failed() -> None:
-    with stopped(signal.SIGTERM), stopping.held():
+    with stopped(signal.SIGTERM), signals.held():
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("a learner died")
 
@@ -58,7 +58,7 @@ def test_a_second_ctrl_c_is_not_held_back() -> None:
     done = []
 
     def work() -> None:
-        with stopping.on_signals(), stopping.held():
+        with signals.on_signals(), signals.held():
             os.kill(os.getpid(), signal.SIGINT)
             done.append("the update")
             os.kill(os.getpid(), signal.SIGINT)
@@ -69,10 +69,10 @@ def test_a_second_ctrl_c_is_not_held_back() -> None:
     assert done == ["the update"]
 
 
-@pytest.mark.parametrize("number", stopping.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_the_exit_status_tells_the_signal(number: signal.Signals) -> None:
     def run() -> None:
-        with stopping.on_signals():
+        with signals.on_signals():
             os.kill(os.getpid(), number)
 
     assert guarded(run, resume="") == 128 + number
@@ -88,14 +88,14 @@ def test_afterwards_signals_mean_what_they_did_before() -> None:
 def test_a_submitted_job_is_told_once_that_its_checkpoints_take_longer_than_a_stop_waits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert not stopping.warn_of_wait(seconds=10)  # not submitted
+    assert not signals.warn_of_wait(seconds=10)  # not submitted
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert not stopping.warn_of_wait(seconds=2)
+    assert not signals.warn_of_wait(seconds=2)
     assert capsys.readouterr().err == ""
-    assert stopping.warn_of_wait(seconds=10)
+    assert signals.warn_of_wait(seconds=10)
     assert "RAY_JOB_STOP_WAIT_TIME_S=40 where the cluster's head starts" in capsys.readouterr().err
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "120")
-    assert not stopping.warn_of_wait(seconds=10)
+    assert not signals.warn_of_wait(seconds=10)
 
 
 # Trainings.

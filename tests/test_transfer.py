@@ -8,14 +8,14 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 
-from metaalign_rl.config import ClusterConfig, Config, RolloutConfig
-from metaalign_rl.errors import UserError
-from metaalign_rl.faults import EngineLost
+from metaalign_rl.config.schema import ClusterConfig, Config, RolloutConfig
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.runtime.faults import EngineLost
 from metaalign_rl.weights import StaleEngine, ipc, nccl
-from metaalign_rl.weights.client import EnginesClient
-from metaalign_rl.weights.route import Route, backend_of
-from metaalign_rl.weights.source import Source
-from metaalign_rl.weights.transfer import LearnerTransfer
+from metaalign_rl.weights.engine_client import EnginesClient
+from metaalign_rl.weights.sync_plan import Route, backend_of
+from metaalign_rl.weights.weight_stream import Source
+from metaalign_rl.ppo.weight_sync import LearnerTransfer
 
 WEIGHTS = [(f"layers.{layer}.weight", torch.full((100,), float(layer))) for layer in range(5)]
 
@@ -216,7 +216,7 @@ def test_vllm_s_receivers_take_the_checksum_of_what_they_hand_to_the_loader(back
     from vllm.distributed.weight_transfer import ipc_engine, nccl_engine
     from vllm.model_executor.model_loader import reload
 
-    from metaalign_rl.weights import receiver
+    from metaalign_rl.weights import vllm_worker
 
     monkeypatch.setattr(reload, "initialize_layerwise_reload", lambda model: None)
     monkeypatch.setattr(
@@ -231,7 +231,7 @@ def test_vllm_s_receivers_take_the_checksum_of_what_they_hand_to_the_loader(back
     class Info:
         names, dtype_names, shapes, tensor_sizes, ipc_handles = [], [], [], [], {}
 
-    kind = {"nccl": receiver.NCCLReceiver, "ipc": receiver.IPCReceiver}[backend]
+    kind = {"nccl": vllm_worker.NCCLReceiver, "ipc": vllm_worker.IPCReceiver}[backend]
     engine = kind.__new__(kind)
     engine.model, engine.packed, engine.device = Model(), True, torch.device("cpu", 0)
     engine.packed_buffer_size_bytes = engine.packed_num_buffers = 1

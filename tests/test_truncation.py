@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from meta_prompt_toys import assistant, hostile_texts, user
 from transformers import PreTrainedTokenizerFast
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.meta_prompt import MetaPrompt, encode
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.meta_prompt import MetaPrompt, encode
 
 LONG = [user("0123456789"), assistant("abcdefghij"), user("klmnopqrst"), assistant("uvwxyz"), user("ABCDEF")]
 

@@ -20,9 +20,9 @@ import pytest
 from conftest import ROOT, TINY, free_port
 from docs_blocks import DOCS, blocks
 
-from metaalign_rl import settings
-from metaalign_rl.config import Config
-from metaalign_rl.files import read_jsonl
+from metaalign_rl.config import loader
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.files import read_jsonl
 
 pytestmark = pytest.mark.slow
 
@@ -53,8 +53,8 @@ def prepare(folder: Path, tiny_run: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(tiny_run, folder / "runs" / "quickstart")
     (folder / "configs").mkdir()
-    tiny = settings.load(Config, ROOT / "configs" / "quickstart.yaml", TINY)
-    (folder / "configs" / "quickstart.yaml").write_text(settings.dump(tiny))
+    tiny = loader.load(Config, ROOT / "configs" / "quickstart.yaml", TINY)
+    (folder / "configs" / "quickstart.yaml").write_text(loader.dump(tiny))
 
 
 def own_place(folder: str) -> str:

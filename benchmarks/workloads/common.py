@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from benchmarks import run
-from metaalign_rl.files import read_jsonl, write_text
+from metaalign_rl.core.files import read_jsonl, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 CPUS = len(os.sched_getaffinity(0))

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.drawing import Panel, drawing
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import machine, parts_of, train, write_config
-from metaalign_rl.files import write_json, write_text
+from metaalign_rl.core.files import write_json, write_text
 
 SHAPE = toy.Shape(hidden=128, layers=4, wide=256)
 CONTEXT = 256

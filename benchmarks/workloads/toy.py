@@ -8,7 +8,7 @@ from string import ascii_lowercase
 from typing import Any
 
 from benchmarks.workloads.common import CPUS, prompt
-from metaalign_rl.files import write_jsonl, write_text
+from metaalign_rl.core.files import write_jsonl, write_text
 
 WORDS = ["".join(letters) for letters in product(ascii_lowercase, ascii_lowercase[:12], ascii_lowercase[:12])]
 PROMPT_WORDS = 24

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.peers.openrlhf_on_cpu.w1 import make_workload
 from benchmarks.workloads.common import CPUS, TAIL, Timing, machine, parts_of, prompt, train, write_config
-from metaalign_rl.files import read_jsonl, write_json, write_jsonl, write_text
+from metaalign_rl.core.files import read_jsonl, write_json, write_jsonl, write_text
 
 PEERS = Path(__file__).resolve().parents[1] / "peers"
 SAMPLES, NEW_TOKENS, MICRO_BATCH, CONTEXT = 128, 32, 32, 128
@@ -138,7 +138,7 @@ def make_ours(folder: Path, prompts: int) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from metaalign_rl.meta_prompt import SPECIAL_TOKENS, MetaPrompt, encode, install, load_tokenizer
+    from metaalign_rl.core.meta_prompt import SPECIAL_TOKENS, MetaPrompt, encode, install, load_tokenizer
 
     logging.set_verbosity_error()  # it explains the few new embeddings at length
     logging.disable_progress_bar()

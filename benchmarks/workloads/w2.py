@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import CPUS, machine, seconds, train, write_config
-from metaalign_rl.files import write_json
-from metaalign_rl.runtime import actor_env
+from metaalign_rl.core.files import write_json
+from metaalign_rl.runtime.ray_session import actor_env
 
 CONTEXT, STEPS = 192, 2
 DTYPE, BYTES = "bfloat16", 2
@@ -144,7 +144,7 @@ def profile_update(folder: Path, size: Size) -> dict[str, Any]:
     from torch.profiler import profile as trace
 
     from metaalign_rl.learner.batch import Batch
-    from metaalign_rl.learner.config import LearnerConfig
+    from metaalign_rl.config.learner import LearnerConfig
     from metaalign_rl.learner.worker import Learner
 
     learner = Learner(

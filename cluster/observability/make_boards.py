@@ -12,7 +12,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from metaalign_rl.ppo import catalog  # noqa: E402
+from metaalign_rl.monitoring import metric_registry  # noqa: E402
 
 FOLDER = Path(__file__).parent / "dashboards"
 COLUMNS, WIDTH, HEIGHT = 24, 8, 8  # Grafana's grid, and a panel's part of it
@@ -71,12 +71,12 @@ def panel(title: str, description: str, unit: str, *queries: Query, limit: float
 
 
 def ppo(metric: str, labels: str = RUN) -> str:
-    return f"ray_{catalog.PREFIX}{metric}{{{labels}}}"
+    return f"ray_{metric_registry.PREFIX}{metric}{{{labels}}}"
 
 
 def metric(title: str, unit: str, *names: str, limit: float | None = None) -> Panel:
     """Figures of the whole step, explained as the documentation does."""
-    queries = [(ppo(name, ALL if name in catalog.ANSWERS else RUN), f"{{{{run}}}} {name}") for name in names]
+    queries = [(ppo(name, ALL if name in metric_registry.ANSWERS else RUN), f"{{{{run}}}} {name}") for name in names]
     text = METRICS[names[0]] if len(names) == 1 else "\n".join(f"- `{name}`: {METRICS[name]}" for name in names)
     return panel(title, text, unit, *queries, limit=limit)
 
@@ -112,7 +112,7 @@ def learning() -> list[Panel]:
 def time() -> list[Panel]:
     seconds = f"sum by (run, part) (rate({ppo('seconds_total')}[$__rate_interval]))"
     buckets = f"sum by (run, le) (rate({ppo('step_seconds_bucket')}[$__rate_interval]))"
-    parts = "; ".join(f"`{name}`: {text}" for name, text in catalog.PARTS.items())
+    parts = "; ".join(f"`{name}`: {text}" for name, text in metric_registry.PARTS.items())
     return [
         panel(
             "Where the time goes",

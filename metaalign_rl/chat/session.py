@@ -7,9 +7,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from metaalign_rl.folder import RunFolder, find_policy
-from metaalign_rl.meta_prompt import MetaPrompt, encode, load_tokenizer
-from metaalign_rl.schema import Row, read_rows
+from metaalign_rl.config.run_folder import RunFolder, find_policy
+from metaalign_rl.core.meta_prompt import MetaPrompt, encode, load_tokenizer
+from metaalign_rl.core.rows import Row, read_rows
 
 Messages = list[dict[str, str]]
 LOOKED_AT = 1000  # rows of a run, to see whether it has dialogs

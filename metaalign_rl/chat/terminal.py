@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.text import Text
 
 from metaalign_rl.chat.session import Reply, Session
-from metaalign_rl.cli_parts import temperature
-from metaalign_rl.errors import UserError
+from metaalign_rl.cli.arguments import temperature
+from metaalign_rl.core.errors import UserError
 
 HELP = """/system TEXT       set System Info, the provider's tier (no TEXT clears it)
 /user TEXT         set User Info, the user's tier

@@ -4,9 +4,9 @@ import secrets
 from typing import Any
 
 from metaalign_rl.chat.session import Session
-from metaalign_rl.errors import UserError
-from metaalign_rl.meta_prompt import MetaPrompt
-from metaalign_rl.net import listen, url_of
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.meta_prompt import MetaPrompt
+from metaalign_rl.core.net import listen, url_of
 from metaalign_rl.pages.render import render
 
 TOKEN_BYTES = 16

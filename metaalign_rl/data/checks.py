@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
-from metaalign_rl.errors import UserError, nearest
+from metaalign_rl.core.errors import UserError, nearest
 
 Check = Callable[..., bool]  # (answer, **arguments) -> does the answer satisfy it?
 

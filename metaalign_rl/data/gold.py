@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from metaalign_rl.data.checks import run_check
-from metaalign_rl.schema import Row
+from metaalign_rl.core.rows import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 
 from metaalign_rl.data.checks import run_check
-from metaalign_rl.files import read_jsonl
-from metaalign_rl.meta_prompt import MARKERS
-from metaalign_rl.schema import ANSWERS, FAMILIES, RELATIONS, TIERS, Row, read_rows
+from metaalign_rl.core.files import read_jsonl
+from metaalign_rl.core.meta_prompt import MARKERS
+from metaalign_rl.core.rows import ANSWERS, FAMILIES, RELATIONS, TIERS, Row, read_rows
 
 
 def validate(path: Path) -> str:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from metaalign_rl.data.verih_checks import CONSTRAINTS, QUANTIFIERS
-from metaalign_rl.errors import UserError, nearest
-from metaalign_rl.files import read_json, read_jsonl
-from metaalign_rl.schema import Row
+from metaalign_rl.core.errors import UserError, nearest
+from metaalign_rl.core.files import read_json, read_jsonl
+from metaalign_rl.core.rows import Row
 
 FIELDS = ("sys_prompt", "user_prompt", "gt", "type")
 RELATIONS = {"conflict": "conflict", "aligned": "system_only"}

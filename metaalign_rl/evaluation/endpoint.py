@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.meta_prompt import MARKERS
-from metaalign_rl.rollout.types import Sampling
-from metaalign_rl.schema import Row
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.meta_prompt import MARKERS
+from metaalign_rl.core.rollouts import Sampling
+from metaalign_rl.core.rows import Row
 
 Tiers = Literal["template", "message"]
 CONCURRENT = 32  # requests under way together

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from metaalign_rl.evaluation.figures import Judged, group
+from metaalign_rl.evaluation.gold_metrics import Judged, group
 
 FAILING = 0.9  # kinds that are followed less often than this are listed
 SAMPLES = 3

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.folder import RunFolder, find_checkpoint, is_reward_model
-from metaalign_rl.schema import Row
-from reward.controls import CONTROLS, modes_of, see, view_of
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.config.run_folder import RunFolder, find_checkpoint, is_reward_model
+from metaalign_rl.core.rows import Row
+from reward.training.controls import CONTROLS, modes_of, see, view_of
 
 Modes = dict[str, dict[str, Any]]  # a model's reports, `reward.evaluate`'s, by mode
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from metaalign_rl.data.flips import can_flip, swap
-from metaalign_rl.schema import Row
+from metaalign_rl.core.rows import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
-from reward.batches import Line, batches_by_length, lay_out
+from metaalign_rl.core.batching import Line, batches_by_length, lay_out
 
 
 @dataclass(slots=True)
@@ -158,7 +158,7 @@ class Inputs:
 
     Attributes:
         input_ids, position_ids: [lines, tokens].
-        attention_mask: [lines, 1, tokens, tokens] or None; see `reward.batches.Lines`.
+        attention_mask: [lines, 1, tokens, tokens] or None; see `metaalign_rl.core.batching.Lines`.
         sources: [N], where the token before each response token stands in the flattened lines.
         tokens: [N], the response tokens.
     """

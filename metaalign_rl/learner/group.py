@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import ray
 
-from metaalign_rl.actors import Gone, Patience, first_ready, get, kill
-from metaalign_rl.config import Config
-from metaalign_rl.faults import LearnersLost
+from metaalign_rl.runtime.actor_calls import Gone, Patience, first_ready, get, kill
+from metaalign_rl.config.schema import Config
+from metaalign_rl.runtime.faults import LearnersLost
 from metaalign_rl.learner.batch import Batch
 from metaalign_rl.learner.worker import Learner
-from metaalign_rl.ranks import rendezvous
-from metaalign_rl.runtime import actor_options
+from metaalign_rl.runtime.rendezvous import rendezvous
+from metaalign_rl.runtime.ray_session import actor_options
 
 # Seconds in which the rank shows up whose death made another one's collective operation fail: of a process Ray knows at
 # once, of a node that stopped answering after about a minute.

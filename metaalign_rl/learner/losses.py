@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metaalign_rl.learner.batch import Batch
-from metaalign_rl.learner.config import LearnerConfig
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 
 LEVELS = {"off": "off", "token": "token", "sequence": "seq"}  # OpenRLHF's words

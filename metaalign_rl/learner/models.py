@@ -14,8 +14,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.folder import is_reward_model, refuse_own_code
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.config.run_folder import is_reward_model, refuse_own_code
 from metaalign_rl.learner.attention import attention_for
 from metaalign_rl.learner.batch import Inputs
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module

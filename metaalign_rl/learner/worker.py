@@ -13,14 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from metaalign_rl.files import replace_folder
-from metaalign_rl.learner import platform, state
+from metaalign_rl.core.files import replace_folder
+from metaalign_rl.runtime import deepspeed_setup
+from metaalign_rl.learner import checkpoint
 from metaalign_rl.learner.batch import Batch, Inputs, MicroBatch
-from metaalign_rl.learner.config import LearnerConfig
-from reward.batches import ENOUGH
+from metaalign_rl.config.learner import LearnerConfig
+from metaalign_rl.core.batching import ENOUGH
 
 if TYPE_CHECKING:
-    from metaalign_rl.weights.route import Route
+    from metaalign_rl.weights.sync_plan import Route
     from metaalign_rl.weights.sender import Sent
 
 
@@ -46,7 +47,7 @@ class Learner:
         """
         config.check_dtype(dtype)
         self.config, self.rank, self.world_size = config, rank, world_size
-        self.device = platform.prepare(rank, world_size, rendezvous)
+        self.device = deepspeed_setup.prepare(rank, world_size, rendezvous)
         self._generator = torch.Generator().manual_seed(seed)
         self._dtype, self._seed = getattr(torch, dtype), seed
         self.version = 0
@@ -62,18 +63,20 @@ class Learner:
             UserError: a folder that does not exist or is not safe to load.
         """
         # DeepSpeed must not be imported before `platform.prepare`.
-        from metaalign_rl.learner import engines, models, update
+        from metaalign_rl.learner import models
+        from metaalign_rl.learner import deepspeed_engine
+        from metaalign_rl.learner import optimizer_step
 
         config, dtype = self.config, self._dtype
         self._policy_path = Path(policy_path)
         load_policy = partial(models.load_policy, dtype=dtype)
-        self.policy = engines.build(partial(load_policy, self._policy_path), config, config.learning_rate, dtype)
-        self.reference = engines.build_frozen(partial(load_policy, Path(reference_path)), config, self.device, dtype)
+        self.policy = deepspeed_engine.build(partial(load_policy, self._policy_path), config, config.learning_rate, dtype)
+        self.reference = deepspeed_engine.build_frozen(partial(load_policy, Path(reference_path)), config, self.device, dtype)
         self.critic = None
         if critic_path is not None:
             load_critic = partial(models.load_critic, Path(critic_path), dtype=dtype, seed=self._seed)
-            self.critic = engines.build(load_critic, config, config.critic_learning_rate, dtype)
-        self._update = update.Update(config, self.policy, self.critic, self.world_size, self.device)
+            self.critic = deepspeed_engine.build(load_critic, config, config.critic_learning_rate, dtype)
+        self._update = optimizer_step.Update(config, self.policy, self.critic, self.world_size, self.device)
         gc.freeze()  # what was imported and loaded stays: the collector need not go through it again and again
 
     @torch.no_grad()
@@ -121,7 +124,7 @@ class Learner:
         """
         from metaalign_rl.learner.divergence import check_batch
         from metaalign_rl.learner.losses import Penalty
-        from metaalign_rl.learner.update import explained_variance
+        from metaalign_rl.learner.optimizer_step import explained_variance
 
         here, penalty = f"update {self.version + 1}", Penalty(kl_coef, kl_estimator)
         check_batch(batch, here)
@@ -145,7 +148,7 @@ class Learner:
 
     def connect_weights(self, route: Route) -> None:
         """Make ready to send the policy's weights over a route, in place of the last one."""
-        from metaalign_rl.learner.engines import stream_weights
+        from metaalign_rl.learner.deepspeed_engine import stream_weights
         from metaalign_rl.weights.sender import Sender
 
         self._sender = Sender(route, self.rank, partial(stream_weights, self.policy.module.model, route.bucket_bytes))
@@ -156,10 +159,11 @@ class Learner:
 
     def save_policy(self, path: str | Path) -> None:
         """Write the policy as a Hugging Face checkpoint with its tokenizer, in place of what is there."""
-        from metaalign_rl.learner import engines, models
+        from metaalign_rl.learner import models
+        from metaalign_rl.learner import deepspeed_engine
 
         model = self.policy.module.model
-        weights = engines.whole_weights(model, keep=self.rank == 0)
+        weights = deepspeed_engine.whole_weights(model, keep=self.rank == 0)
 
         def fill(folder: Path) -> None:
             # The names are a checkpoint's already.
@@ -173,7 +177,7 @@ class Learner:
     def save_state(self, path: str | Path) -> None:
         """Write all that the next `train` depends on: weights, optimizers, schedules, random generators, the watch."""
         own = {"version": self.version, "means": self._update.watch.means}
-        state.save(Path(path), self._engines(), self._generator, own)
+        checkpoint.save(Path(path), self._engines(), self._generator, own)
 
     def load_state(self, path: str | Path) -> None:
         """Take up what this run's `save_state` wrote: DeepSpeed's format is not safe from anyone else.
@@ -181,7 +185,7 @@ class Learner:
         Raises:
             UserError: there is no such folder, or it is of another number of ranks.
         """
-        own = state.load(Path(path), self._engines(), self._generator)
+        own = checkpoint.load(Path(path), self._engines(), self._generator)
         self.version, self._update.watch.means = own["version"], own["means"]
 
     def _engines(self) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from metaalign_rl import settings
-from metaalign_rl.config import Config
-from metaalign_rl.errors import UserError
-from metaalign_rl.files import read_jsonl
-from metaalign_rl.folder import RunFolder
+from metaalign_rl.config import loader
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import read_jsonl
+from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.rates import CPU, find_device
 from metaalign_rl.plan.speed import step_seconds
@@ -39,7 +39,7 @@ def compare(run: Path, device: str = "", prompt_tokens: float | None = None) -> 
     if not folder.metrics.is_file():
         raise UserError(f"{run}: no {folder.metrics.name} there; give the folder of a run that did the stage ppo")
     steps = [line for _, line in read_jsonl(folder.metrics)]
-    config = settings.load(Config, folder.config, [f"run.root={run.absolute().parent}", f"run.name={run.name}"])
+    config = loader.load(Config, folder.config, [f"run.root={run.absolute().parent}", f"run.name={run.name}"])
     gpus = config.cluster.gpus
     found = find_device(device or ("h100" if gpus else CPU), config.cluster.cpus)
     case = case_of(config, found, nodes=-(-gpus // 8) or 1)
@@ -52,8 +52,8 @@ def compare(run: Path, device: str = "", prompt_tokens: float | None = None) -> 
 
 def mean_prompt(folder: RunFolder, rows: int = 500) -> float:
     """The mean length, in tokens, of the first of a run's prompts."""
-    from metaalign_rl.meta_prompt import MetaPrompt, encode, load_tokenizer
-    from metaalign_rl.schema import read_rows
+    from metaalign_rl.core.meta_prompt import MetaPrompt, encode, load_tokenizer
+    from metaalign_rl.core.rows import read_rows
 
     tokenizer = load_tokenizer(folder.policy if folder.policy.is_dir() else folder.sft)
     lengths = []

@@ -2,10 +2,10 @@
 
 from typing import TypeAlias
 
-from metaalign_rl.config import ClusterConfig
+from metaalign_rl.config.schema import ClusterConfig
 from metaalign_rl.plan.shape import BYTES, Shape
 from metaalign_rl.plan.work import Case
-from metaalign_rl.units import GIB, MIB
+from metaalign_rl.core.units import GIB, MIB
 
 Memory: TypeAlias = dict[str, float]  # bytes by part
 

@@ -9,7 +9,7 @@ from metaalign_rl.plan.layout import Words
 from metaalign_rl.plan.memory import Memory
 from metaalign_rl.plan.speed import rollout_seconds, step_seconds
 from metaalign_rl.plan.work import Case
-from metaalign_rl.units import GIB
+from metaalign_rl.core.units import GIB
 
 WIDTH = 110  # of the lines
 OPEN = (

@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from metaalign_rl.errors import UserError, nearest
-from metaalign_rl.files import read_json
+from metaalign_rl.core.errors import UserError, nearest
+from metaalign_rl.core.files import read_json
 
 RATES = Path(__file__).with_name("rates.json")
 CPU = "cpu"

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metaalign_rl.config import ModelConfig
-from metaalign_rl.errors import UserError
-from metaalign_rl.files import read_json
+from metaalign_rl.config.schema import ModelConfig
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import read_json
 
 BYTES = {"float32": 4, "bfloat16": 2}
 WORLD_VOCABULARY = 800  # words of the built-in world, which a new model's tokenizer is made from
@@ -115,7 +115,7 @@ def find_shape(name: str) -> Shape:
 
 
 def new_shape(model: ModelConfig) -> Shape:
-    """The shape of the model that the stage sft makes from nothing; see `metaalign_rl.base_model`."""
+    """The shape of the model that the stage sft makes from nothing; see `metaalign_rl.trainers.base_model`."""
     return _known(model.hidden_size, model.layers, model.heads, model.heads, 2 * model.hidden_size, WORLD_VOCABULARY)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from metaalign_rl.config import Config
+from metaalign_rl.config.schema import Config
 from metaalign_rl.plan.rates import Device
 from metaalign_rl.plan.shape import Shape
 

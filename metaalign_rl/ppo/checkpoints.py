@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metaalign_rl.files import read_json, remove_folder, replace_folder, sweep, write_json
+from metaalign_rl.core.files import read_json, remove_folder, replace_folder, sweep, write_json
 
 STATE = "controller.json"
 

@@ -1,7 +1,8 @@
 """What a run came to: `report.json`, the page `report.html`, and the tables on the terminal."""
 
-from metaalign_rl.folder import RunFolder
-from metaalign_rl.report import figures, page
+from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.report import page
+from metaalign_rl.report import results
 from metaalign_rl.report.terminal import show
 
 __all__ = ["build", "show"]
@@ -13,6 +14,6 @@ def build(folder: RunFolder, mode: str) -> dict[str, float]:
     Args:
         mode: which of the reward model's scores PPO used.
     """
-    report = figures.build(folder, mode)
+    report = results.build(folder, mode)
     page.build(folder, mode)
     return report

@@ -5,14 +5,14 @@ from typing import Any
 
 from metaalign_rl.data.gold import Verdict
 from metaalign_rl.evaluation.failures import FAILING, failing_kinds
-from metaalign_rl.evaluation.figures import Judged
-from metaalign_rl.files import read_json, read_jsonl, write_text
-from metaalign_rl.folder import RunFolder
+from metaalign_rl.evaluation.gold_metrics import Judged
+from metaalign_rl.core.files import read_json, read_jsonl, write_text
+from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.pages.curves import reliability
 from metaalign_rl.pages.render import render
 from metaalign_rl.report.rollouts import write_browser
-from metaalign_rl.report.training import Training, read_training
-from metaalign_rl.schema import Row, read_rows
+from metaalign_rl.report.training_curves import Training, read_training
+from metaalign_rl.core.rows import Row, read_rows
 
 
 def build(folder: RunFolder, mode: str) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metaalign_rl.files import replace_folder
-from metaalign_rl.folder import RunFolder
-from metaalign_rl.schema import LABELS, TIERS
-from metaalign_rl.units import MIB
+from metaalign_rl.core.files import replace_folder
+from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.core.rows import LABELS, TIERS
+from metaalign_rl.core.units import MIB
 
 SHOWN, SHOWN_BYTES = 4_000, 4 * MIB  # at most, of answers in the page itself
 BESIDE, BESIDE_BYTES = 100_000, 128 * MIB  # at most, of answers in the scripts, which a browser holds in memory
@@ -52,7 +52,7 @@ def write_browser(folder: RunFolder, seed: int = 0) -> dict[str, Any] | None:
     """
     if not folder.rollouts.is_dir():
         return None
-    from metaalign_rl.ppo.records import count_rollouts
+    from metaalign_rl.monitoring.rollout_table import count_rollouts
 
     total, size = count_rollouts(folder.rollouts)
     if not total:
@@ -71,7 +71,7 @@ def write_browser(folder: RunFolder, seed: int = 0) -> dict[str, Any] | None:
 
 def _write_parts(rollouts: Path, folder: Path, page: Answers, shown: set[int], beside: set[int]) -> None:
     """Fill the page's answers and write the scripts, in one pass over the files."""
-    from metaalign_rl.ppo.records import read_chosen
+    from metaalign_rl.monitoring.rollout_table import read_chosen
 
     part, number = Answers(), 0
     for place, record in read_chosen(rollouts, shown | beside):

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.files import read_json
-from metaalign_rl.folder import RunFolder
-from metaalign_rl.report.figures import HEADLINES, POLICIES
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import read_json
+from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.report.results import HEADLINES, POLICIES
 
 
 def show(root: Path) -> None:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
-from metaalign_rl.rollout.launch import cpu_options, gpu_options, refuse_tied_embeddings, start, tensor_names
-from metaalign_rl.rollout.platform import prepare
-from metaalign_rl.rollout.requests import check_length, sampling_params, to_samples
-from metaalign_rl.rollout.types import Request, Sample, Sampling
+from metaalign_rl.rollout.engine_args import cpu_options, gpu_options, refuse_tied_embeddings, start, tensor_names
+from metaalign_rl.runtime.vllm_setup import prepare
+from metaalign_rl.rollout.vllm_io import check_length, sampling_params, to_samples
+from metaalign_rl.core.rollouts import Request, Sample, Sampling
 from metaalign_rl.weights import StaleEngine
-from metaalign_rl.weights.route import Backend
+from metaalign_rl.weights.sync_plan import Backend
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
 
-    from metaalign_rl.weights.receiver import Receipt
+    from metaalign_rl.weights.vllm_worker import Receipt
 
 HEARTBEAT = 2.0  # seconds
 THREADS = {"concurrency_groups": {"control": 1}}  # of the actor: answers are drawn in another one

@@ -4,6 +4,6 @@ An engine answers an update with its version and the checksum of the tensors tha
 checksum cannot show, whether the loader did its work, the log-probabilities can (`mismatch`, `assert_fresh`).
 """
 
-from metaalign_rl.weights.freshness import StaleEngine, assert_fresh, confirm, mismatch
+from metaalign_rl.weights.verify import StaleEngine, assert_fresh, confirm, mismatch
 
 __all__ = ["StaleEngine", "assert_fresh", "confirm", "mismatch"]

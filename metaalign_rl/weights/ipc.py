@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from metaalign_rl.rollout.platform import prepare
-from metaalign_rl.weights.client import EnginesClient
-from metaalign_rl.weights.route import Route
-from metaalign_rl.weights.source import Source
+from metaalign_rl.runtime.vllm_setup import prepare
+from metaalign_rl.weights.engine_client import EnginesClient
+from metaalign_rl.weights.sync_plan import Route
+from metaalign_rl.weights.weight_stream import Source
 
 
 def ipc_trainer(route: Route, rank: int, client: EnginesClient, source: Source) -> Any:

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from metaalign_rl.weights.client import EnginesClient
-from metaalign_rl.weights.route import Route
-from metaalign_rl.weights.source import Source
+from metaalign_rl.weights.engine_client import EnginesClient
+from metaalign_rl.weights.sync_plan import Route
+from metaalign_rl.weights.weight_stream import Source
 
 
 class Sent(NamedTuple):

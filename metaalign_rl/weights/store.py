@@ -7,8 +7,8 @@ import ray
 from torch import Tensor
 
 from metaalign_rl.weights.buckets import fill
-from metaalign_rl.weights.client import EnginesClient
-from metaalign_rl.weights.source import Source
+from metaalign_rl.weights.engine_client import EnginesClient
+from metaalign_rl.weights.weight_stream import Source
 
 
 class StoreTrainer:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.schema import Row
-from reward.data import answer_row
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.rows import Row
+from reward.examples import answer_row
 from reward.score import Mode, Score, check_mode, combine
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.schema import Row
-from reward.data import answer_row
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.rows import Row
+from reward.examples import answer_row
 from reward.score import Score
 
 LONGEST_PAUSE = 30.0  # seconds between two tries

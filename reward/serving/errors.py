@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from metaalign_rl.errors import UserError
+from metaalign_rl.core.errors import UserError
 from reward.serving.batcher import Busy
 from reward.serving.requests import Problem
 

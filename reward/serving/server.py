@@ -2,8 +2,8 @@
 
 import os
 
-from metaalign_rl.errors import UserError
-from metaalign_rl.net import is_loopback, listen, url_of
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.net import is_loopback, listen, url_of
 from reward.scorer import Scorer
 from reward.serving.app import Serving, create_app
 from reward.serving.client import TOKEN_VARIABLE

@@ -11,7 +11,7 @@ from itertools import groupby
 
 from metaalign_rl.data.public.load import Record
 from metaalign_rl.data.public.rows import Messages, Wish, alone, flaw, opposed, split_turns
-from metaalign_rl.schema import Row
+from metaalign_rl.core.rows import Row
 
 # What a tier says to ask for more of an attribute, and where less of it can be wanted too, for less.
 WISHES: dict[str, tuple[str, str | None]] = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metaalign_rl.errors import UserError
+from metaalign_rl.core.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from metaalign_rl.data.public.load import Record
 from metaalign_rl.data.public.rows import Wish, alone, ask, flaw
-from metaalign_rl.schema import Row
+from metaalign_rl.core.rows import Row
 
 COLUMNS = ("input", "chosen", "rejected")
 

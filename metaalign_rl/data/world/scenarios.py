@@ -22,7 +22,7 @@ from metaalign_rl.data.world.preferences import (
     opposites,
     wordings,
 )
-from metaalign_rl.schema import Row, Tier
+from metaalign_rl.core.rows import Row, Tier
 
 QUESTIONS = all_questions()
 QUESTION_TOPICS = tuple(dict.fromkeys(question.topic for question in QUESTIONS))

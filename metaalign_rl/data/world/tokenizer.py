@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from metaalign_rl import meta_prompt
+from metaalign_rl.core import meta_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,0 +1,107 @@
+"""The commands that use a trained policy: evaluate, chat, serve. Light: what is heavy is imported by the command."""
+
+import argparse
+from pathlib import Path
+
+from metaalign_rl.cli.arguments import Commands, add_command, at_least_one, name_and_folder, port, temperature
+
+
+def add_policy_commands(commands: Commands) -> None:
+    """Add them to the command line."""
+    _add_evaluate(commands)
+    _add_chat(commands)
+    _add_serve(commands)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    text = "evaluate any policy on rows, or a reward model on pairs"
+    evaluate = add_command(commands, "evaluate", text, _evaluate, "runs/quickstart --data rows.jsonl --output out")
+    add = evaluate.add_argument
+    add("model", metavar="MODEL", help="a run's folder (its policy), a checkpoint, a reward model, or the base URL of "
+        "an OpenAI-compatible endpoint (its key comes from OPENAI_API_KEY)")  # fmt: skip
+    add("--data", type=Path, required=True, metavar="FILE", help="JSONL in the project's schema, with checks or pairs")
+    add("--output", type=Path, required=True, metavar="DIR", help="where figures.json and evaluation.html go")
+    add("--temperature", type=temperature, default=0.0, help="0 decodes greedily (default)")
+    add("--max-new-tokens", type=at_least_one, default=32, metavar="N", help="longest answer (default: 32)")
+    add("--served-model", default="", metavar="NAME", help="which of an endpoint's models")
+    add("--tiers", choices=("template", "message"), default="template", help="how an endpoint gets the tiers: "
+        "by the meta-prompt's chat template (default), or as the text of a system message")  # fmt: skip
+    add("--control", action="append", default=[], type=name_and_folder, metavar="NAME=DIR",
+        help="a model to set beside a reward model and its run's controls, any number of times; a NAME tier_blind, "
+        "preference_blind or scalar says what it was trained on")  # fmt: skip
+    add("words", nargs="*", metavar="key=value", help="settings for vLLM, such as cluster.gpus=1 model.dtype=bfloat16")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from metaalign_rl.cli.evaluate import evaluate, load_settings
+    from metaalign_rl.core.rollouts import Sampling
+
+    config = load_settings(args.model, args.words)
+    sampling = Sampling(args.temperature, args.max_new_tokens)
+    figures = evaluate(
+        args.model,
+        args.data,
+        args.output,
+        config,
+        sampling,
+        served=args.served_model,
+        tiers=args.tiers,
+        controls=args.control,
+    )
+    for name, figure in figures.items():
+        if isinstance(figure, float):
+            print(f"{name:<13} {figure:.3f}")
+    for name, modes in figures.get("models", {}).items():  # a reward model's, and its controls'
+        print(f"accuracy, {name:<18}", *(f"{mode} {report['accuracy']:.3f}" for mode, report in modes.items()))
+    print(f"all figures and evaluation.html are in {args.output}")
+
+
+def _add_chat(commands: Commands) -> None:
+    text = "talk to a policy, change its meta-prompt, see each answer scored by tier"
+    chat = add_command(commands, "chat", text, _chat, "runs/quickstart --system 'always write in capitals.'")
+    add = chat.add_argument
+    add("run", type=Path, metavar="RUN_DIR", help="a run's folder, or a policy's checkpoint")
+    add("--reward", type=Path, default=None, metavar="DIR", help="the reward model (default: the run's own)")
+    add("--system", default="", metavar="TEXT", help="System Info to begin with")
+    add("--user", default="", metavar="TEXT", help="User Info to begin with")
+    add("--temperature", type=temperature, default=0.0, help="0 decodes greedily (default)")
+    add("--max-new-tokens", type=at_least_one, default=64, metavar="N", help="longest answer (default: 64)")
+    keep = "go on with the dialog, or begin a new one with each message (default: as the run's own prompts do)"
+    add("--dialog", action=argparse.BooleanOptionalAction, help=keep)
+    add("--web", action="store_true", help="a page instead, with two meta-prompts side by side")
+    add("--host", default="127.0.0.1", help="address of the page (default: this machine alone)")
+    add("--port", type=port, default=8501, help="port of the page (default: 8501)")
+
+
+def _chat(args: argparse.Namespace) -> None:
+    from metaalign_rl.chat.session import Session, Speaker, learnt_dialogs
+
+    speaker = Speaker(args.run, args.reward, args.max_new_tokens)
+    keep_dialog = learnt_dialogs(args.run) if args.dialog is None else args.dialog
+    start = Session(speaker, args.system, args.user, args.temperature, keep_dialog)
+    if args.web:
+        from metaalign_rl.chat.web import serve
+
+        serve(start, args.run.resolve().name, args.host, args.port)
+    else:
+        from metaalign_rl.chat.terminal import run
+
+        run(start)
+
+
+def _add_serve(commands: Commands) -> None:
+    text = "serve a policy over vLLM's OpenAI-compatible API"
+    serve = add_command(commands, "serve", text, _serve, "runs/quickstart --port 8000 -- --max-num-seqs 64")
+    add = serve.add_argument
+    add("policy", type=Path, metavar="RUN_DIR", help="a run's folder, or a checkpoint's")
+    add("--name", default="", help="what clients call the model (default: the folder's name)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add("--port", type=port, default=8000, help="default: 8000")
+    serve.set_defaults(options=[])
+    serve.usage = f"{serve.prog} [-h] [--name NAME] [--host HOST] [--port PORT] RUN_DIR [-- OPTIONS OF vllm serve]"
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from metaalign_rl.serving.policy_server import serve
+
+    serve(args.policy, args.name or args.policy.resolve().name, args.host, args.port, args.options)

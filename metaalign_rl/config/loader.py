@@ -1,0 +1,221 @@
+"""Typed settings: a YAML file and `key=value` words, filled into nested dataclasses and checked by type.
+
+A value is read as what its field is, not by YAML 1.1's guesses: `1e-3` is a number, `no` given to a text
+field is the text "no", and `yes` given to a bool field is an error.
+"""
+
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.config.field_docs import meanings, nearest_keys
+from metaalign_rl.config.yaml_values import IllTyped, convert, expected, is_null, shown, takes_text, type_name
+
+T = TypeVar("T")
+
+WIDEST = 40  # a column of `describe`; a longer cell moves its own line alone
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of the settings: a section (a nested dataclass) or a value."""
+
+    annotation: Any
+    default: Any  # MISSING where a value is required
+    meaning: str
+
+    @property
+    def is_section(self) -> bool:
+        return is_dataclass(self.annotation)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes and escapes the line breaks that YAML knows beside the newline: it would fold them to a space."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if any(character in data for character in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A value that the user wrote, and where: `file:line` or the word."""
+
+    node: yaml.Node
+    place: str
+
+
+def load(cls: type[T], path: Path | None, overrides: list[str]) -> T:
+    """A `cls` with the file's values over its defaults, and the words `dotted.key=value` over both.
+
+    Raises:
+        UserError: no such file, broken YAML, an unknown or repeated key, a value of the wrong type, a missing
+            key, or a word without `=`; names the place, the key, and the nearest key or the expected type.
+    """
+    keys = keys_of(cls)
+    given = _read_file(path, keys) if path is not None else {}
+    for word in overrides:
+        given |= _read_word(word, keys)
+    return _build(cls, "", keys, given)
+
+
+def dump(config: Any) -> str:
+    """The settings as YAML, which `load` reads back to an equal object."""
+    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def describe(cls: type) -> str:
+    """A line a key: `key  type  default  meaning`, the meaning from the class's source."""
+    rows = [
+        (
+            name,
+            type_name(key.annotation),
+            "(required)" if key.default is MISSING else flow(key.default),
+            key.meaning,
+        )
+        for name, key in keys_of(cls).items()
+        if not key.is_section
+    ]
+    widths = [max(min(len(row[column]), WIDEST) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
+    )
+
+
+def keys_of(cls: type) -> dict[str, Key]:
+    """Every key of `cls` by its dotted name, sections before what they hold."""
+    return dict(_walk(cls, MISSING, ""))
+
+
+def _walk(cls: type, instance: Any, prefix: str) -> Iterator[tuple[str, Key]]:
+    """The keys under `prefix`. `instance` is the default section, whose values need not be its class's."""
+    hints, texts = get_type_hints(cls), meanings(cls)
+    for field in fields(cls):
+        default = getattr(instance, field.name) if instance is not MISSING else field.default
+        if default is MISSING and field.default_factory is not MISSING:
+            default = field.default_factory()
+        key = Key(hints[field.name], default, texts.get(field.name, ""))
+        yield prefix + field.name, key
+        if key.is_section:
+            yield from _walk(key.annotation, default, f"{prefix}{field.name}.")
+
+
+def _build(cls: type[T], prefix: str, keys: dict[str, Key], given: dict[str, _Given]) -> T:
+    values: dict[str, Any] = {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        name = prefix + field.name
+        if keys[name].is_section:
+            values[field.name] = _build(keys[name].annotation, f"{name}.", keys, given)
+        elif name in given:
+            values[field.name] = _value(name, keys[name].annotation, given[name])
+        elif keys[name].default is MISSING:
+            raise UserError(f"key {name!r} is missing: give it as {name}=<{type_name(keys[name].annotation)}>")
+        else:
+            values[field.name] = keys[name].default
+    return cls(**values)
+
+
+# Reading: YAML nodes, which know their lines, by dotted key.
+
+
+def _read_file(path: Path, keys: dict[str, Key]) -> dict[str, _Given]:
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a YAML file of settings") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 ({error.reason} at byte {error.start})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}{_line(error)}: not valid YAML ({_problem(error)})") from None
+    given: dict[str, _Given] = {}
+    if root is None:
+        return given
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path}:1: expected keys with values, found {shown(root)}")
+    for name, value in _flatten(root, "", str(path), keys):
+        if name in given:
+            raise UserError(f"{value.place}: key {name!r} stands at {given[name].place} already")
+        given[name] = value
+    return given
+
+
+def _read_word(word: str, keys: dict[str, Key]) -> dict[str, _Given]:
+    name, equals, text = word.partition("=")
+    if not equals:
+        raise UserError(f"{word!r}: expected key=value, such as run.name=mine")
+    if name not in keys:
+        raise UserError(f"{word!r}: unknown key {name!r}; {nearest_keys(name, keys)}")
+    if takes_text(keys[name].annotation) and text[:1] not in ("'", '"'):
+        node: yaml.Node | None = yaml.ScalarNode("", text)  # as the shell gave it, whatever YAML would make of it
+    else:
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            raise UserError(f"{word!r}: the value is not valid YAML ({_problem(error)})") from None
+    node = node or yaml.ScalarNode("", "")
+    if keys[name].is_section:
+        _require_mapping(name, node, repr(word))
+        return dict(_flatten(node, f"{name}.", repr(word), keys, lines=False))
+    return {name: _Given(node, repr(word))}
+
+
+def _flatten(
+    mapping: yaml.Node, prefix: str, source: str, keys: dict[str, Key], *, lines: bool = True
+) -> Iterator[tuple[str, _Given]]:
+    """The values in a mapping of `source` by dotted key, those of nested sections too."""
+    for key_node, node in mapping.value:
+        place = f"{source}:{key_node.start_mark.line + 1}" if lines else source
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UserError(f"{place}: expected a key, found {shown(key_node)}")
+        name = prefix + key_node.value
+        if name not in keys:
+            raise UserError(f"{place}: unknown key {name!r}; {nearest_keys(name, keys)}")
+        if not keys[name].is_section:
+            yield name, _Given(node, place)
+        elif not is_null(node):  # a section with nothing under it keeps its defaults
+            _require_mapping(name, node, place)
+            yield from _flatten(node, f"{name}.", source, keys, lines=lines)
+
+
+def _require_mapping(name: str, node: yaml.Node, place: str) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{place}: key {name!r}: expected a section of keys, found {shown(node)}")
+
+
+def _line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    return f":{mark.line + 1}" if mark else ""
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
+
+
+def _value(name: str, annotation: Any, given: _Given) -> Any:
+    try:
+        return convert(given.node, annotation)
+    except IllTyped as error:
+        wanted, found = expected(error.annotation), shown(error.node)
+        raise UserError(f"{given.place}: key '{name}{error.inside}': expected {wanted}, found {found}") from None
+
+
+def flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    text = yaml.dump(_plain(value), Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and tuples as YAML's own tables and lists."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,158 @@
+"""The one row schema that data sources, the reward model, PPO and the evaluation share."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from metaalign_rl.core.errors import UserError, nearest
+from metaalign_rl.core.files import read_jsonl
+
+Tier = Literal["system", "user", "dialog"]
+TIERS: tuple[Tier, ...] = ("system", "user", "dialog")  # by falling priority
+LABELS = (*TIERS, "overall")  # the reward model's outputs, in this order
+FAMILIES = ("priority", "helpful", "consensus", "diverse_opinion")
+RELATIONS = ("system_only", "user_only", "agree", "conflict", "distractor", "neutral")
+ANSWERS = ("response", "chosen", "rejected")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One meta-prompt with its dialog and, by use, answers to it.
+
+    Attributes:
+        tier: the governing tier, whose preference an answer is judged by; `dialog` where no tier has one.
+        messages: the dialog, `{"role": "user" | "assistant", "content": text}` each, ending with the user.
+        response: a demonstration (SFT) or the one answer to be scored.
+        chosen, rejected: a pair for the reward model.
+        strength: how much better the chosen answer is, from 0 (hardly) to 1, where the data say it.
+        checks: gold checker by tier, `{"name": registered check, ...its arguments}`.
+        labels: absolute labels by answer field and label name, `{"chosen": {"system": True, "overall": True}}`.
+        tags: free facts for reports, such as `{"kind": "case", "split": "paraphrase"}`.
+    """
+
+    id: str
+    family: str
+    relation: str
+    tier: Tier
+    system_info: str
+    user_info: str
+    messages: list[dict[str, str]]
+    response: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    strength: float | None = None
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    labels: dict[str, dict[str, bool]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as a JSON object, without the fields that say nothing."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None and value != {}}
+
+
+def parse_row(record: dict[str, Any], place: str) -> Row:
+    """A checked row from a JSON object.
+
+    Raises:
+        UserError: names `place` (file and line), the field, what was expected and what was found.
+    """
+    names = {f.name for f in fields(Row)}
+    for name in record:
+        if name not in names:
+            raise UserError(f"{place}: unknown field {name!r}; {nearest(name, names)}")
+    for name in ("id", "family", "relation", "tier", "system_info", "user_info"):
+        _require(isinstance(record.get(name), str), place, name, "a string", record)
+    for name, allowed in (("family", FAMILIES), ("relation", RELATIONS), ("tier", TIERS)):
+        _require(record[name] in allowed, place, name, f"one of {', '.join(allowed)}", record)
+    for name in ANSWERS:
+        _require(record.get(name) is None or isinstance(record[name], str), place, name, "a string", record)
+    _check_pairing(record, place)
+    strength = record.get("strength")
+    is_share = isinstance(strength, float | int) and not isinstance(strength, bool) and 0 <= strength <= 1
+    _require(strength is None or is_share, place, "strength", "a number from 0 to 1", record)
+    _check_messages(record, place)
+    _check_tables(record, place)
+    _check_characters(record, place)
+    return Row(**record)
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a JSONL file, checked one by one; ids must be unique.
+
+    Raises:
+        UserError: as `read_jsonl` and `parse_row`, or a repeated id, or a file with no row at all.
+    """
+    seen: dict[str, int] = {}
+    for number, record in read_jsonl(path):
+        row = parse_row(record, f"{path}:{number}")
+        if row.id in seen:
+            raise UserError(f"{path}:{number}: field 'id': {row.id!r} stands on line {seen[row.id]} already")
+        seen[row.id] = number
+        yield row
+    if not seen:
+        raise UserError(f"{path}: the file holds no rows")
+
+
+def _require(condition: bool, place: str, name: str, expected: str, record: dict[str, Any]) -> None:
+    if not condition:
+        found = repr(record[name]) if name in record else "nothing"
+        raise UserError(f"{place}: field {name!r}: expected {expected}, found {found[:80]}")
+
+
+def _check_pairing(record: dict[str, Any], place: str) -> None:
+    for name, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        if record.get(name) is not None and record.get(other) is None:
+            raise UserError(f"{place}: field {other!r}: expected a string beside {name!r}, found nothing")
+
+
+def _check_messages(record: dict[str, Any], place: str) -> None:
+    messages = record.get("messages")
+    _require(isinstance(messages, list) and bool(messages), place, "messages", "a list of messages", record)
+    assert isinstance(messages, list)
+    for index, message in enumerate(messages):
+        at = f"messages[{index}]"
+        good = isinstance(message, dict) and set(message) == {"role", "content"}
+        if not good or not isinstance(message["content"], str) or message["role"] not in ("user", "assistant"):
+            raise UserError(
+                f"{place}: field {at!r}: expected {{'role': 'user' or 'assistant', 'content': text}} "
+                f"(the system's text belongs in 'system_info'), found {repr(message)[:80]}"
+            )
+    if messages[-1]["role"] != "user":
+        raise UserError(f"{place}: field 'messages': the last message must be the user's")
+
+
+def _check_characters(record: dict[str, Any], place: str) -> None:
+    """JSON can say half a character (a lone surrogate), which no tokenizer and no file takes."""
+    names = ("id", "system_info", "user_info", *ANSWERS)
+    texts = {name: record[name] for name in names if record.get(name)}
+    texts |= {f"messages[{index}]": message["content"] for index, message in enumerate(record["messages"])}
+    for name, text in texts.items():
+        if half := re.search("[\ud800-\udfff]", text):
+            raise UserError(f"{place}: field {name!r}: expected whole characters, found {half[0]!r} at {half.start()}")
+
+
+def _check_tables(record: dict[str, Any], place: str) -> None:
+    for name, keys in (("checks", TIERS), ("labels", ANSWERS)):
+        table = record.get(name, {})
+        _require(isinstance(table, dict), place, name, "an object", record)
+        for key, value in table.items():
+            if key not in keys:
+                raise UserError(f"{place}: field {name!r}: unknown key {key!r}; {nearest(key, keys)}")
+            _require(isinstance(value, dict), place, name, f"an object under {key!r}", record)
+    for tier, check in record.get("checks", {}).items():
+        if not isinstance(check.get("name"), str):
+            raise UserError(f"{place}: field 'checks.{tier}.name': expected the name of a check, found nothing")
+    for answer, labels in record.get("labels", {}).items():
+        for label, value in labels.items():
+            if label not in LABELS or not isinstance(value, bool):
+                raise UserError(
+                    f"{place}: field 'labels.{answer}.{label}': expected true or false for one of {', '.join(LABELS)}"
+                )
+    tags = record.get("tags", {})
+    _require(
+        isinstance(tags, dict) and all(isinstance(value, str) for value in tags.values()),
+        place, "tags", "an object of strings", record,
+    )  # fmt: skip

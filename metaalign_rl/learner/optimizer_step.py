@@ -1,0 +1,96 @@
+"""One optimizer step: micro-batches whose losses add up to one mean over the minibatch."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from metaalign_rl.learner.batch import Batch, Inputs, MicroBatch
+from metaalign_rl.config.learner import LearnerConfig
+from metaalign_rl.learner.divergence import Watch
+from metaalign_rl.learner.losses import Penalty, PolicyObjective, Scale, Terms, ValueObjective, spread
+
+
+class Update:
+    """Policy and value loss on DeepSpeed engines. Each micro-batch's share is taken of the whole minibatch, so that
+    how it is cut up, over passes and ranks, changes nothing but rounding."""
+
+    def __init__(
+        self, config: LearnerConfig, policy: Any, critic: Any | None, ranks: int, device: torch.device
+    ) -> None:
+        self._policy_loss, self._value_loss = PolicyObjective(config), ValueObjective(config)
+        self._entropy_gradient, self._share_prompts = config.entropy_coef != 0, config.share_prompts
+        self._engines = {"": policy} | ({} if critic is None else {"critic_": critic})
+        self._policy, self._critic, self._ranks, self._device = policy, critic, ranks, device
+        self.watch = Watch(config.max_growth)
+
+    def __call__(
+        self, batch: Batch, plan: list[MicroBatch], tokens: int, samples: int, penalty: Penalty, where: str
+    ) -> dict[str, float]:
+        """Take one optimizer step.
+
+        Args:
+            plan: this rank's micro-batches of the minibatch.
+            tokens, samples: response tokens and samples of the minibatch on all ranks.
+            where: names the minibatch in errors.
+
+        Returns:
+            Metrics over all ranks, as `Learner.train` explains.
+
+        Raises:
+            Diverged: on all ranks, before the step is taken.
+        """
+        scale = Scale(tokens, samples, self._ranks)
+        means: dict[str, Tensor] = {}
+        for number, micro in enumerate(plan, start=1):
+            part = batch.select(micro.indices)
+            inputs = part.inputs(share_prompts=self._share_prompts).to(self._device)
+            part = part.to(self._device)
+            for engine, term in ((self._policy, self._policy_term), (self._critic, self._value_term)):
+                if engine is not None:
+                    loss, shares = term(part, inputs, scale, penalty)
+                    engine.set_gradient_accumulation_boundary(number == len(plan))
+                    engine.backward(loss * (not micro.filler))
+                    for name, share in shares.items():
+                        means[name] = means.get(name, 0.0) + share.detach() * (not micro.filler)
+        metrics = self._over_ranks(means)
+        self.watch.check(metrics, where)  # a gradient that is made of such losses need not be looked at
+        norms = {f"{name}grad_norm": gradient_norm(engine) for name, engine in self._engines.items()}
+        self.watch.check(norms, where)
+        for engine in self._engines.values():
+            engine.step()
+        return metrics | norms
+
+    def _policy_term(self, part: Batch, inputs: Inputs, scale: Scale, penalty: Penalty) -> Terms:
+        logprobs, entropy = self._policy(inputs, entropy=True, entropy_gradient=self._entropy_gradient)
+        return self._policy_loss(spread(logprobs, part.action_mask), entropy, part, scale, penalty)
+
+    def _value_term(self, part: Batch, inputs: Inputs, scale: Scale, penalty: Penalty) -> Terms:
+        assert self._critic is not None
+        return self._value_loss(spread(self._critic(inputs), part.action_mask), part, scale)
+
+    def _over_ranks(self, means: dict[str, Tensor]) -> dict[str, float]:
+        values = torch.stack(list(means.values()))
+        if self._ranks > 1:
+            dist.all_reduce(values)
+        return dict(zip(means, values.tolist(), strict=True))
+
+
+def gradient_norm(engine: Any) -> float:
+    """The gradient's norm over all ranks before clipping and before the step, which DeepSpeed tells only after it."""
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
+    if stage < 3:
+        return float(engine.optimizer.scaled_global_norm())
+    return float(torch.linalg.vector_norm(torch.stack(engine.optimizer._get_norm_groups())))
+
+
+def explained_variance(batch: Batch) -> float:
+    """1 - Var(returns - values) / Var(returns) over response tokens; 0 where the returns do not vary."""
+    assert batch.returns is not None and batch.values is not None
+    returns, values = batch.returns[batch.action_mask], batch.values[batch.action_mask]
+    variance = returns.var(correction=0)
+    return float(1 - (returns - values).var(correction=0) / variance) if variance > 0 else 0.0

@@ -1,0 +1,144 @@
+"""The data stage: rows of every use, as JSONL files in the run's folder."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from metaalign_rl.config.schema import Config, DataConfig
+from metaalign_rl.data import public
+from metaalign_rl.data.checks import run_check
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import read_jsonl, write_jsonl
+from metaalign_rl.core.rows import Row, read_rows
+
+Uses = dict[str, list[Row]]
+USES = ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs", "paraphrases")
+
+
+def run(config: Config, folder: Path) -> None:
+    """As `build`, and see that the rows are there which the stages of the run need.
+
+    Raises:
+        UserError: as `build`, or a stage of `run.stages` lacks its rows.
+    """
+    uses = _read(config)
+    for stage in config.run.stages:
+        _require_rows(stage, config, uses)
+    _write(uses, folder)
+
+
+def build(config: Config, folder: Path) -> None:
+    """Write the rows that `config.data` asks for to `folder`, one file a use.
+
+    Raises:
+        UserError: a source that is missing or holds a bad row, with file, line and field.
+    """
+    _write(_read(config), folder)
+
+
+def _read(config: Config) -> Uses:
+    return SOURCES[config.data.source](config.data, config.run.seed)
+
+
+def _write(uses: Uses, folder: Path) -> None:
+    for use, rows in uses.items():
+        write_jsonl(folder / f"{use}.jsonl", (row.to_json() for row in rows))
+    print("data: " + ", ".join(f"{len(rows):,} {use.replace('_', ' ')}" for use, rows in uses.items()))
+
+
+def _require_rows(stage: str, config: Config, uses: Uses) -> None:
+    needed = {"sft": "demonstrations", "reward": "pairs", "ppo": "prompts", "evaluate": "held_out_prompts"}
+    use = needed.get(stage)
+    if use is None or uses.get(use) or (stage == "reward" and config.reward.path):
+        return
+    where = (
+        Path(config.data.path) / f"{use}.jsonl"
+        if config.data.source == "jsonl"
+        else config.data.path or config.data.source
+    )
+    if use == "held_out_prompts" and config.data.source in public.ADAPTERS:
+        raise UserError(
+            f"{where}: no held out prompts there, which the stage {stage} needs: no program can check answers to them; "
+            "leave evaluate and report out of run.stages, the stage reward measures on the held-out pairs"
+        )
+    remedies = {"sft": ", and a checkpoint as model.path", "reward": ", or give a reward model as reward.path"}
+    raise UserError(
+        f"{where}: no {use.replace('_', ' ')} there, which the stage {stage} needs; give some, "
+        f"or leave {stage} out of run.stages{remedies.get(stage, '')}"
+    )
+
+
+def _world(data: DataConfig, seed: int) -> Uses:
+    from metaalign_rl.data.world import build as world
+
+    return {
+        "demonstrations": world.demonstrations(seed, data.demonstrations, data.follow_rate),
+        "pairs": world.pairs(seed, data.pairs, held_out=False),
+        "prompts": world.prompts(seed, data.prompts),
+        "held_out_prompts": world.held_out_prompts(seed, data.held_out_prompts),
+        "held_out_pairs": [
+            *world.pairs(seed, data.held_out_pairs, held_out=True),
+            *world.paraphrased_pairs(seed, data.paraphrased_wishes),
+        ],
+        "paraphrases": world.paraphrases(seed, data.paraphrased_wishes),
+    }
+
+
+def _jsonl(data: DataConfig, seed: int) -> Uses:
+    folder = Path(data.path)
+    if not folder.is_dir():
+        raise UserError(f"data.path: {data.path!r} is not a folder; give the one that holds prompts.jsonl and its like")
+    files = {name: folder / f"{name}.jsonl" for name in USES if (folder / f"{name}.jsonl").exists()}
+    if not files:
+        raise UserError(f"data.path: {data.path!r} holds none of {', '.join(f'{name}.jsonl' for name in USES)}")
+    return {use: list(_checked_rows(path, use)) for use, path in files.items()}
+
+
+def _checked_rows(path: Path, use: str) -> Iterator[Row]:
+    """The rows of a file, each with what its use needs: what is missing is an error now, not in an hour."""
+    for row, (number, _) in zip(read_rows(path), read_jsonl(path), strict=True):
+        place = f"{path}:{number}"
+        if use == "demonstrations" and row.response is None:
+            raise UserError(f"{place}: field 'response': expected a string in a demonstration, found nothing")
+        if use == "held_out_pairs" and row.chosen is None:
+            raise UserError(f"{place}: field 'chosen': expected a pair, found nothing")
+        if use == "pairs" and row.chosen is None and not row.labels:
+            raise UserError(f"{place}: field 'chosen': expected a pair, or an answer with 'labels', found nothing")
+        if use in ("held_out_prompts", "paraphrases") and row.tier not in row.checks:
+            raise UserError(f"{place}: field 'checks.{row.tier}': expected what judges an answer, found nothing")
+        if use == "paraphrases" and "paraphrases" not in row.tags:
+            raise UserError(f"{place}: field 'tags.paraphrases': expected what rows of one wish share, found nothing")
+        for tier, check in row.checks.items():
+            run_check(check, "probe", f"{place}: field 'checks.{tier}'")
+        yield row
+
+
+def _verih(data: DataConfig, seed: int) -> Uses:
+    from metaalign_rl.data.verih import read_verih
+
+    source = read_verih(Path(data.path))
+    for constraint, count in sorted(source.left_out.items()):
+        print(f"data: {count} rows left out, their constraint has no check here: {constraint}")
+    by_split = {split: [row for row in source.rows if row.tags["split"] == split] for split in ("train", "held_out")}
+    return {"prompts": by_split["train"], "held_out_prompts": by_split["held_out"]}
+
+
+def _public(data: DataConfig, seed: int) -> Uses:
+    """Pairs to train on and held out, and the training pairs' prompts; the data have nothing that could be checked."""
+    found = public.read_public(data.source, data.path)
+    for what, count in sorted(found.left_out.items()):
+        print(f"data: {count:,} {what}, left out")
+    pairs = public.take(found.train, data.pairs, seed)
+    held_out = public.take(found.held_out, data.held_out_pairs, seed)
+    for setting, taken, all_rows in (("pairs", pairs, found.train), ("held_out_pairs", held_out, found.held_out)):
+        if len(taken) < len(all_rows):
+            print(f"data: {len(taken):,} of {len(all_rows):,} {setting.replace('_', ' ')}, as data.{setting} says")
+    uses = {"pairs": pairs, "held_out_pairs": held_out, "prompts": public.prompts(pairs, data.prompts)}
+    return {use: rows for use, rows in uses.items() if rows}
+
+
+SOURCES: dict[str, Callable[[DataConfig, int], Uses]] = {
+    "world": _world,
+    "jsonl": _jsonl,
+    "verih": _verih,
+    **dict.fromkeys(public.ADAPTERS, _public),
+}

@@ -1,0 +1,75 @@
+"""Requests as vLLM takes them, and its answers as samples."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.rollouts import Request, Sample, Sampling
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+
+
+def check_length(request: Request, sampling: Sampling, max_tokens: int) -> None:
+    """Refuse a prompt that is empty or leaves too little room in an engine's `max_tokens`.
+
+    Raises:
+        UserError: names the request.
+    """
+    length = len(request.prompt_ids)
+    if not 0 < length <= max_tokens - sampling.max_new_tokens:
+        raise UserError(
+            f"request {request.index}: a prompt of {length} tokens and "
+            f"max_new_tokens={sampling.max_new_tokens} do not fit the engine's "
+            f"max_tokens={max_tokens}: shorten the prompt (1 token at least) or change these"
+        )
+
+
+def sampling_params(sampling: Sampling, seed: int | None) -> "SamplingParams":
+    """vLLM's parameters: one log-probability a token, no text, told once, when the answer has ended."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_new_tokens,
+        seed=seed,
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # each request has its own
+    )
+
+
+def to_samples(
+    requests: Sequence[Request],
+    outputs: "Sequence[RequestOutput]",
+    versions: Sequence[tuple[int, int]],
+    engine: int,
+    tokenizer: Any,
+) -> list[Sample]:
+    """vLLM's finished answers to `requests`; `versions` are those of the first and the last token's weights."""
+    from vllm.logprobs import FlatLogprobs
+
+    texts = tokenizer.batch_decode([output.outputs[0].token_ids for output in outputs], skip_special_tokens=True)
+    samples = []
+    for request, output, (first, last), text in zip(requests, outputs, versions, texts, strict=True):
+        answer = output.outputs[0]
+        assert answer.finish_reason in ("stop", "length"), answer.finish_reason
+        assert isinstance(answer.logprobs, FlatLogprobs)
+        assert len(answer.logprobs.logprobs) == len(answer.token_ids)
+        samples.append(
+            Sample(
+                index=request.index,
+                prompt_ids=request.prompt_ids,
+                response_ids=list(answer.token_ids),
+                logprobs=answer.logprobs.logprobs,
+                text=text,
+                finished=answer.finish_reason == "stop",
+                weight_version=last,
+                engine=engine,
+                first_version=first,
+            )
+        )
+    return samples

@@ -1,0 +1,174 @@
+"""Ray for a run: start or join it, and see that all is there before anything starts."""
+
+import os
+import secrets
+import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+
+from metaalign_rl.preflight import checks as preflight_checks
+from metaalign_rl.preflight import cluster
+from metaalign_rl.preflight import estimates
+from metaalign_rl.runtime import cpu_affinity
+from metaalign_rl.runtime import placement
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.preflight.checks import Check
+from metaalign_rl.runtime.placement import Role
+from metaalign_rl.plan.memory import object_store
+from metaalign_rl.preflight.bin_packing import Bundle
+from metaalign_rl.core.units import GIB, MIB
+
+PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
+
+
+@contextmanager
+def connect(config: Config) -> Iterator[None]:
+    """Join the cluster at RAY_ADDRESS (a submitted job has it set), else start one on the loopback, with a token.
+
+    On leaving, the cluster that this started stops, and one that it joined goes on. Where Ray is connected
+    already, the connection stays as it is.
+
+    Raises:
+        UserError: RAY_ADDRESS is not a cluster's, or nothing answers there.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        _ask_for_token()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
+    if address:
+        _join(address)
+    else:
+        _start(config)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def actor_env(threads: int) -> dict[str, str]:
+    """Environment variables for an actor's `runtime_env` that keep it to `threads` threads, and its freed memory."""
+    return {
+        "MALLOC_MMAP_THRESHOLD_": str(32 * MIB),  # else every pass gives its memory back and takes it anew,
+        "MALLOC_TRIM_THRESHOLD_": str(GIB),  # page by page: 2,000 faults a rollout of a small model
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def preflight(config: Config) -> list[Check]:
+    """What the config needs beside what this machine has, and once Ray is connected, what its cluster has."""
+    counts, devices = list(cluster.check_counts(config)), list(cluster.check_devices(config))
+    checks = [*counts, preflight_checks.check_memory(config), preflight_checks.check_root(config), *devices]
+    if preflight_checks.is_connected() and not devices and all(check.ok for check in counts):
+        asked = [Bundle(who, part["CPU"], part.get("GPU", 0.0)) for who, part in placement.named_bundles(config)]
+        checks += list(cluster.check_places(asked, cluster.nodes())) or cluster.check_free(asked)
+    if preflight_checks.is_connected() and os.environ.get("RAY_ADDRESS"):
+        checks += cluster.check_storage(config)
+    checks += [preflight_checks.check_disk(config), *preflight_checks.check_sources(config), *preflight_checks.check_wandb(config)]
+    return [*checks, *estimates.check_estimates(config)]
+
+
+def require(checks: list[Check]) -> None:
+    """Raise a `UserError` that lists what is missing, with the remedies; warn of what is tight."""
+    for check in checks:
+        if check.tight:
+            needed = f"{check.name}: needs {check.needed}, found {check.found}"
+            print(f"warning: {needed}; if need be, {check.remedy}", file=sys.stderr)
+    missing = [f"{c.name}: needs {c.needed}, found {c.found}; {c.remedy}" for c in checks if not c.ok]
+    if len(missing) > 1:
+        raise UserError("\n  ".join([f"{len(missing)} things that the run needs are missing:", *missing]))
+    if missing:
+        raise UserError(missing[0])
+
+
+def _join(address: str) -> None:
+    import ray
+
+    if "://" in address:
+        raise UserError(
+            f"RAY_ADDRESS: expected host:port of a cluster's head, or auto, found {address!r}; "
+            "send the run there with `ray job submit --address`, or unset RAY_ADDRESS to run on this machine"
+        )
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdecimal():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+    except (OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"RAY_ADDRESS: no Ray cluster answers at {address!r} ({reason}); start one with "
+            "`ray start --head`, or unset RAY_ADDRESS to run on this machine"
+        ) from error
+
+
+def _ask_for_token() -> None:
+    """Have the Ray that starts here turn away whoever lacks a token of this process's: other users of the machine.
+
+    Ray reads it on import: where it was imported before, nothing changes.
+    """
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def _start(config: Config) -> None:
+    import ray
+    from ray._private import ray_constants
+
+    # Ray listens on every interface unless it takes this machine for one that cannot be in a cluster. It
+    # reads the variable on import, which may have been before this; its processes read it when they start.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    libraries = Thread(target=_load_libraries)  # Ray takes 4 s to start, most of them waiting
+    libraries.start()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=config.cluster.cpus,
+            include_dashboard=False,
+            object_store_memory=object_store(config.cluster),
+            log_to_driver=False,
+            logging_level="WARNING",
+        )
+    finally:
+        libraries.join()
+
+
+def _load_libraries() -> None:
+    """What every stage needs sooner or later; takes 3 s."""
+    from transformers import AutoTokenizer  # noqa: F401
+
+
+def threads_of(config: Config, count: int) -> int:
+    """Threads of one of `count` actors that work side by side; roles work in turns, and each may use all CPUs."""
+    return max(1, config.cluster.cpus // count)
+
+
+def actor_options(
+    config: Config, role: Role, count: int = 1, index: int = 0, threads: int | None = None
+) -> dict[str, Any]:
+    """Ray's options for actor number `index` of `count` of a role, in its place (`placement`).
+
+    Raises:
+        UserError: the cluster has no room for the run's actors.
+    """
+    options = placement.placement(config).options(config, role, index)
+    threads = threads or threads_of(config, count)
+    environment = actor_env(threads) | options["runtime_env"]["env_vars"]
+    if role in ("rollout", "reward"):  # they work side by side: threads that spin while they wait would slow the other
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    if config.cluster.pin:
+        environment |= cpu_affinity.request(index, threads)
+    return options | placement.shares(config, role, count) | {"runtime_env": {"env_vars": environment}}

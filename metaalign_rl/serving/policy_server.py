@@ -1,0 +1,82 @@
+"""`metaalign-rl serve`: vLLM's own OpenAI-compatible server on a policy, with the three-tier chat template."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.config.run_folder import find_policy
+from metaalign_rl.core.net import is_loopback, listen, url_of
+
+OURS = ("--host", "--port", "--model", "--load-format", "--trust-remote-code")
+CPU_OPTIONS = ("--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(2**30))
+EXAMPLE = """example:
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key="none")
+  client.chat.completions.create(
+      model="{name}",
+      messages=[{{"role": "system", "content": "System Info"}}, {{"role": "user", "content": "a question"}}],
+      extra_body={{"chat_template_kwargs": {{"user_info": "User Info"}}}},
+  )"""
+
+
+def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str]) -> None:
+    """Become vLLM's server; it does not return.
+
+    Args:
+        policy: a run's folder or a checkpoint's, whose saved chat template is the meta-prompt's.
+        name: what clients call the model.
+        options: more options of `vllm serve`.
+
+    Raises:
+        UserError: no such policy, one without the template, an address that cannot be listened on, an open one
+            without an API key, or an option that is ours.
+    """
+    from metaalign_rl.core.meta_prompt import load_tokenizer
+    from metaalign_rl.runtime.vllm_setup import prepare
+
+    path = find_policy(policy)
+    check_options(options)
+    require_key(host, os.environ, options)
+    listen(host, port).close()
+    load_tokenizer(path)
+    on_cpu = prepare()
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server's engine is a process of its own
+    print(f"serving {path} as {name!r} on {url_of(host, port)}/v1 (Ctrl-C ends it)")
+    print(EXAMPLE.format(url=url_of(host, port), name=name), flush=True)
+    os.execv(sys.executable, command(path, name, host, port, [*(CPU_OPTIONS if on_cpu else ()), *options]))
+
+
+def command(path: Path, name: str, host: str, port: int, options: Sequence[str]) -> list[str]:
+    """The server's command line. It decodes as a request says, whatever the checkpoint says of its own decoding."""
+    return [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(path), "--served-model-name", name, "--host", host, "--port", str(port),
+        "--load-format", "safetensors", "--generation-config", "vllm", *options,
+    ]  # fmt: skip
+
+
+def check_options(options: Sequence[str]) -> None:
+    """Refuse options that `serve` sets itself.
+
+    Raises:
+        UserError: one of them stands behind `--`.
+    """
+    for option in options:
+        if option.partition("=")[0] in OURS:
+            raise UserError(f"{option}: not behind '--', since metaalign-rl serve sets it; see its own --help")
+
+
+def require_key(host: str, environment: Mapping[str, str], options: Sequence[str]) -> None:
+    """Refuse to listen beyond this machine without an API key.
+
+    Raises:
+        UserError: `host` is no loopback address, and there is neither VLLM_API_KEY nor `--api-key`.
+    """
+    given = any(option.partition("=")[0] == "--api-key" for option in options)
+    if not (is_loopback(host) or environment.get("VLLM_API_KEY") or given):
+        raise UserError(
+            f"--host {host}: others could use the server; set VLLM_API_KEY to a secret that clients must send, "
+            "or listen on 127.0.0.1"
+        )

@@ -1,0 +1,109 @@
+"""The scorer's HTTP app on Ray Serve: replicas that come and go with the load.
+
+    serve run metaalign_rl.serving.scorer_service:application model=runs/quickstart/reward
+
+`serve deploy` and KubeRay's RayService name it the same way as `import_path`, with `args`; how many replicas there are
+and what each one gets stands under `deployments`, whose one is called `Scorer`.
+"""
+
+import os
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+from metaalign_rl.core.errors import UserError
+from reward.score import Mode
+from reward.serving.client import TOKEN_VARIABLE
+from reward.serving.metrics import NAMES, ROWS, SECONDS
+
+SCALING = {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 32}
+MOST_ONGOING = 256  # requests that a replica takes on before it turns others away
+
+
+class Arguments(BaseModel):
+    """What an application is made from.
+
+    Attributes:
+        model: the reward model's folder, which every node sees, or its hub id.
+        dtype: the weights' type, such as "bfloat16"; empty takes bfloat16 where the hardware is fast at it, else the
+            checkpoint's own.
+        mode: which score `/get_reward` answers with.
+        gpus, cpus: of one replica.
+        replicas: how many there are; 0 lets the load decide.
+        without_token: answer anybody. Otherwise METAALIGN_REWARD_TOKEN, in the replicas' environment, is the secret
+            that clients send.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
+    dtype: str = ""
+    mode: Mode = "overall"
+    gpus: float = 0
+    cpus: float = 1
+    replicas: int = Field(default=0, ge=0)
+    without_token: bool = False
+
+
+def application(arguments: Arguments) -> serve.Application:
+    """The application; its replicas load the model and build the app of `reward.serving`."""
+
+    def build() -> Any:
+        return build_app(arguments)
+
+    deployment = serve.deployment(
+        serve.ingress(build)(),
+        name="Scorer",
+        **({"num_replicas": arguments.replicas} if arguments.replicas else {"autoscaling_config": SCALING}),
+        max_ongoing_requests=MOST_ONGOING,
+        graceful_shutdown_timeout_s=60,
+        ray_actor_options={"num_gpus": arguments.gpus, "num_cpus": arguments.cpus},
+    )
+    return deployment.bind()
+
+
+def build_app(arguments: Arguments) -> Any:
+    """The FastAPI app of one replica.
+
+    Raises:
+        UserError: no token where one is needed, or no reward model.
+    """
+    from reward import Scorer
+    from reward.serving.app import Serving, create_app
+
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token and not arguments.without_token:
+        raise UserError(f"set {TOKEN_VARIABLE} where the replicas run, or give without_token=true to answer anybody")
+    scorer = Scorer.from_pretrained(arguments.model, dtype=arguments.dtype or None)
+    name = arguments.model.rstrip("/").rpartition("/")[2]
+    return create_app(scorer, Serving(name, token=token, mode=arguments.mode), RayMetrics())
+
+
+class RayMetrics:
+    """Counts through Ray, which puts `ray_` before the names and the deployment and replica beside the values."""
+
+    def __init__(self) -> None:
+        self._requests = Counter(*NAMES["requests"], tag_keys=("path", "status"))
+        self._rows = Counter(*NAMES["rows"])
+        self._tokens = Counter(*NAMES["tokens"])
+        self._seconds = Histogram(*NAMES["seconds"], boundaries=list(SECONDS), tag_keys=("path",))
+        self._batch = Histogram(*NAMES["batch"], boundaries=list(ROWS))
+        self._busy = Counter(*NAMES["busy"])
+        self._queue = Gauge(*NAMES["queue"])
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """See `Metrics`."""
+        self._requests.inc(tags={"path": path, "status": str(status)})
+        self._seconds.observe(max(seconds, 1e-9), tags={"path": path})
+
+    def scored(self, rows: int, tokens: int, seconds: float) -> None:
+        """See `Metrics`."""
+        self._rows.inc(rows)
+        self._tokens.inc(tokens)
+        self._busy.inc(seconds)
+        self._batch.observe(rows)
+
+    def queued(self, tokens: int) -> None:
+        """See `Metrics`."""
+        self._queue.set(tokens)

@@ -1,0 +1,73 @@
+"""The reward trainer: trains and evaluates one reward model or control, in a process of its own for each device."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from metaalign_rl.runtime.progress import Update, stream
+from metaalign_rl.core.rows import Row, read_rows
+from metaalign_rl.trainers.callbacks import StopRequest, reporter
+from reward.training.controls import see, training_of, view_of
+from reward.score import Mode
+
+ZeroStage = Literal[0, 1, 2]
+
+
+class RewardTrainer:
+    """A Ray actor round `reward.train` and `reward.evaluate_modes`: one rank of those that train a model together.
+
+    `train` is to be called on all ranks with the same arguments.
+    """
+
+    def __init__(self, name: str, rank: int = 0, world_size: int = 1, rendezvous: str = "") -> None:
+        """Join the other ranks, where there are any; see `learner.platform.prepare`. `name`: a control's, else any."""
+        self._name, self._view, self._world_size = name, view_of(name), world_size
+        self._stop = StopRequest()
+        if world_size > 1:
+            from metaalign_rl.runtime import deepspeed_setup
+
+            deepspeed_setup.prepare(rank, world_size, rendezvous)
+        else:
+            # transformers would import it, many seconds, to ask whether the model to be saved is one of its own.
+            sys.modules["deepspeed"] = None  # type: ignore[assignment]
+
+    def stop(self) -> None:
+        """Have `train` raise `Stopped` after the step under way, with a checkpoint."""
+        self._stop.set()
+
+    def train(
+        self, training: Any, pairs: Sequence[Path], base: Path, output: Path, zero_stage: ZeroStage = 0
+    ) -> Iterator[Update]:
+        """Train on the rows of all `pairs` files, from the checkpoint `base`, and write `output`."""
+        import reward
+
+        rows = see([row for path in pairs for row in read_rows(path)], self._view)
+        training = training_of(self._name, training)
+        settings = deepspeed_settings(zero_stage, bf16=training.bf16) if self._world_size > 1 else None
+        return stream(
+            lambda report: reward.train(
+                training, rows, None, base, output, [reporter(report), self._stop.callback()], settings
+            )
+        )
+
+    def evaluate(
+        self, model: Path, pairs: Sequence[Row], modes: Sequence[Mode], dtype: str
+    ) -> dict[str, dict[str, Any]]:
+        """The report of `reward.evaluate` by mode."""
+        import reward
+
+        scorer = reward.Scorer.from_pretrained(model, dtype=dtype)
+        return reward.evaluate_modes(scorer, see(pairs, self._view), modes)
+
+
+def deepspeed_settings(zero_stage: ZeroStage, *, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's settings: weights in float32, computed with in bfloat16 where asked for, as on one device."""
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+    }
