@@ -39,6 +39,7 @@ lint: env  ## Check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: env  ## Put style and format right where a tool can
 	$(BIN)/ruff check --fix

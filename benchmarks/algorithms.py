@@ -27,10 +27,10 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a script
 
 from benchmarks.run import machine
+from metaalign_rl.config.loader import load
+from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.files import read_json, read_jsonl, write_json
-from metaalign_rl.config.run_folder import RunFolder
-from metaalign_rl.config.loader import load
 
 # By name what is changed in the run's settings.
 VARIANTS: dict[str, list[str]] = {

@@ -19,8 +19,9 @@ from typing import Any
 from benchmarks.run import RESULTS, machine
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import read_json, read_jsonl, write_json, write_jsonl
-from metaalign_rl.core.rows import Row, read_rows
+from metaalign_rl.core.rows import read_rows
 
 CONFIG = "configs/quickstart.yaml"
 BEST_OF = 8
@@ -132,9 +133,9 @@ def best_of(policy: str) -> Callable[[Base], dict[str, Any]]:
 
 def best_answers(base: Base, policy: str, rows: Sequence[Row]) -> list[str]:
     """To each row the one of a policy's answers that the reward model likes best."""
-    from metaalign_rl.runtime import ray_session
+    from metaalign_rl.core.dataflow import Sampling
     from metaalign_rl.pipeline.context import RunContext
-    from metaalign_rl.core.rollouts import Sampling
+    from metaalign_rl.runtime import ray_session
     from reward import Scorer
     from reward.score import log_combine
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metaalign_rl.core.rows import Row, read_rows
+from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.rows import read_rows
 
 
 def example(row: Row) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from metaalign_rl.learner.batch import make_batch
+
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a script
 
 from benchmarks.workloads.common import machine
@@ -103,14 +105,13 @@ def measure(folder: Path, size: Size, stage: int, tokens: int, peak: float | Non
     """Tokens a second, MFU and the most memory in GiB, of `evaluate` and `train`."""
     import torch
 
-    from metaalign_rl.learner.batch import Batch
     from metaalign_rl.config.learner import LearnerConfig
     from metaalign_rl.learner.worker import Learner
 
     config = LearnerConfig(zero_stage=stage, micro_batch_tokens=tokens, minibatch_size=size.samples)
     meeting = f"file://{folder}/meeting-{stage}-{tokens}"
     ids = torch.randint(1, size.shape["vocab_size"], (size.samples, size.prompt + size.response)).tolist()
-    batch = Batch.from_samples([(line[: size.prompt], line[size.prompt :]) for line in ids], pad_id=0)
+    batch = make_batch([(line[: size.prompt], line[size.prompt :]) for line in ids], pad_id=0)
     try:
         learner = Learner(config, 0, 1, meeting, dtype="bfloat16", seed=0)
         model = folder / "model"

@@ -22,14 +22,14 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a 
 
 from benchmarks import plan_parts
 from benchmarks.run import RESULTS, machine
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, PPOConfig, RolloutConfig
 from metaalign_rl.core.files import read_json, write_json
-from metaalign_rl.config.learner import LearnerConfig
+from metaalign_rl.core.units import GIB
 from metaalign_rl.plan import memory, speed
 from metaalign_rl.plan.rates import CPU, RATES, find_device
 from metaalign_rl.plan.shape import read_shape
 from metaalign_rl.plan.work import Case, work_of
-from metaalign_rl.core.units import GIB
 
 SIZES = {"13M": (384, 7, 1024), "25M": (512, 8, 1408)}  # hidden size, layers, feed-forward
 WORK = {"samples": 32, "prompt": 96, "answer": 32}

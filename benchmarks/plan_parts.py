@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from metaalign_rl.config.learner import LearnerConfig
+from metaalign_rl.learner.batch import make_batch
 
 ROUNDS = 3
 KV_CACHE_GIB = 0.5
@@ -81,7 +82,6 @@ def learner(
     import torch
 
     torch.set_num_threads(threads)
-    from metaalign_rl.learner.batch import Batch
     from metaalign_rl.learner.worker import Learner
 
     with tempfile.TemporaryDirectory() as meeting:
@@ -92,7 +92,7 @@ def learner(
             ([draw.randrange(3, WORDS) for _ in range(work["prompt"])], [draw.randrange(3, WORDS)] * work["answer"])
             for _ in range(work["samples"])
         ]
-        batch = rank.evaluate(Batch.from_samples(samples, 0))
+        batch = rank.evaluate(make_batch(samples, 0))
         assert batch is not None
         batch.advantages = torch.randn(batch.action_mask.shape)
         batch.returns = torch.randn(batch.action_mask.shape)
@@ -107,8 +107,8 @@ def engine(folder: Path, threads: int, work: dict[str, int], dtype: str, clock: 
     """Seconds of the rollout of the work's samples; those up to the first token of each are `prefill`."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    from metaalign_rl.core.dataflow import Request, Sampling
     from metaalign_rl.rollout.engine import RolloutEngine
-    from metaalign_rl.core.rollouts import Request, Sampling
 
     length = work["prompt"] + work["answer"]
     found = RolloutEngine(str(folder), max_tokens=length, dtype=dtype, kv_cache_gib=KV_CACHE_GIB)

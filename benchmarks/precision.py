@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.run import RESULTS, machine
+from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.files import write_json
-from metaalign_rl.core.rows import LABELS, Row, read_rows
+from metaalign_rl.core.rows import read_rows
 
 
 def main() -> int:

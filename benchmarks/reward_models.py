@@ -22,12 +22,14 @@ from benchmarks.baselines import BEST_OF, CONFIG, command, headline
 from benchmarks.run import RESULTS, machine
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
-from metaalign_rl.evaluation.gold_metrics import Judged, judge_all, summary
-from metaalign_rl.evaluation.reward_models import compare
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import read_json, write_json
-from metaalign_rl.core.rows import Row, read_rows
-from reward.training.controls import CONTROLS, modes_of, see, view_of
+from metaalign_rl.core.rows import read_rows
+from metaalign_rl.core.views import CONTROLS, apply_view
+from metaalign_rl.evaluation.gold_metrics import JudgedResponse, judge_all, summary
+from metaalign_rl.evaluation.reward_models import compare
 from reward.score import MODES
+from reward.training.controls import modes_of, view_of
 
 JUDGES = {
     **{mode: f"four labels, read in mode {mode}" for mode in MODES},
@@ -96,28 +98,28 @@ def _numbers(figures: Figures) -> Figures:
     return {name: value for name, value in figures.items() if isinstance(value, float)}
 
 
-def draw(folder: Path, config: Config) -> list[Judged]:
+def draw(folder: Path, config: Config) -> list[JudgedResponse]:
     """`BEST_OF` answers of the run's SFT policy to each held-out prompt, with what the checks say of them."""
     path = folder / "judged" / "drawn.json"
     rows = [row for row in read_rows(folder / "data" / "held_out_prompts.jsonl") for _ in range(BEST_OF)]
     if not path.is_file():
-        from metaalign_rl.runtime import ray_session
+        from metaalign_rl.core.dataflow import Sampling
         from metaalign_rl.pipeline.context import RunContext
-        from metaalign_rl.core.rollouts import Sampling
+        from metaalign_rl.runtime import ray_session
 
         with ray_session.connect(config), RunContext(config) as context:
             write_json(path, context.answer(folder / "sft", rows, Sampling(1.0, config.rollout.max_new_tokens)))
     return judge_all(rows, read_json(path))
 
 
-def on_policy(folder: Path, drawn: Sequence[Judged]) -> dict[str, Figures]:
+def on_policy(folder: Path, drawn: Sequence[JudgedResponse]) -> dict[str, Figures]:
     """How every model and mode judges what was drawn, beside no judge and the checks themselves."""
     values = model_values(folder, drawn) | {"gold": [float(found.verdict.strict is True) for found in drawn]}
     figures = {name: {"pairs drawn": pair_accuracy(drawn, one), **best_of(drawn, one)} for name, one in values.items()}
     return figures | {"first": best_of(drawn, [0.0] * len(drawn))}  # of equals the first is taken
 
 
-def model_values(folder: Path, drawn: Sequence[Judged]) -> dict[str, list[float]]:
+def model_values(folder: Path, drawn: Sequence[JudgedResponse]) -> dict[str, list[float]]:
     """What each model, in each of its modes, says that the answers are worth: the logarithm of `reward.combine`."""
     from reward import Scorer
     from reward.score import log_combine
@@ -125,7 +127,7 @@ def model_values(folder: Path, drawn: Sequence[Judged]) -> dict[str, list[float]
     rows: list[Row] = [replace(found.row, response=found.answer) for found in drawn]
     values = {}
     for path in (folder / "reward", *(folder / "controls" / control for control in CONTROLS)):
-        seen = see(rows, view_of(path.name))
+        seen = apply_view(rows, view_of(path.name))
         scores = Scorer.from_pretrained(path, dtype="float32").score(seen)
         for mode in modes_of(path.name):
             name = path.name if path.name in CONTROLS else mode
@@ -133,7 +135,7 @@ def model_values(folder: Path, drawn: Sequence[Judged]) -> dict[str, list[float]
     return values
 
 
-def pair_accuracy(drawn: Sequence[Judged], values: Sequence[float]) -> float:
+def pair_accuracy(drawn: Sequence[JudgedResponse], values: Sequence[float]) -> float:
     """Of the pairs of a good and a bad answer to one prompt, the share in which the good one has the higher value;
     the mean over the prompts that have both. Good is strict: the losing tier, or a distractor, is not followed."""
     shares = []
@@ -146,13 +148,13 @@ def pair_accuracy(drawn: Sequence[Judged], values: Sequence[float]) -> float:
     return fmean(shares)
 
 
-def best_of(drawn: Sequence[Judged], values: Sequence[float]) -> Figures:
+def best_of(drawn: Sequence[JudgedResponse], values: Sequence[float]) -> Figures:
     """The gold figures of the answers, one a prompt, that have the highest value."""
     chosen = [drawn[max(group, key=values.__getitem__)] for group in _groups(drawn)]
     return {f"best of {BEST_OF}, {name}": value for name, value in headline(summary(chosen)).items()}
 
 
-def _groups(drawn: Sequence[Judged]) -> list[range]:
+def _groups(drawn: Sequence[JudgedResponse]) -> list[range]:
     return [range(start, start + BEST_OF) for start in range(0, len(drawn), BEST_OF)]
 
 

@@ -21,9 +21,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import write_json
 from metaalign_rl.core.meta_prompt import MetaPrompt
-from metaalign_rl.core.rows import Row
 
 SIZES = {"1m": (128, 4, 384), "13m": (384, 7, 1024), "100m": (768, 12, 2688)}  # hidden size, layers, feed-forward
 TYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -97,9 +97,9 @@ def make_model(folder: Path, size: tuple[int, int, int]) -> tuple[Path, list[str
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from metaalign_rl.core.meta_prompt import install
     from metaalign_rl.data.world import build as world
     from metaalign_rl.data.world.tokenizer import build_tokenizer
-    from metaalign_rl.core.meta_prompt import install
     from reward import model as checkpoints
 
     rows = world.demonstrations(0, 2000, follow_rate=1.0)
@@ -150,7 +150,7 @@ def pipeline(model: Path, dtype: str, batch_size: int) -> System:
     """transformers' pipeline as it comes."""
     from transformers import pipeline as make
 
-    from metaalign_rl.core.rows import LABELS
+    from metaalign_rl.core.dataflow import LABELS
 
     classify = make("text-classification", model=str(model), device="cpu", dtype=dtype)
 

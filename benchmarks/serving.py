@@ -31,9 +31,9 @@ from typing import Any
 
 from benchmarks.run import machine
 from benchmarks.scorer import SIZES, make_model, mixed_rows
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import write_json
 from metaalign_rl.core.net import listen
-from metaalign_rl.core.rows import Row
 
 SAMPLE = 256  # scores that are compared
 Memory = list[tuple[float, float]]  # seconds since the load began, MiB

@@ -1,6 +1,6 @@
 """The reward model: scores a response against the preference tiers of a meta-prompt.
 
-    from reward import Scorer
+
     scorer = Scorer.from_pretrained("runs/quickstart/reward")
     scores = scorer.score([{"system_info": "...", "user_info": "...", "messages": [...], "response": "..."}])
     scores[0].overall, scores[0].tiers["user"], scores[0].probabilities["system"]
@@ -12,15 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metaalign_rl.core.views import preference_blind, tier_blind
     from reward.evaluation.calibration import calibration_error, fit_temperature
-    from reward.training.config import RewardTraining
-    from reward.training.controls import preference_blind, tier_blind
     from reward.evaluation.evaluate import evaluate, evaluate_modes
     from reward.evaluation.explanation import Explanation, explain
     from reward.model import export_scalar
-    from reward.scorer_pool import ScorerPool
     from reward.score import MODES, Score, combine
     from reward.scorer import Scorer
+    from reward.scorer_pool import ScorerPool
+    from reward.training.config import RewardTraining
     from reward.training.train import train
 
 __all__ = [

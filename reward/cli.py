@@ -15,9 +15,10 @@ from typing import Any, get_args
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_jsonl, write_json, write_jsonl
 from metaalign_rl.core.rows import read_rows
+from metaalign_rl.core.views import CONTROLS, apply_view
+from reward.score import MODES, Mode, Score
 from reward.training import controls
 from reward.training.config import RewardTraining
-from reward.score import MODES, Mode, Score
 
 EXAMPLES = """examples:
   metaalign-reward train --base sft-model --data pairs.jsonl --output reward-model --learning-rate 1e-3
@@ -72,7 +73,7 @@ def _scored(record: dict[str, Any], score: Score) -> dict[str, Any]:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    rows = controls.see(list(read_rows(arguments.data)), controls.view_of(arguments.control))
+    rows = apply_view(list(read_rows(arguments.data)), controls.view_of(arguments.control))
     mode: Mode = "overall" if arguments.control else arguments.mode
     scorer = _load_scorer(arguments)
     from reward.evaluation.evaluate import evaluate
@@ -98,8 +99,8 @@ def _explain(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     config = RewardTraining(**{field.name: getattr(arguments, field.name) for field in fields(RewardTraining)})
     config, view = controls.training_of(arguments.control, config), controls.view_of(arguments.control)
-    rows = controls.see(list(read_rows(arguments.data)), view)
-    eval_rows = controls.see(list(read_rows(arguments.eval_data)), view) if arguments.eval_data else None
+    rows = apply_view(list(read_rows(arguments.data)), view)
+    eval_rows = apply_view(list(read_rows(arguments.eval_data)), view) if arguments.eval_data else None
     from reward.training.train import train
 
     _plain_output()
@@ -226,7 +227,7 @@ def _add_control(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument(
         "--control",
         type=lambda name: name.replace("-", "_"),
-        choices=controls.CONTROLS,
+        choices=CONTROLS,
         default="",
         help=help,
     )

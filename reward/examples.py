@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.meta_prompt import MetaPrompt, encode
-from metaalign_rl.core.rows import LABELS, Row, parse_row
 from metaalign_rl.core.batching import Line, lay_out, pad
+from metaalign_rl.core.dataflow import LABELS, Row
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.meta_prompt import encode_row
+from metaalign_rl.core.rows import parse_row
 
 _UNSAID = {
     "id": "",
@@ -107,13 +108,11 @@ def make_example(row: Row, tokenizer: PreTrainedTokenizerBase, max_tokens: int) 
             f"row {row.id!r}: expected 'chosen' and 'rejected', or a 'response' with 'labels'; found neither"
         )
     labelled_answers(row)  # refuses labels of an answer that is not there
-    meta, place = MetaPrompt(row.system_info, row.user_info), f"row {row.id!r}"
     texts = tuple(
-        encode(tokenizer, meta, row.messages, max_tokens=max_tokens, response=getattr(row, answer), place=place)
-        for answer in answers
+        encode_row(tokenizer, row, max_tokens=max_tokens, response=getattr(row, answer)) for answer in answers
     )
     if is_pair and texts[0] == texts[1]:
-        raise UserError(f"{place}: the tokenizer cannot tell 'chosen' from 'rejected', they are the same tokens")
+        raise UserError(f"row {row.id!r}: the tokenizer cannot tell 'chosen' from 'rejected', they are the same tokens")
     labels = tuple(tuple(row.labels.get(answer, {}).get(label, nan) for label in LABELS) for answer in answers)
     ranked = ranked_labels(row) if is_pair else (0,) * len(LABELS)
     return Example(texts, labels, is_pair, ranked, 1.0 if row.strength is None else row.strength)
@@ -143,7 +142,8 @@ def collate_shared(
 ) -> dict[str, torch.Tensor]:
     """One batch in which the two answers of a pair share one pass over what they have in common.
 
-    A pair is one line: the tokens up to where its answers part, then the rest of each. See `metaalign_rl.core.batching.Lines`.
+    A pair is one line: the tokens up to where its answers part, then the rest of each. See
+    `metaalign_rl.core.batching.Lines`.
 
     Args:
         trained: as `collate`.

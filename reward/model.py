@@ -17,10 +17,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, replace_folder
 from metaalign_rl.core.meta_prompt import META_PROMPT_VERSION, install
-from metaalign_rl.core.rows import LABELS
 
 # What is fetched of a model on the Hugging Face hub: no pickles and no code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]

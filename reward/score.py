@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from math import exp, expm1, inf, log, log1p, tanh
 from typing import Literal, get_args
 
+from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.errors import UserError, nearest
-from metaalign_rl.core.rows import LABELS, Row
+from metaalign_rl.core.views import active_tiers
 
 Mode = Literal["tier", "overall", "composed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -67,13 +68,7 @@ def log_combine(score: Score | Mapping[str, float], row: Row, mode: Mode) -> flo
         return log_p["overall"]
     if mode == "tier":
         return log_p["dialog"] + (log_p[row.tier] if row.tier != "dialog" else 0.0)
-    return log_p["dialog"] + _log_composed([log_p[tier] for tier in speaking_tiers(row)])
-
-
-def speaking_tiers(row: Row) -> list[str]:
-    """The tiers above the dialog that say something, by falling priority."""
-    texts = {"system": row.system_info, "user": row.user_info}
-    return [tier for tier, text in texts.items() if text.strip()]
+    return log_p["dialog"] + _log_composed([log_p[tier] for tier in active_tiers(row)])
 
 
 def check_mode(mode: str) -> None:

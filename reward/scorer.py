@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.meta_prompt import MetaPrompt, encode
-from metaalign_rl.core.rows import LABELS, Row
-from reward import model as checkpoints
 from metaalign_rl.core.batching import batches_by_length, pad
+from metaalign_rl.core.dataflow import LABELS, Row
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.meta_prompt import encode_row
+from reward import model as checkpoints
 from reward.examples import answer_row
 from reward.inference.decoder import pack_logits, reads_packs
-from reward.inference.streamline import streamline
 from reward.inference.packing import pack_texts
 from reward.inference.prefixes import group_by_prefix
-from reward.score import Score, make_score
+from reward.inference.streamline import streamline
 from reward.inference.windows import ahead, windows
+from reward.score import Score, make_score
 
 BATCH_TOKENS = 16_384
 WINDOW = 512  # rows that are sorted into batches together
@@ -106,10 +106,7 @@ class Scorer:
     def encode(self, row: AnyRow, place: str) -> list[int]:
         """The token ids that the model reads for one row; errors name `place`."""
         row = answer_row(row, place)
-        meta = MetaPrompt(row.system_info, row.user_info)
-        return encode(
-            self.tokenizer, meta, row.messages, max_tokens=self.max_tokens, response=row.response, place=place
-        )
+        return encode_row(self.tokenizer, row, max_tokens=self.max_tokens, response=row.response, place=place)
 
     def score_tokens(self, texts: Sequence[list[int]], *, batch_tokens: int = BATCH_TOKENS) -> list[Score]:
         """Score texts that `encode` made."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from metaalign_rl.core.errors import UserError
+from reward.inference.windows import windows
 from reward.score import Score
 from reward.scorer import BATCH_TOKENS, AnyRow, Scorer, named
-from reward.inference.windows import windows
 
 WINDOW = 64  # rows that a process gets at a time
 AHEAD = 2  # windows that wait for each process

@@ -6,8 +6,8 @@ from pathlib import Path
 from random import Random
 from tempfile import mkdtemp
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.meta_prompt import SPECIAL_TOKENS, install
-from metaalign_rl.core.rows import Row
 
 WORDS = (
     "say",

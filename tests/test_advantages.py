@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import Config, PPOConfig
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.ppo.estimators import gae, token_kl, token_rewards, whiten
-from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.learner.group import optimizer_steps
+from metaalign_rl.ppo.advantages import gae, token_kl, token_rewards, whiten
 from metaalign_rl.ppo.kl_controller import AdaptiveKL, FixedKL
 
 

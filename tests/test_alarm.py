@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from metaalign_rl.monitoring import alarms
-from metaalign_rl.monitoring.alarms import Watch, episodes, trend
+from metaalign_rl.monitoring.alarms import AlarmMonitor, episodes, trend
 
 NOISE = 0.03  # of a mean over 512 answers to 128 prompts, or a bit more
 
@@ -97,7 +97,7 @@ def test_a_kl_rings_when_it_explodes(kl, rings_at):
 
 
 def test_the_watch_says_whether_it_still_rings():
-    watch = Watch()
+    watch = AlarmMonitor()
     rang = []
     for step in run(np.full(65, 0.9), np.full(65, 0.9), kl=[0.1] * 30 + [5.0] * 5 + [0.1] * 30):
         watch(step)

@@ -12,17 +12,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metaalign_rl.config.schema import PPOConfig
-from metaalign_rl.data.world import build
-from metaalign_rl.core.errors import UserError
-from metaalign_rl.learner.batch import Batch
 from metaalign_rl.config.learner import LearnerConfig
-from metaalign_rl.learner.divergence import Diverged, Watch
+from metaalign_rl.config.schema import PPOConfig
+from metaalign_rl.core.dataflow import Batch, Reward, Rollout, Sample
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.data.world import build
+from metaalign_rl.learner.batch import batch_of, make_batch
+from metaalign_rl.learner.divergence import Diverged, DivergenceMonitor
 from metaalign_rl.learner.losses import Penalty, PolicyObjective, Scale, ValueObjective
-from metaalign_rl.ppo.collector import Rollout, to_batch
 from metaalign_rl.ppo.advantages import add_advantages, needs_critic
-from metaalign_rl.scoring.worker import Reward
-from metaalign_rl.core.rollouts import Sample
 
 ROWS = build.prompts(0, 4)
 NONE = Penalty(0.0, "k3")
@@ -59,9 +57,9 @@ def spread(rows: list[list[float]], mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape).masked_scatter(mask, flat)
 
 
-def batch_of(answers: list[Answer], config: PPOConfig, kl_coef: float) -> Batch:
+def advantaged(answers: list[Answer], config: PPOConfig, kl_coef: float) -> Batch:
     rollouts = [answer.rollout() for answer in answers]
-    batch = to_batch([rollout.sample for rollout in rollouts], pad_id=0)
+    batch = batch_of([rollout.sample for rollout in rollouts], pad_id=0)
     for name in ("logprobs", "ref_logprobs", "values"):
         setattr(batch, name, spread([getattr(answer, name) for answer in answers], batch.action_mask))
     add_advantages(batch, rollouts, config, kl_coef)
@@ -69,7 +67,7 @@ def batch_of(answers: list[Answer], config: PPOConfig, kl_coef: float) -> Batch:
 
 
 def advantages_of(answers: list[Answer], config: PPOConfig, kl_coef: float = 0.1) -> list[list[float]]:
-    batch = batch_of(answers, config, kl_coef)
+    batch = advantaged(answers, config, kl_coef)
     assert not batch.advantages[~batch.action_mask].any()
     return [row[mask].tolist() for row, mask in zip(batch.advantages, batch.action_mask, strict=True)]
 
@@ -152,7 +150,7 @@ def test_ppo_whitens_generalised_advantages_and_fits_values_to_returns(step, lam
     config = PPOConfig(algorithm="ppo", lam=lam)
     assert_close(advantages_of(step, config), whitened(estimates))
     returns = [[a + v for a, v in zip(row, one.values, strict=True)] for row, one in zip(estimates, step, strict=True)]
-    batch = batch_of(step, config, 0.1)
+    batch = advantaged(step, config, 0.1)
     torch.testing.assert_close(batch.returns, spread(returns, batch.action_mask), atol=1e-4, rtol=1e-4)
 
 
@@ -173,7 +171,7 @@ def test_rows_that_read_alike_are_not_one_group():
     step = [Answer(prompt, score, [(-1.0, -1.0, 0)]) for prompt, score in ((0, 1.0), (0, 0.0), (1, 5.0), (1, 5.0))]
     rollouts = [answer.rollout() for answer in step]
     rollouts = [replace(rollout, sample=replace(rollout.sample, prompt_ids=[1])) for rollout in rollouts]
-    batch = to_batch([rollout.sample for rollout in rollouts], pad_id=0)
+    batch = batch_of([rollout.sample for rollout in rollouts], pad_id=0)
     batch.logprobs = batch.ref_logprobs = torch.zeros(batch.action_mask.shape)
     add_advantages(batch, rollouts, PPOConfig(algorithm="rloo"), kl_coef=0.0)
     assert batch.advantages.flatten().tolist() == [1.0, -1.0, 0.0, 0.0]
@@ -231,7 +229,7 @@ ALL = Scale(tokens=sum(LENGTHS), samples=len(LENGTHS), ranks=1)
 
 
 def loss_batch() -> Batch:
-    batch = Batch.from_samples([([1] * (5 - length), [2] * length) for length in LENGTHS], 0, ROLLOUT)
+    batch = make_batch([([1] * (5 - length), [2] * length) for length in LENGTHS], 0, ROLLOUT)
     old, ref, advantages = (spread(rows, batch.action_mask) for rows in (OLD, REFERENCE, ADVANTAGES))
     return replace(batch, logprobs=old, ref_logprobs=ref, advantages=advantages)
 
@@ -343,7 +341,7 @@ def test_k1_in_the_loss_has_the_gradient_of_the_kl_itself():
     found = torch.zeros(6)
     objective, scale = PolicyObjective(LearnerConfig()), Scale(tokens=1, samples=1, ranks=1)
     for token, probability in enumerate(old.softmax(0)):
-        batch = Batch.from_samples([([1], [token])], pad_id=0)
+        batch = make_batch([([1], [token])], pad_id=0)
         batch.logprobs, batch.ref_logprobs = (logits.log_softmax(0)[token].view(1, 1) for logits in (old, reference))
         batch.advantages = torch.zeros(1, 1)
         now = theta.log_softmax(0)[token].view(1, 1)
@@ -356,10 +354,10 @@ def test_k1_in_the_loss_has_the_gradient_of_the_kl_itself():
 
 
 def test_growth_is_measured_against_the_running_mean_of_what_was_accepted():
-    watch = Watch(max_growth=10.0)
+    watch = DivergenceMonitor(max_growth=10.0)
     for norm in (1.0, 2.0, 9.0):
         watch.check({"grad_norm": norm, "policy_loss": -1e9 * norm}, "here")
     with pytest.raises(Diverged, match="here: grad_norm is 15, above learner.max_growth=10 times its running mean 1.4"):
         watch.check({"grad_norm": 15.0}, "here")
     watch.check({"grad_norm": 14.0}, "here")
-    Watch(None).check({"grad_norm": 1e30}, "off by default")
+    DivergenceMonitor(None).check({"grad_norm": 1e30}, "off by default")

@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks import algorithms
 from benchmarks.algorithms import FIGURES, SHARED, VARIANTS, Bench, measure, table
+from metaalign_rl.config.loader import dump, load
+from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.files import read_json, write_text
-from metaalign_rl.config.run_folder import RunFolder
-from metaalign_rl.config.loader import dump, load
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from learner_toys import make_samples
 
-from metaalign_rl.learner.batch import Batch, plan_micro_batches
 from metaalign_rl.core.batching import ENOUGH
+from metaalign_rl.learner.batch import concat, make_batch
+from metaalign_rl.learner.micro_batches import model_inputs, plan_batch, plan_micro_batches
 
 
 def test_a_batch_marks_the_positions_that_predict_response_tokens():
-    batch = Batch.from_samples([([5, 6], [7]), ([8], [9, 3, 4])], pad_id=0, rollout_logprobs=[[-1.0], [-2, -3, -4]])
+    batch = make_batch([([5, 6], [7]), ([8], [9, 3, 4])], pad_id=0, rollout_logprobs=[[-1.0], [-2, -3, -4]])
     assert batch.sequences.tolist() == [[5, 6, 7, 0], [8, 9, 3, 4]]
     assert batch.attention_mask.tolist() == [[True, True, True, False], [True] * 4]
     assert batch.action_mask.tolist() == [[False, True, False], [True, True, True]]
@@ -21,7 +22,7 @@ def test_a_batch_marks_the_positions_that_predict_response_tokens():
 
 
 def test_selected_samples_are_cut_to_their_longest():
-    batch = Batch.from_samples([([5, 6], [7]), ([8], [9, 3, 4])], pad_id=1)
+    batch = make_batch([([5, 6], [7]), ([8], [9, 3, 4])], pad_id=1)
     first = batch.select([0])
     assert first.sequences.tolist() == [[5, 6, 7]]
     assert first.action_mask.tolist() == [[False, True]]
@@ -30,8 +31,8 @@ def test_selected_samples_are_cut_to_their_longest():
 
 def test_batches_are_joined_and_padded_to_the_longest():
     samples = make_samples(5)
-    whole = Batch.from_samples(samples, pad_id=0, rollout_logprobs=[[-1.0] * len(answer) for _, answer in samples])
-    joined = Batch.concat([whole.select([0, 1]), whole.select([2]), whole.select([3, 4])])
+    whole = make_batch(samples, pad_id=0, rollout_logprobs=[[-1.0] * len(answer) for _, answer in samples])
+    joined = concat([whole.select([0, 1]), whole.select([2]), whole.select([3, 4])])
     for name in ("sequences", "attention_mask", "action_mask", "rollout_logprobs"):
         assert torch.equal(getattr(joined, name), getattr(whole, name))
     assert joined.values is None
@@ -69,15 +70,15 @@ def test_little_of_what_is_computed_is_padding():
 
 def test_answers_that_share_a_prompt_go_together_however_small_a_micro_batch_is():
     samples = [(prompt, response) for _, response in make_samples(4) for prompt, _ in make_samples(4)]
-    batch = Batch.from_samples(samples, pad_id=0)
+    batch = make_batch(samples, pad_id=0)
     for ranks in (1, 2):
-        plan = batch.plan(range(16), ranks, max_tokens=40, enough=40, share_prompts=True)
+        plan = plan_batch(batch, range(16), ranks, max_tokens=40, enough=40, share_prompts=True)
         found = [sorted(micro.indices) for share in plan for micro in share if not micro.filler]
         assert sorted(row for rows in found for row in rows) == list(range(16))
         for rows in found:
-            assert batch.select(rows).inputs(share_prompts=True).input_ids.numel() <= 40
+            assert model_inputs(batch.select(rows), share_prompts=True).input_ids.numel() <= 40
         assert len(found) < 16
-    few = batch.plan(
-        [0, 4], ranks=2, max_tokens=40, enough=40, share_prompts=True
+    few = plan_batch(
+        batch, [0, 4], ranks=2, max_tokens=40, enough=40, share_prompts=True
     )  # one prompt, and no rank may be idle
     assert [share[0].indices for share in few] in ([[0], [4]], [[4], [0]])

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from conftest import ROOT, free_port
 
-from metaalign_rl.config.schema import Config
 from metaalign_rl.cli.evaluate import evaluate, write_report
-from metaalign_rl.evaluation.gold_metrics import judge_all
-from metaalign_rl.core.files import append_jsonl, read_jsonl, read_log, write_jsonl
 from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.dataflow import Sampling
+from metaalign_rl.core.files import append_jsonl, read_jsonl, read_log, write_jsonl
+from metaalign_rl.core.rows import read_rows
+from metaalign_rl.evaluation.gold_metrics import judge_all
 from metaalign_rl.monitoring.metric_registry import PARTS
 from metaalign_rl.monitoring.rollout_table import read_rollouts
 from metaalign_rl.report import build as build_report
-from metaalign_rl.core.rollouts import Sampling
-from metaalign_rl.core.rows import read_rows
 
 sync_api = pytest.importorskip("playwright.sync_api")
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from metaalign_rl.chat import terminal
-from metaalign_rl.chat.session import Reply, Session, Speaker, learnt_dialogs
+from metaalign_rl.chat.session import ChatPolicy, Reply, Session, learnt_dialogs
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_jsonl
 from metaalign_rl.core.meta_prompt import MetaPrompt
@@ -111,11 +111,11 @@ def test_a_wrong_command_is_an_error_and_the_chat_goes_on(session: Session, line
 
 
 @pytest.fixture(scope="module")
-def speaker(tiny_run: Path) -> Speaker:
-    return Speaker(tiny_run, max_new_tokens=16)
+def speaker(tiny_run: Path) -> ChatPolicy:
+    return ChatPolicy(tiny_run, max_new_tokens=16)
 
 
-def test_a_run_answers_and_scores_the_tiers_that_say_something(speaker: Speaker) -> None:
+def test_a_run_answers_and_scores_the_tiers_that_say_something(speaker: ChatPolicy) -> None:
     question: Any = [{"role": "user", "content": "what is the capital of france?"}]
     assert set(speaker.answer(MetaPrompt(), question).scores) == {"dialog", "overall"}
     both = speaker.answer(MetaPrompt("always be formal.", "please be casual."), question)
@@ -137,4 +137,4 @@ def test_whether_a_policy_learnt_dialogs_is_seen_in_its_runs_prompts(tiny_run: P
 
 def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path}: expected a run's folder"):
-        Speaker(tmp_path)
+        ChatPolicy(tmp_path)

@@ -1,5 +1,6 @@
 """The command line: what it prints, and that every mistake of a user is one short line and status 2."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -47,17 +48,16 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The configs that `pipeline.run` was called with, which does nothing else here."""
     runs: list[Config] = []
-    replace_module(monkeypatch, "pipeline", run=runs.append)
+    replace_module(monkeypatch, "pipeline.run", run=runs.append)
     return runs
 
 
 def replace_module(monkeypatch: pytest.MonkeyPatch, name: str, **members: Callable[..., Any]) -> None:
-    import metaalign_rl
-
     module = types.ModuleType(f"metaalign_rl.{name}")
     vars(module).update(members)
+    package, _, last = module.__name__.rpartition(".")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(metaalign_rl, name, module, raising=False)
+    monkeypatch.setattr(importlib.import_module(package), last, module, raising=False)
 
 
 def write_rows(name: str, *records: dict[str, Any] | str) -> None:
@@ -100,7 +100,10 @@ MISTAKES = {
         "config.yaml: ",
     ),
     "setting out of range": ("run config.yaml ppo.steps=0", "ppo.steps: expected 1 or more, found 0"),
-    "unknown control": ("run config.yaml reward.controls=[tier]", "'reward.training.controls[0]': expected one of preference_"),
+    "unknown control": (
+        "run config.yaml reward.controls=[tier]",
+        "'reward.training.controls[0]': expected one of preference_",
+    ),
     "no run": ("report nowhere", "nowhere: no such folder"),
     "unknown GPU": ("plan config.yaml --gpus 8 --gpu h1000", "--gpu h1000: unknown device; did you mean 'h100'"),
     "GPUs without a number": ("plan config.yaml --gpu h100", "--gpu h100: how many? give --gpus N"),

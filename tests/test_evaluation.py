@@ -4,14 +4,21 @@ from typing import Any
 
 import pytest
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.data.gold import Verdict
-from metaalign_rl.evaluation.gold_metrics import Judged, breakdown, consistency, headline, judge_all, over_refusal
-from metaalign_rl.core.rows import Row
+from metaalign_rl.evaluation.gold_metrics import (
+    JudgedResponse,
+    breakdown,
+    consistency,
+    headline,
+    judge_all,
+    over_refusal,
+)
 
 
 def judged(
     relation: str, following: bool, strict: bool | None = None, answer: str = "it is so", **fields: Any
-) -> Judged:
+) -> JudgedResponse:
     row = Row(
         id="a",
         family="priority",
@@ -22,7 +29,7 @@ def judged(
         messages=[{"role": "user", "content": "who?"}],
         **fields,
     )
-    return Judged(row, answer, Verdict({}, following, following if strict is None else strict))
+    return JudgedResponse(row, answer, Verdict({}, following, following if strict is None else strict))
 
 
 def test_following_is_the_mean_over_relations_whatever_their_numbers_of_rows() -> None:
@@ -51,7 +58,7 @@ def test_a_row_without_a_check_of_its_governing_tier_is_never_counted_as_followe
 
 
 def test_a_wish_is_consistent_when_it_is_followed_in_every_wording() -> None:
-    def wordings(name: str, *following: bool) -> list[Judged]:
+    def wordings(name: str, *following: bool) -> list[JudgedResponse]:
         return [judged("agree", one, tags={"paraphrases": name}) for one in following]
 
     rows = [*wordings("always", True, True), *wordings("once", True, False), *wordings("never", False, False)]

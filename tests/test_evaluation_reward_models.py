@@ -9,12 +9,12 @@ import pytest
 from reward_toys import color_pairs, language_model, make_row, reward_model
 
 from metaalign_rl.cli import main
-from metaalign_rl.config.schema import Config
-from metaalign_rl.core.errors import UserError
 from metaalign_rl.cli.evaluate import evaluate
-from metaalign_rl.evaluation.reward_models import COMPARED, CUTS, add_controls, compare, find_controls, measure
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.dataflow import Sampling
+from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_jsonl
-from metaalign_rl.core.rollouts import Sampling
+from metaalign_rl.evaluation.reward_models import COMPARED, CUTS, add_controls, compare, find_controls, measure
 
 
 @pytest.fixture

@@ -18,14 +18,21 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from metaalign_rl.runtime.actor_calls import Patience, follow
-from metaalign_rl.data.world import build
+from metaalign_rl.core.dataflow import Request, Reward, Sample, Sampling
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.runtime.faults import Abandoned, EngineLost, FaultLog, LearnersLost, Lost, StepInterrupted, TooManyFaults
-from metaalign_rl.scoring.worker_pool import RewardPool
-from metaalign_rl.scoring.worker import Reward
+from metaalign_rl.data.world import build
 from metaalign_rl.rollout.engine_pool import EnginePool
-from metaalign_rl.core.rollouts import Request, Sample, Sampling
+from metaalign_rl.runtime.actor_calls import HeartbeatDeadline, follow
+from metaalign_rl.runtime.faults import (
+    ActorLost,
+    EngineLost,
+    FaultLog,
+    GenerationCancelled,
+    LearnersLost,
+    StepInterrupted,
+    TooManyFaults,
+)
+from metaalign_rl.scoring.worker_pool import RewardPool
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 REQUESTS = [Request(index, [1, 2]) for index in range(12)]
@@ -106,7 +113,7 @@ def engine_pool(faults, count, silence=30.0, hangs=None, **options) -> EnginePoo
         is_first = (number, started[number]) == (1, 1)
         return ray.remote(num_cpus=0, max_concurrency=2)(Engine).remote(number, hangs if is_first else None)
 
-    pool = EnginePool(start, count, faults, lambda: Patience(30.0, silence), **options)
+    pool = EnginePool(start, count, faults, lambda: HeartbeatDeadline(30.0, silence), **options)
     pool.load(lambda engines: ray.get([engine.take.remote(7) for engine in engines.values()]))
     return pool
 
@@ -129,7 +136,7 @@ def test_idle_actors_are_not_taken_for_hung(faults, tmp_path):
     """Engines wait for learners, and reward workers for a step's first answers, as long as it takes."""
     pool = engine_pool(faults, 2, silence=1.0)
     start = lambda number: ray.remote(num_cpus=0)(Worker).remote()  # noqa: E731
-    scorers = RewardPool(start, 1, faults, lambda: Patience(30.0, 1.0))
+    scorers = RewardPool(start, 1, faults, lambda: HeartbeatDeadline(30.0, 1.0))
     scorers.result(scorers.submit(build.prompts(0, 1), ["x"]))
     scorers.begin_step()
     time.sleep(1.5)
@@ -143,7 +150,7 @@ def test_an_abandoned_round_ends_though_its_engine_hangs(faults):
     with ThreadPoolExecutor(1) as thread:
         round_ = thread.submit(answered, pool)
         time.sleep(1)
-        with pool.abandoned(), pytest.raises(Abandoned):
+        with pool.abandoned(), pytest.raises(GenerationCancelled):
             round_.result(timeout=20)
     assert faults.count == 0
 
@@ -213,7 +220,7 @@ def test_a_killed_reward_workers_answers_are_scored_again(faults, tmp_path):
         workers[number] = ray.remote(num_cpus=0, max_concurrency=2)(Worker).remote()
         return workers[number]
 
-    pool = RewardPool(start, 2, faults, lambda: Patience(30.0, 30.0))
+    pool = RewardPool(start, 2, faults, lambda: HeartbeatDeadline(30.0, 30.0))
     tickets = [pool.submit(rows, [f"{'x' * part}"] * 4) for part in range(6)]
     os.kill(ray.get(workers[1].pid.remote()), signal.SIGKILL)
     tickets += [pool.submit(rows, ["xxxxxx"] * 4)]
@@ -222,7 +229,9 @@ def test_a_killed_reward_workers_answers_are_scored_again(faults, tmp_path):
 
 
 def test_what_breaks_again_and_again_ends_the_run_with_its_root_cause(faults):
-    pool = RewardPool(lambda number: ray.remote(num_cpus=0)(Broken).remote(), 1, faults, lambda: Patience(30.0, 30.0))
+    pool = RewardPool(
+        lambda number: ray.remote(num_cpus=0)(Broken).remote(), 1, faults, lambda: HeartbeatDeadline(30.0, 30.0)
+    )
     with pytest.raises(TooManyFaults, match=r"4 faults of reward worker 0 without .* 0 died: .*actor"):
         pool.result(pool.submit(build.prompts(0, 1), ["x"]))
 
@@ -232,7 +241,9 @@ def test_an_actor_that_cannot_be_made_is_an_error_and_no_fault(faults, tmp_path)
         def __init__(self):
             raise UserError("reward.path: no such folder")
 
-    pool = RewardPool(lambda number: ray.remote(num_cpus=0)(Wrong).remote(), 1, faults, lambda: Patience(30.0, 30.0))
+    pool = RewardPool(
+        lambda number: ray.remote(num_cpus=0)(Wrong).remote(), 1, faults, lambda: HeartbeatDeadline(30.0, 30.0)
+    )
     with pytest.raises(Exception, match="no such folder"):
         pool.result(pool.submit(build.prompts(0, 1), ["x"]))
     assert not (tmp_path / "faults.jsonl").exists()
@@ -272,7 +283,7 @@ def test_learners_that_die_at_one_step_end_the_run_though_steps_before_it_are_do
 def test_a_finished_step_forgets_the_faults_before_it_but_they_stay_counted(faults, tmp_path):
     for step in range(5):
         for _ in range(3):
-            faults.record(Lost("reward worker 0", RuntimeError("gone")), "another one takes its place")
+            faults.record(ActorLost("reward worker 0", RuntimeError("gone")), "another one takes its place")
         faults.progress(step + 1)
     assert faults.count == faults.of_reward == len(lines(tmp_path)) == 15
     assert FaultLog(tmp_path / "faults.jsonl", limit=3).count == 15
@@ -281,7 +292,7 @@ def test_a_finished_step_forgets_the_faults_before_it_but_they_stay_counted(faul
 
 def test_what_a_kill_left_of_a_fault_s_line_is_no_fault(tmp_path: Path) -> None:
     path = tmp_path / "faults.jsonl"
-    lost = Lost("reward worker 0", TimeoutError("silent"))
+    lost = ActorLost("reward worker 0", TimeoutError("silent"))
     FaultLog(path, limit=5, say=lambda line: None).record(lost, "replaced")
     path.write_text(path.read_text() + '{"time": "20')
     log = FaultLog(path, limit=5, say=lambda line: None)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.errors import UserError
 from metaalign_rl.data.checks import run_check
 from metaalign_rl.data.gold import judge, labels
-from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import Row
 
 CAPITALS = {"name": "world.case", "value": "upper"}
 PARIS = {"name": "world.answers", "value": "paris"}

@@ -25,14 +25,16 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import Config, RunConfig
+from metaalign_rl.core.dataflow import Batch
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder
-from metaalign_rl.ppo.estimators import gae, token_rewards, whiten
-from metaalign_rl.learner.batch import Batch
-from metaalign_rl.config.learner import LearnerConfig
+from metaalign_rl.learner.batch import make_batch
 from metaalign_rl.learner.divergence import Diverged
+from metaalign_rl.learner.micro_batches import model_inputs
 from metaalign_rl.learner.worker import Learner
+from metaalign_rl.ppo.advantages import gae, token_rewards, whiten
 from metaalign_rl.runtime.rendezvous import rendezvous
 
 CONFIG = LearnerConfig(
@@ -106,7 +108,7 @@ def with_advantages(batch: Batch) -> Batch:
 
 
 def evaluated(learner: Learner, **rollout: object) -> Batch:
-    batch = learner.evaluate(Batch.from_samples(make_samples(), pad_id=0, **rollout))
+    batch = learner.evaluate(make_batch(make_samples(), pad_id=0, **rollout))
     assert batch is not None
     return with_advantages(batch)
 
@@ -120,7 +122,7 @@ def policy_weights(learner: Learner) -> Tensor:
 
 def test_log_probabilities_are_those_of_transformers(folder):
     samples = make_samples(3)
-    batch = make_learner(folder).evaluate(Batch.from_samples(samples, pad_id=0))
+    batch = make_learner(folder).evaluate(make_batch(samples, pad_id=0))
     model = AutoModelForCausalLM.from_pretrained(folder / "policy")
     for row, (prompt, response) in enumerate(samples):
         with torch.no_grad():
@@ -132,8 +134,8 @@ def test_log_probabilities_are_those_of_transformers(folder):
 def test_answers_that_share_a_pass_over_their_prompt_learn_the_same(folder):
     prompts = [prompt for prompt, _ in make_samples(4)]
     samples = [(prompts[index % 4], response) for index, (_, response) in enumerate(make_samples(12))]
-    batch = Batch.from_samples(samples, pad_id=0)
-    assert len(batch.inputs(share_prompts=True).input_ids) == 4
+    batch = make_batch(samples, pad_id=0)
+    assert len(model_inputs(batch, share_prompts=True).input_ids) == 4
     alone, shared = make_learner(folder), make_learner(folder, replace(CONFIG, share_prompts=True))
     one, other = with_advantages(alone.evaluate(batch)), with_advantages(shared.evaluate(batch))
     for name in ("logprobs", "ref_logprobs", "values"):
@@ -146,12 +148,12 @@ def test_the_engines_log_probabilities_can_be_the_old_ones_and_save_a_pass(folde
     """Then the update tells how far they are from the learner's own, before it moves."""
     judge = make_learner(folder)
     samples = make_samples()
-    batch = judge.evaluate(Batch.from_samples(samples, pad_id=0))
+    batch = judge.evaluate(make_batch(samples, pad_id=0))
     said = [row[mask].tolist() for row, mask in zip(batch.logprobs, batch.action_mask, strict=True)]
     trusting = make_learner(folder, replace(CONFIG, old_logprobs="engine", epochs=2))
     pass_ = trusting.policy.module.register_forward_pre_hook(lambda *_: pytest.fail("a pass of the policy"))
-    taken = trusting.evaluate(Batch.from_samples(samples, 0, said))
-    off = trusting.evaluate(Batch.from_samples(samples, 0, [[value - 0.5 for value in row] for row in said]))
+    taken = trusting.evaluate(make_batch(samples, 0, said))
+    off = trusting.evaluate(make_batch(samples, 0, [[value - 0.5 for value in row] for row in said]))
     pass_.remove()
     for name in ("logprobs", "ref_logprobs", "values"):
         torch.testing.assert_close(getattr(taken, name), getattr(batch, name), atol=1e-5, rtol=0)
@@ -163,7 +165,7 @@ def test_the_engines_log_probabilities_can_be_the_old_ones_and_save_a_pass(folde
 def test_samples_of_one_prompt_stay_in_one_minibatch_where_they_share_it(folder):
     samples = [(prompt, response) for prompt, response in make_samples(4) for _ in range(3)]
     learner = make_learner(folder, replace(CONFIG, share_prompts=True))
-    order = learner._shuffled(Batch.from_samples(samples, pad_id=0)).tolist()
+    order = learner._shuffled(make_batch(samples, pad_id=0)).tolist()
     assert sorted(order) == list(range(12)) != order
     assert all(len({row // 3 for row in order[start : start + 3]}) == 1 for start in range(0, 12, 3))
 
@@ -319,7 +321,7 @@ def test_a_critic_starts_from_a_reward_model_with_a_new_head(folder):
 def test_there_need_not_be_a_critic(folder):
     learner = Learner(CONFIG, 0, 1, f"file://{folder}/rendezvous1", dtype="float32", seed=0)
     learner.setup(folder / "policy", None, folder / "reference")
-    batch = learner.evaluate(Batch.from_samples(make_samples(), pad_id=0))
+    batch = learner.evaluate(make_batch(make_samples(), pad_id=0))
     assert batch.values is None
     metrics = learner.train(replace(batch, advantages=torch.ones(batch.action_mask.shape)))
     assert "value_loss" not in metrics
@@ -358,7 +360,7 @@ def test_weights_that_transformers_joined_are_taken_apart_as_in_the_checkpoint(t
 def test_attention_in_float32_is_the_bfloat16_models_own_but_for_rounding(folder, tmp_path):
     from metaalign_rl.learner.models import load_policy  # imports deepspeed, which a learner prepares
 
-    inputs = Batch.from_samples(make_samples(), pad_id=0).inputs(share_prompts=False)
+    inputs = model_inputs(make_batch(make_samples(), pad_id=0), share_prompts=False)
     policy = load_policy(folder / "policy", torch.bfloat16)
     here = policy(inputs)[0]
     policy.model.set_attn_implementation("sdpa")

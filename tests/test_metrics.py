@@ -15,19 +15,18 @@ import pytest
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.config.schema import Config, PPOConfig, RunConfig
+from metaalign_rl.core.dataflow import Reward, Rollout, Sample
+from metaalign_rl.core.files import read_jsonl, read_log
+from metaalign_rl.data.world import build
+from metaalign_rl.learner.batch import batch_of
+from metaalign_rl.monitoring import metric_registry
+from metaalign_rl.monitoring.backends import TensorBoardBackend
+from metaalign_rl.monitoring.metrics_logger import MetricsLogger, open_metrics_logger
+from metaalign_rl.ppo.step_metrics import describe
 from metaalign_rl.preflight import checks
 from metaalign_rl.runtime import ray_session
-from metaalign_rl.config.schema import Config, PPOConfig, RunConfig
-from metaalign_rl.data.world import build
-from metaalign_rl.core.files import read_jsonl, read_log
-from metaalign_rl.config.run_folder import RunFolder
-from metaalign_rl.monitoring import metric_registry
-from metaalign_rl.ppo.collector import Rollout, to_batch
-from metaalign_rl.ppo.step_metrics import describe
-from metaalign_rl.monitoring.metrics_logger import MetricsLog, open_log
-from metaalign_rl.monitoring.backends import TensorBoard
-from metaalign_rl.scoring.worker import Reward
-from metaalign_rl.core.rollouts import Sample
 
 STEP = {
     **dict.fromkeys((*metric_registry.ANSWERS, *metric_registry.STEP), 0.5),
@@ -57,7 +56,7 @@ def describe_two(first_versions: tuple[int, int] = (0, 0), version: int = 0) -> 
         row = next(row for row in rows if row.tier == tier)
         sample = Sample(0, [1], [2] * tokens, [-1.0] * tokens, "x", True, version, first_version=first)
         rollouts.append(Rollout(row, sample, Reward(value, value, None)))
-    batch = to_batch([rollout.sample for rollout in rollouts], pad_id=0)
+    batch = batch_of([rollout.sample for rollout in rollouts], pad_id=0)
     mask = batch.action_mask.float()
     return describe(rollouts, replace(batch, logprobs=-mask, ref_logprobs=-1.5 * mask), version)
 
@@ -81,7 +80,7 @@ def test_staleness_counts_the_updates_since_an_answers_first_token() -> None:
 def test_metrics_of_a_step_that_is_done_again_replace_its_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for first in (1, 2):
-        with MetricsLog(path, TensorBoard(tmp_path / "tensorboard")) as log:
+        with MetricsLogger(path, TensorBoardBackend(tmp_path / "tensorboard")) as log:
             log.write(metrics(first))
             log.write(metrics(first + 1))
     assert steps_in(path) == [1, 2, 3]
@@ -92,13 +91,13 @@ def test_metrics_of_a_step_that_is_done_again_replace_its_line(tmp_path: Path) -
 @pytest.mark.parametrize("left", [0, 1, 20, -1])
 def test_what_a_kill_left_of_a_line_breaks_neither_reading_nor_going_on(tmp_path: Path, left: int) -> None:
     path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path) as log:
+    with MetricsLogger(path) as log:
         log.write(metrics(1))
         whole = path.stat().st_size
         log.write(metrics(2))
     path.write_bytes(path.read_bytes()[whole:][:left].join([path.read_bytes()[:whole], b""]))
     assert [line["step"] for line in read_log(path)] == [1]
-    with MetricsLog(path) as log:
+    with MetricsLogger(path) as log:
         log.write(metrics(2))
     assert steps_in(path) == [1, 2]
 
@@ -106,7 +105,7 @@ def test_what_a_kill_left_of_a_line_breaks_neither_reading_nor_going_on(tmp_path
 def test_a_steps_line_costs_the_same_however_long_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(metrics(step)) + "\n" for step in range(1, 2001)))
-    with MetricsLog(path) as log:
+    with MetricsLogger(path) as log:
         log.write(metrics(2001))
         before = path.stat()
         for name in ("read_log", "write_jsonl"):  # only the first line of a process may look at the others
@@ -122,7 +121,7 @@ def test_an_alarm_is_recorded_and_said_once_also_over_a_resume(
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     for steps in (range(1, 31), range(31, 41)):
-        with MetricsLog(path) as log:
+        with MetricsLogger(path) as log:
             for step in steps:
                 log.write(metrics(step, kl=0.1 if step < 25 else 5.0))
     rang = [line["step"] for line in read_log(path) if line["alarm"]]
@@ -140,7 +139,7 @@ def test_every_exported_name_is_on_the_page_that_prometheus_scrapes(
 
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "200")
     config = Config(run=RunConfig(name="seen"), ppo=PPOConfig(steps=1))
-    with ray_session.connect(config), open_log(config, RunFolder(tmp_path)) as log:
+    with ray_session.connect(config), open_metrics_logger(config, RunFolder(tmp_path)) as log:
         log.write(metrics(1))
         page = scrape(ray.nodes()[0], until=metric_registry.EXPORTED)
         again = scrape(ray.nodes()[0], until=[f"{metric_registry.PREFIX}step"])
@@ -208,7 +207,7 @@ def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[StubRun]:
 def test_a_resumed_run_goes_on_as_the_same_run_on_weights_and_biases(wandb_runs: list[StubRun], tmp_path: Path) -> None:
     config = Config(run=RunConfig(name="seen", wandb_project="tiers"))
     for step in (1, 2):
-        with open_log(config, RunFolder(tmp_path / "run")) as log:
+        with open_metrics_logger(config, RunFolder(tmp_path / "run")) as log:
             log.write(metrics(step, reward=step / 10))
     first, second = wandb_runs
     assert first.options["project"] == "tiers" and first.options["name"] == "seen"
@@ -245,5 +244,7 @@ def test_every_metric_and_every_exported_name_is_documented() -> None:
 
 
 def test_every_metric_of_a_real_run_is_in_the_catalog(tiny_run: Path) -> None:
-    unknown = {key for line in read_log(tiny_run / "metrics.jsonl") for key in line if not metric_registry.is_known(key)}
+    unknown = {
+        key for line in read_log(tiny_run / "metrics.jsonl") for key in line if not metric_registry.is_known(key)
+    }
     assert not unknown, f"add to metaalign_rl/ppo/metric_registry.py and docs/metrics.md: {sorted(unknown)}"

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from reward_toys import language_model, make_row, reward_model
 
-from metaalign_rl.openrlhf import job
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, PPOConfig, RewardConfig, RolloutConfig
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.config.learner import LearnerConfig
-from metaalign_rl.learner.openrlhf_modules import openrlhf_module
-from metaalign_rl.openrlhf.flags import FLAGS, Places, flags, left_out
 from metaalign_rl.core.rows import parse_row
+from metaalign_rl.learner.openrlhf_modules import openrlhf_module
+from metaalign_rl.openrlhf import job
+from metaalign_rl.openrlhf.flags import FLAGS, Places, flags, left_out
 
 PLACES = Places(Path("policy"), Path("prompts.jsonl"), "http://127.0.0.1:8300/get_reward", Path("out"))
 CONFIG = Config(model=ModelConfig(dtype="bfloat16", max_tokens=128), ppo=PPOConfig(steps=3, prompts_per_step=4))

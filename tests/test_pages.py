@@ -12,14 +12,14 @@ from markupsafe import escape
 
 from metaalign_rl import report
 from metaalign_rl.chat.session import Session
-from metaalign_rl.data.world import build
 from metaalign_rl.cli.evaluate import write_report
-from metaalign_rl.evaluation.gold_metrics import judge_all
-from metaalign_rl.core.files import read_json, write_jsonl
 from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.core.dataflow import Sampling
+from metaalign_rl.core.files import read_json, write_jsonl
+from metaalign_rl.data.world import build
+from metaalign_rl.evaluation.gold_metrics import judge_all
 from metaalign_rl.pages.render import render
 from metaalign_rl.report.training_curves import read_training
-from metaalign_rl.core.rollouts import Sampling
 
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028 & \"'"
 START = Session(None, HOSTILE)  # type: ignore[arg-type]

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from metaalign_rl import report
+from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config, DataConfig, ModelConfig, PPOConfig, RolloutConfig, RunConfig, SFTConfig
-from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_json, write_jsonl
-from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.pipeline.run import OPEN, OPERATIONAL, STAGES, USED, claim_folder, used_settings
-from metaalign_rl.pipeline.stages import data
-from metaalign_rl.pipeline.stages import evaluate
+from metaalign_rl.pipeline.stages import data, evaluate
 from metaalign_rl.pipeline.stages.data import USES
 
 CONFIG = Config()

@@ -7,9 +7,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from metaalign_rl.runtime import placement
 from metaalign_rl.config.schema import ClusterConfig, Config, RewardConfig, RolloutConfig
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.runtime import placement
 from metaalign_rl.runtime.ray_session import actor_options
 
 

@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaalign_rl.cli import main
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, PPOConfig, RolloutConfig
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.config.learner import LearnerConfig
+from metaalign_rl.core.units import GIB
 from metaalign_rl.plan import check, layout, memory, speed
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.layout import Devices
-from metaalign_rl.preflight.bin_packing import Bundle, Node, unplaced
 from metaalign_rl.plan.rates import find_device, names
 from metaalign_rl.plan.shape import KNOWN, find_shape, new_shape, read_shape
 from metaalign_rl.plan.work import Case, work_of
-from metaalign_rl.core.units import GIB
+from metaalign_rl.preflight.bin_packing import NamedBundle, Node, unplaced
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = Config(
@@ -242,13 +242,13 @@ def test_every_device_of_the_table_says_whether_it_was_measured() -> None:
 
 def test_bundles_that_find_no_node_are_named_with_what_each_node_lacks() -> None:
     nodes = [Node("a", 16, 4, 64), Node("b", 16, 2, 64)]
-    engines = [Bundle("engine 0", 1, 4), Bundle("engine 1", 1, 4)]
-    learner = Bundle("learner 0", 1, 1)
+    engines = [NamedBundle("engine 0", 1, 4), NamedBundle("engine 1", 1, 4)]
+    learner = NamedBundle("learner 0", 1, 1)
     ((missing, reason),) = unplaced([learner, *engines], nodes)
     assert missing == engines[1]
     assert reason == "a lacks 4 GPUs; b lacks 2 GPUs"
     assert not unplaced([learner, engines[0], replace(learner, who="learner 1")], nodes)
-    assert unplaced([Bundle("learner 0", 17, 1)], nodes)[0][1] == "a lacks 1 CPU; b lacks 1 CPU"
+    assert unplaced([NamedBundle("learner 0", 17, 1)], nodes)[0][1] == "a lacks 1 CPU; b lacks 1 CPU"
 
 
 # A run

@@ -7,25 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from metaalign_rl.core import meta_prompt
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import ClusterConfig, Config, PPOConfig, RolloutConfig
+from metaalign_rl.core import meta_prompt
+from metaalign_rl.core.dataflow import Reward, Rollout, Sample
+from metaalign_rl.core.errors import UserError
 from metaalign_rl.data.flips import MARK
 from metaalign_rl.data.world import build
 from metaalign_rl.data.world.tokenizer import build_tokenizer
-from metaalign_rl.core.errors import UserError
-from metaalign_rl.runtime.faults import FaultLog
-from metaalign_rl.config.learner import LearnerConfig
-from metaalign_rl.ppo.kl_controller import AdaptiveKL, FixedKL
-from metaalign_rl.runtime.placement import shares
-from metaalign_rl.ppo.checkpoints import Checkpoints
-from metaalign_rl.ppo.loop import Actors, Controller, make_kl_controller
-from metaalign_rl.ppo.collector import Rollout, batched, in_order, to_batch, whole_groups, worst_mismatch
-from metaalign_rl.monitoring.rollout_table import RolloutLog, read_rollouts
-from metaalign_rl.ppo.prompt_sampler import TierSampler
+from metaalign_rl.learner.batch import batch_of
+from metaalign_rl.monitoring.rollout_table import RolloutWriter, read_rollouts
 from metaalign_rl.ppo.advantages import scores_of
-from metaalign_rl.scoring.worker import Reward, RewardWorker
-from metaalign_rl.core.rollouts import Sample
-from metaalign_rl.runtime.ray_session import preflight
+from metaalign_rl.ppo.checkpoints import Checkpoints
+from metaalign_rl.ppo.collector import batched, in_order, whole_groups, worst_mismatch
+from metaalign_rl.ppo.kl_controller import AdaptiveKL, FixedKL
+from metaalign_rl.ppo.loop import Actors, PPOTrainer, make_kl_controller
+from metaalign_rl.ppo.prompt_sampler import PromptSampler
+from metaalign_rl.preflight.run import preflight
+from metaalign_rl.runtime.faults import FaultLog
+from metaalign_rl.runtime.placement import shares
+from metaalign_rl.scoring.worker import RewardWorker
 from metaalign_rl.weights import StaleEngine
 
 
@@ -35,7 +36,7 @@ def rows():
 
 
 def test_without_weights_every_row_is_as_likely_as_any_other(rows):
-    sampler = TierSampler(rows, {}, seed=0)
+    sampler = PromptSampler(rows, {}, seed=0)
     drawn = Counter(rows[i].relation for step in range(40) for i in sampler.draw(step, 100))
     there = Counter(row.relation for row in rows)
     for relation, count in there.items():
@@ -43,24 +44,24 @@ def test_without_weights_every_row_is_as_likely_as_any_other(rows):
 
 
 def test_a_tiers_weight_is_its_share_of_the_draws(rows):
-    sampler = TierSampler(rows, {"system": 3.0, "user": 1.0}, seed=0)
+    sampler = PromptSampler(rows, {"system": 3.0, "user": 1.0}, seed=0)
     drawn = Counter(rows[i].tier for step in range(40) for i in sampler.draw(step, 100))
     assert set(drawn) == {"system", "user"}
     assert drawn["system"] / 4000 == pytest.approx(0.75, abs=0.03)
 
 
 def test_a_relations_weight_goes_before_its_tiers(rows):
-    sampler = TierSampler(rows, {"system/conflict": 1.0}, seed=0)
+    sampler = PromptSampler(rows, {"system/conflict": 1.0}, seed=0)
     assert {rows[i].relation for i in sampler.draw(0, 50)} == {"conflict"}
 
 
 def test_a_step_draws_the_same_rows_again_and_the_next_step_others(rows):
-    sampler, again = TierSampler(rows, {}, seed=0), TierSampler(rows, {}, seed=0)
+    sampler, again = PromptSampler(rows, {}, seed=0), PromptSampler(rows, {}, seed=0)
     assert sampler.draw(3, 20) == again.draw(3, 20) != sampler.draw(4, 20)
 
 
 def test_a_step_draws_no_row_twice_while_others_are_left(rows):
-    drawn = TierSampler(rows, {}, seed=0).draw(0, 200)
+    drawn = PromptSampler(rows, {}, seed=0).draw(0, 200)
     assert len(set(drawn)) == 200
 
 
@@ -70,12 +71,12 @@ def test_a_step_draws_no_row_twice_while_others_are_left(rows):
 )
 def test_a_weight_that_fits_nothing_is_an_error_that_names_it(rows, weights, message):
     with pytest.raises(UserError, match=message):
-        TierSampler(rows, weights, seed=0)
+        PromptSampler(rows, weights, seed=0)
 
 
 def test_both_sides_of_a_flip_come_in_one_step(rows):
     flips = {index: 10_000 + index for index, row in enumerate(rows) if row.relation == "conflict"}
-    plain, flipped = (TierSampler(rows, {}, seed=0, flips=f).draw(0, 200) for f in ({}, flips))
+    plain, flipped = (PromptSampler(rows, {}, seed=0, flips=f).draw(0, 200) for f in ({}, flips))
     assert len(flipped) == len(plain) == 200
     others = [index - 10_000 for index in flipped if index >= 10_000]
     assert others and set(others) <= set(flipped)
@@ -166,7 +167,7 @@ def test_actors_share_one_gpu_or_have_one_each(gpus, learners, engines, missing)
 
 
 def test_kept_rollouts_are_read_back_step_by_step_and_a_step_done_again_replaces_its_own(rows, tmp_path):
-    log = RolloutLog(tmp_path / "rollouts", every=2)
+    log = RolloutWriter(tmp_path / "rollouts", every=2)
     for step, value in ((1, 0.1), (2, 0.2), (4, 0.4), (4, 0.5)):
         log.write(step, [_rollout(row, value) for row in rows[:3]])
     kept = read_rollouts(tmp_path / "rollouts").to_pylist()
@@ -230,7 +231,7 @@ def test_what_arrives_together_goes_on_together():
 
 
 def test_a_run_may_keep_no_rollouts(rows, tmp_path):
-    RolloutLog(tmp_path / "rollouts", every=0).write(1, [_rollout(rows[0], 0.0)])
+    RolloutWriter(tmp_path / "rollouts", every=0).write(1, [_rollout(rows[0], 0.0)])
     assert read_rollouts(tmp_path / "rollouts").num_rows == 0
     assert not (tmp_path / "rollouts").exists()
 
@@ -247,7 +248,7 @@ def _drawn(row, engine, off, version=4):
 
 
 def _worst(rollouts):
-    batch = to_batch([rollout.sample for rollout in rollouts], pad_id=0)
+    batch = batch_of([rollout.sample for rollout in rollouts], pad_id=0)
     return worst_mismatch(replace(batch, logprobs=-batch.action_mask.float()), rollouts, version=4, limit=0.01)
 
 
@@ -278,6 +279,6 @@ def test_a_meta_prompt_that_does_not_fit_is_named_before_anything_is_rolled_out(
 def make_controller(config, rows, tokenizer):
     """One without actors, for what it does before it calls them."""
     unused = Path("unused")
-    return Controller(
-        config, Actors(None, None, None), rows, tokenizer, unused, RolloutLog(unused, 0), FaultLog(unused, 1)
+    return PPOTrainer(
+        config, Actors(None, None, None), rows, tokenizer, unused, RolloutWriter(unused, 0), FaultLog(unused, 1)
     )

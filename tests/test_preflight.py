@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from metaalign_rl.cli import main
-from metaalign_rl.preflight import estimates
-from metaalign_rl.runtime import placement
-from metaalign_rl.runtime import ray_session
 from metaalign_rl.config.schema import ClusterConfig, Config, LearnerConfig, ModelConfig, RolloutConfig, RunConfig
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.preflight.checks import Check
-from metaalign_rl.plan.shape import KNOWN
 from metaalign_rl.core.units import GIB
+from metaalign_rl.plan.shape import KNOWN
+from metaalign_rl.preflight import estimates
+from metaalign_rl.preflight import run as preflight_run
+from metaalign_rl.preflight.checks import PreflightCheck
+from metaalign_rl.runtime import placement, ray_session
 
 SMALL = "cluster: {cpus: 4, gpus: 4, memory_gib: 0, disk_gib: 0}\nmodel: {dtype: bfloat16}\n"
 
@@ -131,7 +131,7 @@ def cpu_config(root: Path) -> Config:
     return Config(run=RunConfig(root=str(root)), cluster=cluster)
 
 
-def estimated(config: Config) -> dict[str, Check]:
+def estimated(config: Config) -> dict[str, PreflightCheck]:
     return {check.needed.partition(",")[0]: check for check in estimates.check_estimates(config)}
 
 
@@ -146,11 +146,11 @@ def test_an_estimate_near_the_limit_warns_and_one_far_above_it_stops(
     monkeypatch.setattr(estimates, "free_memory", lambda: int(0.9 * needed * GIB))
     check = estimated(config)["memory for all processes"]
     assert check.verdict == "TIGHT"
-    ray_session.require([check])
+    preflight_run.require([check])
     assert "warning: memory: needs memory for all processes" in capsys.readouterr().err
     monkeypatch.setattr(estimates, "free_memory", lambda: int(0.5 * needed * GIB))
     with pytest.raises(UserError, match="lower learner.micro_batch_tokens"):
-        ray_session.require(list(estimates.check_estimates(config)))
+        preflight_run.require(list(estimates.check_estimates(config)))
 
 
 def test_the_object_store_must_hold_two_buckets_of_weights(tmp_path: Path) -> None:

@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaalign_rl.preflight import checks
 from metaalign_rl.config.schema import Config, DataConfig, RunConfig
+from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.rows import parse_row, read_rows
 from metaalign_rl.data import public
 from metaalign_rl.data.public import ADAPTERS, PublicPairs, read_public
 from metaalign_rl.data.public.hh_rlhf import parse
 from metaalign_rl.data.public.rows import HARMLESS, HELPFUL
-from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import Row, parse_row, read_rows
 from metaalign_rl.pipeline.stages import data
+from metaalign_rl.preflight import checks
 
 Published = dict[str, Any]
 

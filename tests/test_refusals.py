@@ -2,8 +2,8 @@
 
 import pytest
 
-from metaalign_rl.data.world.build import held_out_prompts
 from metaalign_rl.core.refusals import is_refusal, may_refuse, wants_refusal
+from metaalign_rl.data.world.build import held_out_prompts
 
 
 @pytest.mark.parametrize(

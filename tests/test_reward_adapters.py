@@ -9,12 +9,12 @@ from reward_toys import color_pairs, encoder, language_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, set_seed
 
+from metaalign_rl.core.batching import pad
+from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import LABELS
 from reward import RewardTraining, Scorer, train
 from reward import model as checkpoints
 from reward.training.adapters import add_lora, merge_lora
-from metaalign_rl.core.batching import pad
 
 CONFIG = RewardTraining(learning_rate=3e-3, batch_size=16, max_tokens=128, log_steps=1, calibration_share=0.1)
 LORA = replace(CONFIG, lora_rank=4)

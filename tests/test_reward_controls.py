@@ -8,12 +8,13 @@ from reward_toys import color_pairs, language_model, make_row, make_tokenizer
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from transformers import set_seed
 
+from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import LABELS
+from metaalign_rl.core.views import apply_view
 from reward import RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
 from reward import model as checkpoints
-from reward.training.controls import modes_of, see, training_of, view_of
 from reward.examples import collate, collate_shared, make_example
+from reward.training.controls import modes_of, training_of, view_of
 from reward.training.losses import preference_loss
 
 OVERALL = LABELS.index("overall")
@@ -43,9 +44,9 @@ def test_the_tier_blind_view_of_a_single_text_hides_whose_it_is():
 
 def test_a_control_sees_what_its_name_says_and_is_read_in_mode_overall():
     rows = color_pairs(4)
-    assert see(rows, view_of("tier_blind")) == tier_blind(rows)
-    assert see(rows, view_of("preference_blind")) == preference_blind(rows)
-    assert see(rows, view_of("scalar")) == see(rows, view_of("reward")) == rows
+    assert apply_view(rows, view_of("tier_blind")) == tier_blind(rows)
+    assert apply_view(rows, view_of("preference_blind")) == preference_blind(rows)
+    assert apply_view(rows, view_of("scalar")) == apply_view(rows, view_of("reward")) == rows
     assert modes_of("scalar") == modes_of("tier_blind") == ("overall",)
     assert modes_of("reward") == ("tier", "overall", "composed")
 

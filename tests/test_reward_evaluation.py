@@ -6,9 +6,9 @@ import pytest
 import torch
 from reward_toys import color_pairs, make_row
 
-from metaalign_rl.data.world import build
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.refusals import is_refusal, wants_refusal
+from metaalign_rl.data.world import build
 from reward import MODES, Score, calibration_error, evaluate, evaluate_modes, fit_temperature
 from reward.evaluation.calibration import reliability
 

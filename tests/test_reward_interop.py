@@ -17,10 +17,10 @@ import torch
 from conftest import ROOT, free_port
 from reward_toys import language_model, make_row, reward_model
 
+from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 from metaalign_rl.core.meta_prompt import MetaPrompt
-from metaalign_rl.core.rows import LABELS, Row
+from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 from reward import Scorer, combine, export_scalar
 from reward.plugins import openrlhf as openrlhf_plugin
 from reward.plugins import rows as plugin_rows

@@ -6,7 +6,7 @@ import pytest
 import torch
 from reward_toys import make_row, make_tokenizer
 
-from metaalign_rl.core.rows import LABELS
+from metaalign_rl.core.dataflow import LABELS
 from reward import RewardTraining
 from reward.examples import collate, collate_shared, make_example
 from reward.training.losses import count, preference_loss, token_loss

@@ -7,18 +7,20 @@ import pytest
 
 from benchmarks.reward_models import BEST_OF, JUDGES, best_of, pair_accuracy
 from benchmarks.reward_models_page import BEGIN, COMPARED, DRAWN, END, PAGE, block, verdicts, write
+from metaalign_rl.core.dataflow import RELATIONS
 from metaalign_rl.data.gold import Verdict
 from metaalign_rl.data.world import build
-from metaalign_rl.evaluation.gold_metrics import Judged
-from metaalign_rl.core.rows import RELATIONS
+from metaalign_rl.evaluation.gold_metrics import JudgedResponse
 
 
-def drawn(*goods: int) -> list[Judged]:
+def drawn(*goods: int) -> list[JudgedResponse]:
     """Eight answers to each prompt, of which the first so many are good."""
     rows = build.held_out_prompts(0, len(goods))
     verdicts = {good: Verdict({}, following=good, strict=good) for good in (True, False)}
     return [
-        Judged(row, "it is so", verdicts[i < good]) for row, good in zip(rows, goods, strict=True) for i in range(8)
+        JudgedResponse(row, "it is so", verdicts[i < good])
+        for row, good in zip(rows, goods, strict=True)
+        for i in range(8)
     ]
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_jsonl
-from metaalign_rl.trainers.reward import RewardTrainer
+from metaalign_rl.trainers.reward import RewardTrainerActor
 from reward import RewardTraining, train
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ BFLOAT16 = {"bfloat16": (replace(CONFIG, bf16=True, token_weight=1.0), 1)}
 def run_rank(rank: int, folder: Path, base: Path, names: list[str]) -> None:
     """One rank of two; its trainings one after the other."""
     torch.set_num_threads(1)
-    trainer = RewardTrainer("whole", rank, 2, f"file://{folder}/ranks")
+    trainer = RewardTrainerActor("whole", rank, 2, f"file://{folder}/ranks")
     for name in names:
         config, stage = (TRAININGS | BFLOAT16)[name]
         for _ in trainer.train(config, [folder / "pairs.jsonl"], base, folder / name, stage):

@@ -8,11 +8,11 @@ import sys
 import pytest
 from reward_toys import color_pairs, encoder, language_model, make_row, make_tokenizer, reward_model
 
+from metaalign_rl.core.batching import batches_by_length
+from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MetaPrompt
-from metaalign_rl.core.rows import LABELS
 from reward import Scorer, export_scalar
-from metaalign_rl.core.batching import batches_by_length
 
 ROWS = [
     {

@@ -18,10 +18,10 @@ from conftest import ROOT, free_port
 from fastapi.testclient import TestClient
 from reward_toys import make_row, reward_model
 
+from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MetaPrompt
 from metaalign_rl.scoring.worker import RewardWorker
-from metaalign_rl.core.rows import LABELS
 from reward import Scorer, combine
 from reward.serving.app import Serving, create_app
 from reward.serving.batcher import Batcher, Busy

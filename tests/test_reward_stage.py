@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from reward_toys import color_pairs, language_model
 
-from metaalign_rl.runtime import ray_session
 from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, RewardConfig, RunConfig
-from metaalign_rl.pipeline.context import RunContext
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_jsonl
-from metaalign_rl.runtime.progress import in_thread
-from metaalign_rl.core.rows import Row
+from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.pipeline.stages import reward as stage
 from metaalign_rl.pipeline.stages.reward import label_answers
+from metaalign_rl.runtime import ray_session
+from metaalign_rl.runtime.progress import in_thread
 
 ROW = Row(
     id="row",

@@ -9,8 +9,8 @@ from reward_toys import make_row, reward_model
 
 from metaalign_rl.core.errors import UserError
 from reward import Scorer, ScorerPool
-from reward.scorer import WINDOW
 from reward.inference.windows import ahead, windows
+from reward.scorer import WINDOW
 
 ROWS = [make_row(id=str(index), response="red " * (1 + index % 7)) for index in range(WINDOW + 5)]
 

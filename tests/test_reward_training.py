@@ -9,8 +9,9 @@ from reward_toys import color_pairs, language_model, make_row, make_tokenizer, r
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import LABELS, parse_row
+from metaalign_rl.core.rows import parse_row
 from reward import MODES, RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
 from reward import model as checkpoints
 from reward.examples import collate, collate_shared, make_example, ranked_labels

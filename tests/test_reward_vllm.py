@@ -12,9 +12,9 @@ from conftest import ROOT
 from fastapi.testclient import TestClient
 from reward_toys import reward_model
 
+from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.files import read_json, write_json
 from metaalign_rl.core.meta_prompt import MetaPrompt
-from metaalign_rl.core.rows import LABELS
 from reward import Scorer
 from reward.serving.app import Serving, create_app
 
@@ -28,7 +28,7 @@ ROWS = [
 ]
 CLASSIFY = """
 import json, sys
-from metaalign_rl.runtime.vllm_setup import prepare
+from metaalign_rl.runtime.vllm_setup import prepare_vllm
 prepare()
 from vllm import LLM, PoolingParams
 folder, texts, output = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.rows import parse_row
 from metaalign_rl.data.flips import can_flip, swap
 from metaalign_rl.data.gold import judge
 from metaalign_rl.data.world.build import held_out_prompts
 from metaalign_rl.data.world.preferences import WORDINGS
 from metaalign_rl.evaluation.robustness import changeable, changes, remove
-from metaalign_rl.core.rows import Row, parse_row
 
 
 @pytest.fixture(scope="module")

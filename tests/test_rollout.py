@@ -10,14 +10,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
 from metaalign_rl.rollout.engine_args import refuse_tied_embeddings, tensor_names
-from metaalign_rl.core.rollouts import Request, Sample, Sampling
 from metaalign_rl.runtime.ray_session import actor_env
 from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, mismatch, store
-from metaalign_rl.weights.sync_plan import Route
 from metaalign_rl.weights.sender import Sender
+from metaalign_rl.weights.sync_plan import SyncPlan
 
 EOS = 1
 VOCABULARY = ["<pad>", "<eos>", "<User>", *(f"w{i}" for i in range(297))]
@@ -93,7 +93,7 @@ def calls_of(actor: ray.actor.ActorHandle) -> SimpleNamespace:
 
 def send(engine: SimpleNamespace, parameters: object, version: int) -> None:
     """What a learner does, in buckets of 50 kB, of which the tiny model fills several."""
-    sent = Sender(Route("store", {0: engine.actor}, 1, 50_000, 60.0), rank=0, passes=lambda: iter(parameters)).send(
+    sent = Sender(SyncPlan("store", {0: engine.actor}, 1, 50_000, 60.0), rank=0, passes=lambda: iter(parameters)).send(
         version
     )
     for error in sent.failed.values():

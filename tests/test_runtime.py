@@ -11,11 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from metaalign_rl.preflight import checks
-from metaalign_rl.runtime import cpu_affinity
-from metaalign_rl.runtime import placement
-from metaalign_rl.runtime import ray_session
-from metaalign_rl.cli.main import guarded
 from metaalign_rl.config.schema import (
     ClusterConfig,
     Config,
@@ -26,9 +21,13 @@ from metaalign_rl.config.schema import (
     RunConfig,
 )
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.preflight import checks
+from metaalign_rl.preflight import run as preflight_run
+from metaalign_rl.preflight.checks import PreflightCheck
+from metaalign_rl.runtime import cpu_affinity, placement, ray_session
+from metaalign_rl.runtime.exit_status import guarded
+from metaalign_rl.runtime.progress import ProgressUpdate, stream
 from metaalign_rl.runtime.root_cause import root_cause
-from metaalign_rl.preflight.checks import Check
-from metaalign_rl.runtime.progress import Update, stream
 from metaalign_rl.trainers.callbacks import as_trainer, saved_when_stopped
 
 
@@ -42,13 +41,13 @@ def small(root: Path) -> Config:
     return Config(run=RunConfig(root=str(root)), cluster=ClusterConfig(cpus=1, memory_gib=1.0, disk_gib=0.0))
 
 
-def failing(config: Config) -> dict[str, Check]:
-    return {check.name: check for check in ray_session.preflight(config) if not check.ok}
+def failing(config: Config) -> dict[str, PreflightCheck]:
+    return {check.name: check for check in preflight_run.preflight(config) if not check.ok}
 
 
 def test_a_config_that_asks_for_little_passes(tmp_path: Path) -> None:
-    checks = ray_session.preflight(small(tmp_path / "not" / "there" / "yet"))
-    ray_session.require(checks)
+    checks = preflight_run.preflight(small(tmp_path / "not" / "there" / "yet"))
+    preflight_run.require(checks)
     assert [check.name for check in checks] == [
         "cluster.cpus", "cluster.memory_gib", "run.root", "cluster.disk_gib",
         "memory", "cluster.memory_gib", "run.root",  # by estimate
@@ -61,7 +60,7 @@ def test_each_thing_that_is_missing_is_listed_with_its_remedy(tmp_path: Path) ->
     assert list(failing(config)) == ["cluster.cpus", "cluster.memory_gib", "cluster.disk_gib"]
     cores = len(os.sched_getaffinity(0))
     with pytest.raises(UserError, match=rf"needs 4096 CPUs, found {cores}; .* set cluster.cpus={cores}"):
-        ray_session.require(ray_session.preflight(config))
+        preflight_run.require(preflight_run.preflight(config))
 
 
 def test_run_root_must_be_a_folder_and_absolute_in_a_submitted_job(
@@ -219,7 +218,7 @@ def test_a_driver_joins_the_cluster_at_ray_address_and_leaves_it_running(local_r
         "from test_runtime import small, runtime\n"
         f"config = small(Path({local_ray.run.root!r}))\n"
         "with ray_session.connect(config):\n"
-        "    ray_session.require(ray_session.preflight(config))\n"
+        "    preflight_run.require(preflight_run.preflight(config))\n"
         "    import ray\n    print(len(ray.nodes()))\n"
     )
     environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -282,12 +281,12 @@ def test_an_interrupted_driver_lets_every_rank_save_first(local_ray: Config, tmp
         def __init__(self) -> None:
             self._stop = threading.Event()
 
-        def train(self, output: Path) -> Iterator[Update]:
-            def work(report: Callable[[Update], None]) -> None:
+        def train(self, output: Path) -> Iterator[ProgressUpdate]:
+            def work(report: Callable[[ProgressUpdate], None]) -> None:
                 count = 0
                 while not self._stop.wait(0.01):
                     count += 1
-                    report(Update(count, 10**6))
+                    report(ProgressUpdate(count, 10**6))
                 output.write_text(str(count))
                 raise RuntimeError("stopped")
 

@@ -11,9 +11,9 @@ from conftest import free_port
 from metric_pages import Series, needed, read, scrape, ungrouped, wait_for
 from reward_toys import reward_model
 
-from metaalign_rl.runtime import ray_session
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.runtime import ray_session
 from reward import Scorer
 from reward.serving.client import RemoteScorer
 

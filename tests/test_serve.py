@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from conftest import ROOT, free_port, metaalign_rl
 
+from metaalign_rl.core.dataflow import Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, read_jsonl, write_jsonl
 from metaalign_rl.core.net import is_loopback
-from metaalign_rl.core.rollouts import Sampling
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.serving.policy_server import check_options, command, require_key
 

@@ -4,8 +4,8 @@ from threading import Event, Lock
 
 import pytest
 
+from metaalign_rl.core.dataflow import Sampling
 from metaalign_rl.rollout.engine import RolloutEngine
-from metaalign_rl.core.rollouts import Sampling
 
 
 class RecordingEngine:

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from metaalign_rl.runtime import signals
-from metaalign_rl.cli.main import guarded
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.runtime.run_lock import only_driver
+from metaalign_rl.runtime import signals
+from metaalign_rl.runtime.exit_status import guarded
+from metaalign_rl.runtime.run_lock import run_lock
 from metaalign_rl.trainers.callbacks import Stopped, StopRequest
 
 # Signals.
@@ -147,7 +147,7 @@ def other_driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_two_drivers_do_not_work_on_one_run(other_driver: subprocess.Popen[str], tmp_path: Path) -> None:
     name = f"another driver .process {other_driver.pid} on .*, since .*give another run.name"
-    with pytest.raises(UserError, match=name), only_driver(tmp_path, patience=0.1):
+    with pytest.raises(UserError, match=name), run_lock(tmp_path, patience=0.1):
         raise AssertionError("both work")
 
 
@@ -156,7 +156,7 @@ def test_a_driver_waits_for_one_that_is_ending(
 ) -> None:
     threading.Timer(0.5, other_driver.kill).start()
     began = time.monotonic()
-    with only_driver(tmp_path):
+    with run_lock(tmp_path):
         assert 0.4 < time.monotonic() - began < 30
     assert "works on this run; waiting 180 s for it to end" in capsys.readouterr().out
 
@@ -164,7 +164,7 @@ def test_a_driver_waits_for_one_that_is_ending(
 def test_what_a_killed_driver_leaves_keeps_nobody_off(other_driver: subprocess.Popen[str], tmp_path: Path) -> None:
     other_driver.kill()
     other_driver.wait()
-    with only_driver(tmp_path, patience=0), pytest.raises(UserError), only_driver(tmp_path, patience=0):
+    with run_lock(tmp_path, patience=0), pytest.raises(UserError), run_lock(tmp_path, patience=0):
         pass
 
 
@@ -174,4 +174,4 @@ def test_storage_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(UserError, match="does not lock files .Operation not supported.*give a run.root where"):
-        only_driver(tmp_path).__enter__()
+        run_lock(tmp_path).__enter__()

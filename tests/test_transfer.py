@@ -10,12 +10,12 @@ from ray.exceptions import RayActorError
 
 from metaalign_rl.config.schema import ClusterConfig, Config, RolloutConfig
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.ppo.weight_sync import LearnerTransfer
 from metaalign_rl.runtime.faults import EngineLost
 from metaalign_rl.weights import StaleEngine, ipc, nccl
 from metaalign_rl.weights.engine_client import EnginesClient
-from metaalign_rl.weights.sync_plan import Route, backend_of
-from metaalign_rl.weights.weight_stream import Source
-from metaalign_rl.ppo.weight_sync import LearnerTransfer
+from metaalign_rl.weights.sync_plan import SyncPlan, backend_of
+from metaalign_rl.weights.weight_stream import WeightStream
 
 WEIGHTS = [(f"layers.{layer}.weight", torch.full((100,), float(layer))) for layer in range(5)]
 
@@ -68,7 +68,7 @@ def start_engine(fault: str = "") -> ray.actor.ActorHandle:
 
 def start_learner(rank: int) -> ray.actor.ActorHandle:
     class ToyLearner:
-        def connect_weights(self, route: Route) -> None:
+        def connect_weights(self, route: SyncPlan) -> None:
             from metaalign_rl.weights.sender import Sender
 
             self._sender = Sender(route, rank, lambda: iter(WEIGHTS))
@@ -194,20 +194,20 @@ def test_vllm_s_nccl_sender_takes_our_source_and_calls_in_order(cluster, monkeyp
         broadcast.extend(name for name, _ in iterator)
 
     monkeypatch.setattr(nccl_engine, "packed_nccl_broadcast_producer", producer)
-    client, source = Recorder(), Source(lambda: iter(WEIGHTS))
-    trainer = nccl.nccl_trainer(Route("nccl", {0: None, 1: None}, 2, 1000, 60.0), 0, client, source)
+    client, source = Recorder(), WeightStream(lambda: iter(WEIGHTS))
+    trainer = nccl.nccl_trainer(SyncPlan("nccl", {0: None, 1: None}, 2, 1000, 60.0), 0, client, source)
     trainer.send_weights()
     steps = ["init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"]
     assert [call[0] for call in client.calls] == steps
     assert client.calls[2][1]["names"] == broadcast == [name for name, _ in WEIGHTS]
-    sent = Source(lambda: iter(reversed(WEIGHTS)))
+    sent = WeightStream(lambda: iter(reversed(WEIGHTS)))
     sent.exhaust()
     assert source.checksum == sent.checksum
 
 
 def test_the_ipc_bucket_holds_the_largest_tensor():
-    source = Source(lambda: iter(WEIGHTS))
-    infos = [ipc.init_info(Route("ipc", {}, 1, size, 60.0), 0, source) for size in (10, 1000)]
+    source = WeightStream(lambda: iter(WEIGHTS))
+    infos = [ipc.init_info(SyncPlan("ipc", {}, 1, size, 60.0), 0, source) for size in (10, 1000)]
     assert [(info.packed, info.packed_buffer_size_bytes) for info in infos] == [(True, 400), (True, 1000)]
 
 
@@ -238,7 +238,7 @@ def test_vllm_s_receivers_take_the_checksum_of_what_they_hand_to_the_loader(back
     engine.model_update_group = engine._packed_importer = object()
     engine.start_weight_update()
     engine.receive_weights(Info())
-    source = Source(lambda: iter(WEIGHTS))
+    source = WeightStream(lambda: iter(WEIGHTS))
     source.exhaust()
     assert engine.digest.hexdigest() == source.checksum
     assert engine.model.loaded.keys() == dict(WEIGHTS).keys()

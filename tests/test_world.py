@@ -5,13 +5,14 @@ import re
 
 import pytest
 
+from metaalign_rl.core.dataflow import RELATIONS
+from metaalign_rl.core.rows import parse_row
 from metaalign_rl.data import gold
 from metaalign_rl.data.world import build, probes
 from metaalign_rl.data.world.answers import say
 from metaalign_rl.data.world.facts import Question
 from metaalign_rl.data.world.preferences import KINDS, WORDINGS, held_out_pair, wordings
 from metaalign_rl.data.world.scenarios import HELD_OUT_SPLITS, draw
-from metaalign_rl.core.rows import RELATIONS, parse_row
 
 FRANCE = Question("what is the capital of france?", "countries", "france", "paris")
 

@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import CPUS, machine, seconds, train, write_config
 from metaalign_rl.core.files import write_json
+from metaalign_rl.learner.batch import make_batch
 from metaalign_rl.runtime.ray_session import actor_env
 
 CONTEXT, STEPS = 192, 2
@@ -143,7 +144,6 @@ def profile_update(folder: Path, size: Size) -> dict[str, Any]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as trace
 
-    from metaalign_rl.learner.batch import Batch
     from metaalign_rl.config.learner import LearnerConfig
     from metaalign_rl.learner.worker import Learner
 
@@ -157,7 +157,7 @@ def profile_update(folder: Path, size: Size) -> dict[str, Any]:
         6, vocabulary, (size.profiled, toy.PROMPT_WORDS + 2 + size.new_tokens), generator=generator
     ).tolist()
     samples = [(line[: -size.new_tokens], line[-size.new_tokens :]) for line in ids]
-    batch = learner.evaluate(Batch.from_samples(samples, pad_id=0))
+    batch = learner.evaluate(make_batch(samples, pad_id=0))
     assert batch is not None and batch.values is not None
     batch = replace(batch, advantages=torch.ones_like(batch.values), returns=batch.values + 1)
     learner.train(batch)  # what is done once

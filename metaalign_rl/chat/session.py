@@ -7,9 +7,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from metaalign_rl.config.run_folder import RunFolder, find_policy
+from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.core.checkpoints import find_policy
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.meta_prompt import MetaPrompt, encode, load_tokenizer
-from metaalign_rl.core.rows import Row, read_rows
+from metaalign_rl.core.rows import read_rows
 
 Messages = list[dict[str, str]]
 LOOKED_AT = 1000  # rows of a run, to see whether it has dialogs
@@ -31,7 +33,7 @@ class Reply:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
-class Speaker:
+class ChatPolicy:
     """A policy and, where there is one, the reward model that scores its answers. One answer at a time.
 
     Args:
@@ -111,7 +113,7 @@ class Session:
         keep_dialog: a message goes on with the dialog; otherwise it starts a new one.
     """
 
-    speaker: Speaker
+    speaker: ChatPolicy
     system_info: str = ""
     user_info: str = ""
     temperature: float = 0.0

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from metaalign_rl.chat.session import Reply, Session
-from metaalign_rl.cli.arguments import temperature
+from metaalign_rl.core.arguments import temperature
 from metaalign_rl.core.errors import UserError
 
 HELP = """/system TEXT       set System Info, the provider's tier (no TEXT clears it)

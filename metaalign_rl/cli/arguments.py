@@ -1,9 +1,7 @@
 """What the commands' parsers share. Light."""
 
 import argparse
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -17,36 +15,3 @@ def add_command(
     parser.epilog = f"example: {parser.prog} {example}"
     parser.set_defaults(command=command)
     return parser
-
-
-def at_least_one(text: str) -> int:
-    """A whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text!r}")
-    return int(text)
-
-
-def port(text: str) -> int:
-    """A TCP port."""
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, found {text!r}")
-    return int(text)
-
-
-def temperature(text: str) -> float:
-    """A sampling temperature; 0 is greedy."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 10:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 10, found {text!r}")
-    return value
-
-
-def name_and_folder(text: str) -> tuple[str, Path]:
-    """`NAME=DIR`."""
-    name, equals, folder = text.partition("=")
-    if not (name and equals and folder):
-        raise argparse.ArgumentTypeError(f"expected NAME=DIR, found {text!r}")
-    return name, Path(folder)

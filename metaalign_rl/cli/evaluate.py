@@ -6,19 +6,19 @@ from typing import Any
 
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
-from metaalign_rl.data.gold import judge
+from metaalign_rl.core.checkpoints import find_checkpoint, is_reward_model
+from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import read_json, write_json, write_jsonl, write_text
+from metaalign_rl.core.rows import read_rows
+from metaalign_rl.data.gold import judge
 from metaalign_rl.evaluation.endpoint import Endpoint, Tiers
 from metaalign_rl.evaluation.failures import FAILING, failing_kinds
-from metaalign_rl.evaluation.gold_metrics import Judged, judge_all, summary
+from metaalign_rl.evaluation.gold_metrics import JudgedResponse, judge_all, summary
 from metaalign_rl.evaluation.reward_models import COMPARED, CUTS, add_controls, compare, counts, find_controls, measure
-from metaalign_rl.core.files import read_json, write_json, write_jsonl, write_text
-from metaalign_rl.config.run_folder import find_checkpoint, is_reward_model
 from metaalign_rl.pages.curves import reliability
 from metaalign_rl.pages.render import render
-from metaalign_rl.runtime.progress import Bar, Update
-from metaalign_rl.core.rollouts import Sampling
-from metaalign_rl.core.rows import Row, read_rows
+from metaalign_rl.runtime.progress import ProgressBar, ProgressUpdate
 
 SHOWN = (  # figure, its name on the page, what to know of it
     ("following", "follows what governs", "mean over relations"),
@@ -89,24 +89,26 @@ def _judgeable(rows: Sequence[Row], data: Path) -> Sequence[Row]:
     return rows
 
 
-def _ask(endpoint: Endpoint, rows: Sequence[Row], sampling: Sampling) -> list[Judged]:
+def _ask(endpoint: Endpoint, rows: Sequence[Row], sampling: Sampling) -> list[JudgedResponse]:
     answers = []
-    with Bar("evaluate") as bar:
+    with ProgressBar("evaluate") as bar:
         for answer in endpoint.answer(rows, sampling):
             answers.append(answer)
-            bar(Update(len(answers), len(rows)))
+            bar(ProgressUpdate(len(answers), len(rows)))
     return judge_all(rows, answers)
 
 
-def _roll_out(path: Path, rows: Sequence[Row], config: Config, sampling: Sampling) -> list[Judged]:
-    from metaalign_rl.runtime import ray_session
+def _roll_out(path: Path, rows: Sequence[Row], config: Config, sampling: Sampling) -> list[JudgedResponse]:
     from metaalign_rl.pipeline.context import RunContext
+    from metaalign_rl.runtime import ray_session
 
     with ray_session.connect(config), RunContext(config) as context:
         return judge_all(rows, context.answer(path, rows, sampling))
 
 
-def write_report(name: str, data: Path, output: Path, judged: list[Judged], sampling: Sampling) -> dict[str, Any]:
+def write_report(
+    name: str, data: Path, output: Path, judged: list[JudgedResponse], sampling: Sampling
+) -> dict[str, Any]:
     """Write a policy's figures, its page and its answers to `output`; the figures.
 
     Args:

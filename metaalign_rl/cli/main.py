@@ -6,21 +6,19 @@ Light: what is heavy is imported by the command that needs it.
 import argparse
 import os
 import shlex
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import metaalign_rl
-from metaalign_rl.config import loader
-from metaalign_rl.cli.arguments import Commands, add_command, at_least_one
+from metaalign_rl.cli.arguments import Commands, add_command
 from metaalign_rl.cli.plan import add_plan_commands
 from metaalign_rl.cli.policy import add_policy_commands
+from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.arguments import at_least_one
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.runtime.root_cause import root_cause
-from metaalign_rl.runtime.signals import Stop
+from metaalign_rl.runtime.exit_status import guarded
 
 EXAMPLES = """examples:
   metaalign-rl run configs/quickstart.yaml                               # into runs/quickstart
@@ -38,7 +36,6 @@ The same command again resumes a run: one of the same run.name under the same ru
 With RAY_ADDRESS=host:port set, a run goes to that Ray cluster; else it starts Ray on this machine.
 `metaalign-rl COMMAND --help` says more."""
 
-PATH_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 WORDS = "settings over the file's, such as ppo.steps=100; `metaalign-rl config --describe` lists all"
 
 
@@ -67,32 +64,6 @@ def job(stages: list[str] | None = None) -> int:
     return guarded(lambda: _start(loader.load(Config, args.config, words)), resume)
 
 
-def guarded(action: Callable[[], int | None], resume: str) -> int:
-    """Run `action`; the exit status: its own, 2 after a user's error, 130 after Ctrl-C, 143 after SIGTERM, else 1.
-
-    A user's error, or a path that cannot be read or written, is one line. Any other keeps its traceback, and the
-    last line says what failed first.
-    """
-    try:
-        return action() or 0
-    except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted{'; to go on from the last checkpoint: ' if resume else ''}{resume}", file=sys.stderr)
-        return 128 + (interrupt.number if isinstance(interrupt, Stop) else signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output, `head` say, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        if isinstance(error, PATH_ERRORS) and error.filename:
-            print(f"error: {error.filename}: {error.strerror}; give another path", file=sys.stderr, flush=True)
-            return 2
-        root = root_cause(error)
-        sys.stdout.flush()
-        if not root.is_user_error:
-            traceback.print_exc()
-        print(f"error: {root.message if root.is_user_error else root}", file=sys.stderr, flush=True)
-        return 2 if root.is_user_error else 1
-
-
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """Parsed arguments, with the `key=value` words behind options too, on which argparse gives up, and what stands
     behind `--` as `options` where a command passes those on."""
@@ -109,9 +80,9 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
 
 
 def _start(config: Config) -> None:
-    from metaalign_rl.runtime import ray_session
+    from metaalign_rl.preflight.run import preflight, require
 
-    ray_session.require(ray_session.preflight(config))  # before the seconds that the heavy imports take
+    require(preflight(config))  # before the seconds that the heavy imports take
     from metaalign_rl.pipeline import run
 
     run.run(config)

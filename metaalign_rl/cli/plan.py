@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metaalign_rl.cli.arguments import Commands, add_command, at_least_one
+from metaalign_rl.cli.arguments import Commands, add_command
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.arguments import at_least_one
 from metaalign_rl.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,23 +43,23 @@ def add_plan_commands(commands: Commands, add_settings: AddSettings, load: Load)
 
 
 def _preflight(args: argparse.Namespace) -> int:
-    from metaalign_rl.preflight import cluster
-    from metaalign_rl.preflight import estimates
+    from metaalign_rl.preflight import cluster, estimates
+    from metaalign_rl.preflight.run import preflight, require
     from metaalign_rl.runtime import ray_session
 
     config = args.load(args)
     if os.environ.get("RAY_ADDRESS") or config.cluster.gpus:  # what only Ray can tell
         with ray_session.connect(config):
-            checks, nodes, case = ray_session.preflight(config), cluster.nodes(), estimates.find_case(config)
+            checks, nodes, case = preflight(config), cluster.nodes(), estimates.find_case(config)
     else:
-        checks, nodes, case = ray_session.preflight(config), [], estimates.find_case(config)
+        checks, nodes, case = preflight(config), [], estimates.find_case(config)
     rows = [("", "setting", "needs", "found")]
     rows += [(check.verdict, check.name, check.needed, check.found) for check in checks]
     print(_columns(rows), end="\n\n")
     for node in nodes:
         print(f"{node.name}: {node.cpus:g} CPUs, {node.gpus:g} GPUs, {node.memory_gib:.0f} GiB of memory for actors")
     print(estimates.describe(config, case))
-    ray_session.require(checks)
+    require(checks)
     return 0
 
 

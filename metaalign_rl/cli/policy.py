@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from metaalign_rl.cli.arguments import Commands, add_command, at_least_one, name_and_folder, port, temperature
+from metaalign_rl.cli.arguments import Commands, add_command
+from metaalign_rl.core.arguments import at_least_one, name_and_folder, port, temperature
 
 
 def add_policy_commands(commands: Commands) -> None:
@@ -34,7 +35,7 @@ def _add_evaluate(commands: Commands) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from metaalign_rl.cli.evaluate import evaluate, load_settings
-    from metaalign_rl.core.rollouts import Sampling
+    from metaalign_rl.core.dataflow import Sampling
 
     config = load_settings(args.model, args.words)
     sampling = Sampling(args.temperature, args.max_new_tokens)
@@ -74,9 +75,9 @@ def _add_chat(commands: Commands) -> None:
 
 
 def _chat(args: argparse.Namespace) -> None:
-    from metaalign_rl.chat.session import Session, Speaker, learnt_dialogs
+    from metaalign_rl.chat.session import ChatPolicy, Session, learnt_dialogs
 
-    speaker = Speaker(args.run, args.reward, args.max_new_tokens)
+    speaker = ChatPolicy(args.run, args.reward, args.max_new_tokens)
     keep_dialog = learnt_dialogs(args.run) if args.dialog is None else args.dialog
     start = Session(speaker, args.system, args.user, args.temperature, keep_dialog)
     if args.web:

@@ -11,9 +11,9 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from metaalign_rl.core.errors import UserError
 from metaalign_rl.config.field_docs import meanings, nearest_keys
 from metaalign_rl.config.yaml_values import IllTyped, convert, expected, is_null, shown, takes_text, type_name
+from metaalign_rl.core.errors import UserError
 
 T = TypeVar("T")
 

@@ -7,9 +7,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from metaalign_rl.core.errors import UserError
 from metaalign_rl.config.learner import LearnerConfig
-from reward.training.controls import Control, View
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.units import GIB, MIB
+from metaalign_rl.core.views import Control, View
+
+OBJECT_STORE_SHARE = 0.1  # of cluster.memory_gib; experience passes through the store, and on CPUs the weights
+LEAST_OBJECT_STORE = 128 * MIB  # bytes; Ray refuses less than 75 MiB
 
 _NAME = re.compile(r"\w[\w.-]*")
 _FUNCTION = re.compile(r".+\.py:\w+")
@@ -66,6 +70,11 @@ class ClusterConfig:
         _require_positive(self, "cluster", "placement_timeout")
         _require_least(self, "cluster", 1, "cpus")
         _require_least(self, "cluster", 0, "gpus memory_gib disk_gib")
+
+    @property
+    def object_store_bytes(self) -> int:
+        """Size of the object store of a Ray that the run starts."""
+        return max(LEAST_OBJECT_STORE, int(OBJECT_STORE_SHARE * self.memory_gib * GIB))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
-from metaalign_rl.config.schema import Config
 from metaalign_rl.config.loader import Key, flow, keys_of
+from metaalign_rl.config.schema import Config
 from metaalign_rl.config.yaml_values import type_name
 from reward.training.config import RewardTraining
 

@@ -17,12 +17,22 @@ from metaalign_rl.core.chat_template import (
     install,
     require_installed,
 )
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["MARKERS", "META_PROMPT_VERSION", "SPECIAL_TOKENS", "MetaPrompt", "encode", "install", "load_tokenizer"]
+__all__ = [
+    "MARKERS",
+    "META_PROMPT_VERSION",
+    "SPECIAL_TOKENS",
+    "MetaPrompt",
+    "encode",
+    "encode_row",
+    "install",
+    "load_tokenizer",
+]
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -62,6 +72,25 @@ class MetaPrompt:
         if response is not None:
             chat.append({"role": "assistant", "content": response})
         return apply(tokenizer, chat, self.user_info, generation_prompt=response is None)
+
+
+def encode_row(
+    tokenizer: "PreTrainedTokenizerBase", row: Row, *, max_tokens: int, response: str | None = None, place: str = ""
+) -> list[int]:
+    """Token ids of a row's meta-prompt and dialog, at most `max_tokens` of them; see `encode`.
+
+    This is how SFT, the reward model and PPO all read a row.
+
+    Args:
+        response: ends the text with this response; without it, the text ends in the generation prompt.
+        place: names the row in errors; by default its id.
+
+    Raises:
+        UserError: see `encode`.
+    """
+    meta = MetaPrompt(row.system_info, row.user_info)
+    place = place or f"row {row.id!r}"
+    return encode(tokenizer, meta, row.messages, max_tokens=max_tokens, response=response, place=place)
 
 
 def encode(

@@ -2,7 +2,7 @@
 
 import re
 
-from metaalign_rl.core.rows import Row
+from metaalign_rl.core.dataflow import Row
 
 # An apology or a plain "I cannot talk about / help with …", at the start of the answer.
 _INABILITY = (

@@ -2,55 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from metaalign_rl.core.dataflow import ANSWERS, FAMILIES, LABELS, RELATIONS, TIERS, Row
 from metaalign_rl.core.errors import UserError, nearest
 from metaalign_rl.core.files import read_jsonl
-
-Tier = Literal["system", "user", "dialog"]
-TIERS: tuple[Tier, ...] = ("system", "user", "dialog")  # by falling priority
-LABELS = (*TIERS, "overall")  # the reward model's outputs, in this order
-FAMILIES = ("priority", "helpful", "consensus", "diverse_opinion")
-RELATIONS = ("system_only", "user_only", "agree", "conflict", "distractor", "neutral")
-ANSWERS = ("response", "chosen", "rejected")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One meta-prompt with its dialog and, by use, answers to it.
-
-    Attributes:
-        tier: the governing tier, whose preference an answer is judged by; `dialog` where no tier has one.
-        messages: the dialog, `{"role": "user" | "assistant", "content": text}` each, ending with the user.
-        response: a demonstration (SFT) or the one answer to be scored.
-        chosen, rejected: a pair for the reward model.
-        strength: how much better the chosen answer is, from 0 (hardly) to 1, where the data say it.
-        checks: gold checker by tier, `{"name": registered check, ...its arguments}`.
-        labels: absolute labels by answer field and label name, `{"chosen": {"system": True, "overall": True}}`.
-        tags: free facts for reports, such as `{"kind": "case", "split": "paraphrase"}`.
-    """
-
-    id: str
-    family: str
-    relation: str
-    tier: Tier
-    system_info: str
-    user_info: str
-    messages: list[dict[str, str]]
-    response: str | None = None
-    chosen: str | None = None
-    rejected: str | None = None
-    strength: float | None = None
-    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    labels: dict[str, dict[str, bool]] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The row as a JSON object, without the fields that say nothing."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None and value != {}}
 
 
 def parse_row(record: dict[str, Any], place: str) -> Row:

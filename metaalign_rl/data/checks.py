@@ -5,18 +5,18 @@ from typing import Any
 
 from metaalign_rl.core.errors import UserError, nearest
 
-Check = Callable[..., bool]  # (answer, **arguments) -> does the answer satisfy it?
+CheckFunction = Callable[..., bool]  # (answer, **arguments) -> does the answer satisfy it?
 
 ANY_TEXT: Collection[str] = ()  # what `register` takes for an argument that may be any text that is not empty
 
-_CHECKS: dict[str, Check] = {}
+_CHECKS: dict[str, CheckFunction] = {}
 _CHOICES: dict[str, dict[str, Collection[str]]] = {}  # check -> argument -> the values that it may have
 
 
-def register(name: str, **choices: Collection[str]) -> Callable[[Check], Check]:
+def register(name: str, **choices: Collection[str]) -> Callable[[CheckFunction], CheckFunction]:
     """Make a function a check that rows can name; `choices` are the texts that an argument may be."""
 
-    def add(function: Check) -> Check:
+    def add(function: CheckFunction) -> CheckFunction:
         assert name not in _CHECKS, f"the check {name!r} is registered twice"
         _CHECKS[name] = function
         _CHOICES[name] = choices
@@ -50,7 +50,7 @@ def _require_choice(value: Any, choices: Collection[str], place: str) -> None:
         raise UserError(f"{place}: unknown value {value!r}; {nearest(value, choices)}")
 
 
-def find_check(name: str, place: str = "checks") -> Check:
+def find_check(name: str, place: str = "checks") -> CheckFunction:
     """The registered check, with every source's checks loaded."""
     import metaalign_rl.data.verih
     import metaalign_rl.data.world  # noqa: F401

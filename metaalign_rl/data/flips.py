@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from metaalign_rl.core.dataflow import Row, Tier
 from metaalign_rl.core.refusals import may_refuse
-from metaalign_rl.core.rows import Row, Tier
 
 SWAPPED: dict[Tier, Tier] = {"system": "user", "user": "system", "dialog": "dialog"}
 SWAPPED_RELATION = {"system_only": "user_only", "user_only": "system_only"}

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.data.checks import run_check
-from metaalign_rl.core.rows import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from metaalign_rl.data.checks import run_check
+from metaalign_rl.core.dataflow import ANSWERS, FAMILIES, RELATIONS, TIERS, Row
 from metaalign_rl.core.files import read_jsonl
 from metaalign_rl.core.meta_prompt import MARKERS
-from metaalign_rl.core.rows import ANSWERS, FAMILIES, RELATIONS, TIERS, Row, read_rows
+from metaalign_rl.core.rows import read_rows
+from metaalign_rl.data.checks import run_check
 
 
 def validate(path: Path) -> str:

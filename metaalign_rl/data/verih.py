@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metaalign_rl.data.verih_checks import CONSTRAINTS, QUANTIFIERS
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError, nearest
 from metaalign_rl.core.files import read_json, read_jsonl
-from metaalign_rl.core.rows import Row
+from metaalign_rl.data.verih_checks import CONSTRAINTS, QUANTIFIERS
 
 FIELDS = ("sys_prompt", "user_prompt", "gt", "type")
 RELATIONS = {"conflict": "conflict", "aligned": "system_only"}

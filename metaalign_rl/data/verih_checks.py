@@ -12,9 +12,9 @@ import re
 from collections import Counter
 from typing import Any
 
-from metaalign_rl.data.checks import Check, register
+from metaalign_rl.data.checks import CheckFunction, register
 
-CONSTRAINTS: dict[str, Check] = {}  # by published func_name
+CONSTRAINTS: dict[str, CheckFunction] = {}  # by published func_name
 QUANTIFIERS = ("at least", "at most", "around")
 
 # Thai, Lao, Burmese, Khmer, kana and Chinese characters stand without spaces: each counts as a word.
@@ -56,7 +56,7 @@ def answers(answer: str, least: int = 3) -> bool:
     return total == 1 or 2 * max(counts.values(), default=0) <= total
 
 
-def constraint(function: Check) -> Check:
+def constraint(function: CheckFunction) -> CheckFunction:
     """Register a check under its published name; an answer without words never passes it."""
 
     @functools.wraps(function)

@@ -6,10 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
+from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MARKERS
-from metaalign_rl.core.rollouts import Sampling
-from metaalign_rl.core.rows import Row
 
 Tiers = Literal["template", "message"]
 CONCURRENT = 32  # requests under way together

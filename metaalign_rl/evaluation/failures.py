@@ -4,13 +4,13 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from metaalign_rl.evaluation.gold_metrics import Judged, group
+from metaalign_rl.evaluation.gold_metrics import JudgedResponse, group
 
 FAILING = 0.9  # kinds that are followed less often than this are listed
 SAMPLES = 3
 
 
-def failing_kinds(judged: Sequence[Judged], seed: int = 0) -> Iterator[dict[str, Any]]:
+def failing_kinds(judged: Sequence[JudgedResponse], seed: int = 0) -> Iterator[dict[str, Any]]:
     """Worst first: the kind, its share `following`, its number of `rows`, and `samples` of what does not follow."""
     kinds = group(judged, lambda row: row.tags.get("kind", "none"))
     wrong = {kind: [found for found in part if not found.verdict.following] for kind, part in kinds.items()}

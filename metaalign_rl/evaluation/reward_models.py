@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.core.checkpoints import find_checkpoint, is_reward_model
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.config.run_folder import RunFolder, find_checkpoint, is_reward_model
-from metaalign_rl.core.rows import Row
-from reward.training.controls import CONTROLS, modes_of, see, view_of
+from metaalign_rl.core.views import CONTROLS, apply_view
+from reward.training.controls import modes_of, view_of
 
 Modes = dict[str, dict[str, Any]]  # a model's reports, `reward.evaluate`'s, by mode
 
@@ -60,7 +62,7 @@ def measure(name: str, model: Path, rows: Sequence[Row], dtype: str = "float32")
     import reward
 
     scorer = reward.Scorer.from_pretrained(model, dtype=dtype)
-    return reward.evaluate_modes(scorer, see(rows, view_of(name)), modes_of(name))
+    return reward.evaluate_modes(scorer, apply_view(rows, view_of(name)), modes_of(name))
 
 
 def compare(models: Mapping[str, Modes]) -> dict[str, dict[str, Any]]:

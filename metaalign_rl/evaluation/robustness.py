@@ -4,8 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.data.flips import can_flip, swap
-from metaalign_rl.core.rows import Row
 
 
 @dataclass(frozen=True, slots=True)

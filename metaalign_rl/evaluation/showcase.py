@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from metaalign_rl.core.rows import Row
+from metaalign_rl.core.dataflow import Row
 
 QUESTIONS = ("what is the capital of france?", "who is the composer of bolero?", "what do you think about zoos?")
 META_PROMPTS = (

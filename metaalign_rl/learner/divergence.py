@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from metaalign_rl.learner.batch import Batch
+from metaalign_rl.core.dataflow import Batch
 
 FITTED = ("logprobs", "ref_logprobs", "rollout_logprobs", "values", "advantages", "returns")
 WATCHED = ("grad_norm", "critic_grad_norm", "value_loss")  # never negative; a policy loss is about 0 when all is well
@@ -29,7 +29,7 @@ def check_batch(batch: Batch, where: str) -> None:
             raise Diverged(f"{where}: {name} are not finite at {bad} of {batch.response_tokens()} tokens; {REMEDY}")
 
 
-class Watch:
+class DivergenceMonitor:
     """Looks at every minibatch's metrics between its backward passes and its optimizer step.
 
     Args:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import ray
 
-from metaalign_rl.runtime.actor_calls import Gone, Patience, first_ready, get, kill
 from metaalign_rl.config.schema import Config
-from metaalign_rl.runtime.faults import LearnersLost
-from metaalign_rl.learner.batch import Batch
+from metaalign_rl.core.dataflow import Batch
 from metaalign_rl.learner.worker import Learner
-from metaalign_rl.runtime.rendezvous import rendezvous
+from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get, kill
+from metaalign_rl.runtime.faults import LearnersLost
 from metaalign_rl.runtime.ray_session import actor_options
+from metaalign_rl.runtime.rendezvous import rendezvous
 
 # Seconds in which the rank shows up whose death made another one's collective operation fail: of a process Ray knows at
 # once, of a node that stopped answering after about a minute.
@@ -28,7 +28,7 @@ class Models(NamedTuple):
     reference: Path
 
 
-class Call(NamedTuple):
+class PendingCall(NamedTuple):
     """A method under way on every rank."""
 
     method: str
@@ -54,11 +54,11 @@ class LearnerGroup:
         """Return once all models are loaded."""
         self.result(self._ready)
 
-    def begin_evaluate(self, batch: Batch) -> Call:
+    def begin_evaluate(self, batch: Batch) -> PendingCall:
         """Have the log-probabilities of policy and reference, and values, computed while the caller goes on."""
         return self._begin("evaluate", ray.put(batch))
 
-    def begin_train(self, batch: Batch, kl_coef: float = 0.0) -> Call:
+    def begin_train(self, batch: Batch, kl_coef: float = 0.0) -> PendingCall:
         """Begin one update, with the KL in the loss by `kl_coef`; see `Learner.train`."""
         return self._begin("train", ray.put(batch), kl_coef, self._config.ppo.kl_by)
 
@@ -90,7 +90,7 @@ class LearnerGroup:
         """Rank 0's answer to a method of `Learner` that every rank runs."""
         return self.result(self._begin(method, *arguments))
 
-    def result(self, call: Call) -> Any:
+    def result(self, call: PendingCall) -> Any:
         """Rank 0's answer, once every rank has answered."""
         waiting, clock = dict(zip(call.answers, range(len(call.answers)), strict=True)), self._patience()
         answers: dict[int, Any] = {}
@@ -121,27 +121,27 @@ class LearnerGroup:
         ]
         self._ready = self._begin("setup", *self._models)
 
-    def _patience(self) -> Patience:
+    def _patience(self) -> HeartbeatDeadline:
         """Learners say nothing while they work, and a call may wait for others: the longer limit counts."""
-        return Patience(self._config.faults.start_s, self._config.faults.silence_s)
+        return HeartbeatDeadline(self._config.faults.start_s, self._config.faults.silence_s)
 
     def _lost_rank(self, waiting: dict[Any, int]) -> LearnersLost | None:
         """The rank that is gone, if any: where one dies, the others' errors are only that they miss it."""
-        clock = Patience(GRACE, GRACE)
+        clock = HeartbeatDeadline(GRACE, GRACE)
         left = dict(waiting)
         while left and (answer := first_ready(list(left), clock.left())) is not None:
             rank = left.pop(answer)
             try:
                 get(answer)
-            except Gone as error:
+            except ActorDied as error:
                 return LearnersLost(f"learner rank {rank}", error)
             except Exception:
                 continue
         return None
 
-    def _begin(self, method: str, *arguments: Any) -> Call:
+    def _begin(self, method: str, *arguments: Any) -> PendingCall:
         with self._lock:
-            return Call(method, [getattr(rank, method).remote(*arguments) for rank in self.ranks])
+            return PendingCall(method, [getattr(rank, method).remote(*arguments) for rank in self.ranks])
 
 
 def optimizer_steps(config: Config) -> int:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaalign_rl.learner.batch import Batch
 from metaalign_rl.config.learner import LearnerConfig
+from metaalign_rl.core.dataflow import Batch
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 
 LEVELS = {"off": "off", "token": "token", "sequence": "seq"}  # OpenRLHF's words

@@ -14,10 +14,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from metaalign_rl.core.checkpoints import is_reward_model, refuse_own_code
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.config.run_folder import is_reward_model, refuse_own_code
 from metaalign_rl.learner.attention import attention_for
-from metaalign_rl.learner.batch import Inputs
+from metaalign_rl.learner.micro_batches import Inputs
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 from metaalign_rl.weights.store import tensors_of
 

@@ -6,13 +6,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from metaalign_rl.learner.batch import Batch, Inputs, MicroBatch
 from metaalign_rl.config.learner import LearnerConfig
-from metaalign_rl.learner.divergence import Watch
+from metaalign_rl.core.dataflow import Batch
+from metaalign_rl.learner.divergence import DivergenceMonitor
 from metaalign_rl.learner.losses import Penalty, PolicyObjective, Scale, Terms, ValueObjective, spread
+from metaalign_rl.learner.micro_batches import Inputs, MicroBatch, model_inputs
 
 
-class Update:
+class OptimizerStep:
     """Policy and value loss on DeepSpeed engines. Each micro-batch's share is taken of the whole minibatch, so that
     how it is cut up, over passes and ranks, changes nothing but rounding."""
 
@@ -23,7 +24,7 @@ class Update:
         self._entropy_gradient, self._share_prompts = config.entropy_coef != 0, config.share_prompts
         self._engines = {"": policy} | ({} if critic is None else {"critic_": critic})
         self._policy, self._critic, self._ranks, self._device = policy, critic, ranks, device
-        self.watch = Watch(config.max_growth)
+        self.watch = DivergenceMonitor(config.max_growth)
 
     def __call__(
         self, batch: Batch, plan: list[MicroBatch], tokens: int, samples: int, penalty: Penalty, where: str
@@ -45,7 +46,7 @@ class Update:
         means: dict[str, Tensor] = {}
         for number, micro in enumerate(plan, start=1):
             part = batch.select(micro.indices)
-            inputs = part.inputs(share_prompts=self._share_prompts).to(self._device)
+            inputs = model_inputs(part, share_prompts=self._share_prompts).to(self._device)
             part = part.to(self._device)
             for engine, term in ((self._policy, self._policy_term), (self._critic, self._value_term)):
                 if engine is not None:

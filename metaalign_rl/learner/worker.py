@@ -13,16 +13,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from metaalign_rl.core.files import replace_folder
-from metaalign_rl.runtime import deepspeed_setup
-from metaalign_rl.learner import checkpoint
-from metaalign_rl.learner.batch import Batch, Inputs, MicroBatch
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.core.batching import ENOUGH
+from metaalign_rl.core.dataflow import Batch
+from metaalign_rl.core.files import replace_folder
+from metaalign_rl.learner import checkpoint
+from metaalign_rl.learner.batch import group_by_prompt
+from metaalign_rl.learner.micro_batches import Inputs, MicroBatch, model_inputs, plan_batch
+from metaalign_rl.runtime import deepspeed_setup
 
 if TYPE_CHECKING:
-    from metaalign_rl.weights.sync_plan import Route
-    from metaalign_rl.weights.sender import Sent
+    from metaalign_rl.weights.sender import SyncResult
+    from metaalign_rl.weights.sync_plan import SyncPlan
 
 
 class Learner:
@@ -63,20 +65,22 @@ class Learner:
             UserError: a folder that does not exist or is not safe to load.
         """
         # DeepSpeed must not be imported before `platform.prepare`.
-        from metaalign_rl.learner import models
-        from metaalign_rl.learner import deepspeed_engine
-        from metaalign_rl.learner import optimizer_step
+        from metaalign_rl.learner import deepspeed_engine, models, optimizer_step
 
         config, dtype = self.config, self._dtype
         self._policy_path = Path(policy_path)
         load_policy = partial(models.load_policy, dtype=dtype)
-        self.policy = deepspeed_engine.build(partial(load_policy, self._policy_path), config, config.learning_rate, dtype)
-        self.reference = deepspeed_engine.build_frozen(partial(load_policy, Path(reference_path)), config, self.device, dtype)
+        self.policy = deepspeed_engine.build(
+            partial(load_policy, self._policy_path), config, config.learning_rate, dtype
+        )
+        self.reference = deepspeed_engine.build_frozen(
+            partial(load_policy, Path(reference_path)), config, self.device, dtype
+        )
         self.critic = None
         if critic_path is not None:
             load_critic = partial(models.load_critic, Path(critic_path), dtype=dtype, seed=self._seed)
             self.critic = deepspeed_engine.build(load_critic, config, config.critic_learning_rate, dtype)
-        self._update = optimizer_step.Update(config, self.policy, self.critic, self.world_size, self.device)
+        self._update = optimizer_step.OptimizerStep(config, self.policy, self.critic, self.world_size, self.device)
         gc.freeze()  # what was imported and loaded stays: the collector need not go through it again and again
 
     @torch.no_grad()
@@ -90,7 +94,7 @@ class Learner:
         results = torch.zeros(len(passes), *batch.action_mask.shape, device=self.device)
         for micro in self._plan(batch, list(range(len(batch)))):
             part = batch.select(micro.indices)
-            inputs = part.inputs(share_prompts=self.config.share_prompts).to(self.device)
+            inputs = model_inputs(part, share_prompts=self.config.share_prompts).to(self.device)
             columns = [judge(inputs) for judge in passes.values()]
             if not micro.filler:
                 spread = torch.zeros(len(passes), *part.action_mask.shape, device=self.device)
@@ -146,21 +150,20 @@ class Learner:
             means["explained_variance"] = explained_variance(batch)
         return means
 
-    def connect_weights(self, route: Route) -> None:
+    def connect_weights(self, route: SyncPlan) -> None:
         """Make ready to send the policy's weights over a route, in place of the last one."""
         from metaalign_rl.learner.deepspeed_engine import stream_weights
         from metaalign_rl.weights.sender import Sender
 
         self._sender = Sender(route, self.rank, partial(stream_weights, self.policy.module.model, route.bucket_bytes))
 
-    def send_weights(self, version: int) -> Sent:
+    def send_weights(self, version: int) -> SyncResult:
         """Give the route's engines the policy's present weights as `version`; rank 0's answer tells what they took."""
         return self._sender.send(version)
 
     def save_policy(self, path: str | Path) -> None:
         """Write the policy as a Hugging Face checkpoint with its tokenizer, in place of what is there."""
-        from metaalign_rl.learner import models
-        from metaalign_rl.learner import deepspeed_engine
+        from metaalign_rl.learner import deepspeed_engine, models
 
         model = self.policy.module.model
         weights = deepspeed_engine.whole_weights(model, keep=self.rank == 0)
@@ -193,7 +196,7 @@ class Learner:
 
     def _shuffled(self, batch: Batch) -> Tensor:
         """All rows in a new order; those that share a prompt stay side by side where that saves work."""
-        groups = batch.by_prompt() if self.config.share_prompts else [[row] for row in range(len(batch))]
+        groups = group_by_prompt(batch) if self.config.share_prompts else [[row] for row in range(len(batch))]
         order = torch.randperm(len(groups), generator=self._generator).tolist()
         return torch.tensor([row for group in order for row in groups[group]])
 
@@ -201,4 +204,4 @@ class Learner:
         tokens, share = self.config.micro_batch_tokens, self.config.share_prompts
         # A GPU wants few full passes, and under ZeRO-3 each gathers all weights; a CPU is busy with less.
         enough = ENOUGH if self.device.type == "cpu" else tokens
-        return batch.plan(indices, self.world_size, tokens, enough, share_prompts=share)[self.rank]
+        return plan_batch(batch, indices, self.world_size, tokens, enough, share_prompts=share)[self.rank]

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metaalign_rl.ppo.step_metrics import Metrics
+from metaalign_rl.core.dataflow import Metrics
 
 WINDOWS = (20, 40, 80, 160)  # steps: a short one sees a fast fall early, a long one a slow fall through the noise
 TREND = 4.0  # a line's slope over its standard error, from which on it is a trend and no noise
@@ -48,7 +48,7 @@ class Alarm:
         return f"ALARM at step {self.step}: {what} since step {self.since}: {self.numbers}; {self.remedy}"
 
 
-class Watch:
+class AlarmMonitor:
     """Takes in one step's metrics after the other and says which alarms begin.
 
     An alarm that goes on is one episode and is told once; it is over when `QUIET` steps passed without it.
@@ -74,7 +74,7 @@ class Watch:
 
 def episodes(steps: Iterable[Metrics]) -> list[Alarm]:
     """The alarms of a whole run, each where it began."""
-    watch = Watch()
+    watch = AlarmMonitor()
     return [alarm for metrics in steps for alarm in watch(metrics)]
 
 

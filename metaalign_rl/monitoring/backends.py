@@ -7,9 +7,9 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.dataflow import Metrics
 from metaalign_rl.core.files import write_text
 from metaalign_rl.monitoring import metric_registry
-from metaalign_rl.ppo.step_metrics import Metrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -18,7 +18,7 @@ AGAIN = 1.0  # seconds between two settings of a gauge; Ray collects them every 
 Shown = tuple[str, float, dict[str, str]]  # a gauge's name without prefix, value and tags
 
 
-class TensorBoard:
+class TensorBoardBackend:
     """A scalar a metric in a folder that TensorBoard reads."""
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class TensorBoard:
             self._writer.close()
 
 
-class RayMetrics:
+class PrometheusBackend:
     """The names of `catalog.EXPORTED` on the page of metrics of the Ray node where the run's driver works.
 
     The run's name is a tag beside every value. Gauges are there from the start (the run's settings) or from the first
@@ -57,7 +57,9 @@ class RayMetrics:
         kinds = {"gauge": Gauge, "counter": Counter, "histogram": Histogram}
         self._metrics: dict[str, Any] = {}
         for name, exported in metric_registry.EXPORTED.items():
-            buckets = {"boundaries": [float(s) for s in metric_registry.SECONDS]} if exported.kind == "histogram" else {}
+            buckets = (
+                {"boundaries": [float(s) for s in metric_registry.SECONDS]} if exported.kind == "histogram" else {}
+            )
             metric = kinds[exported.kind](name, exported.description, tag_keys=exported.tags, **buckets)
             self._metrics[name] = metric.set_default_tags({"run": config.run.name})
         self._settings: list[Shown] = [("steps", config.ppo.steps, {}), ("max_mismatch", config.max_mismatch, {})]
@@ -71,7 +73,11 @@ class RayMetrics:
         """See `Sink`."""
         cuts = [(*metric_registry.split(key), value) for key, value in metrics.items()]
         answers = [(name, value, cut) for name, cut, value in cuts if name in metric_registry.ANSWERS]
-        self._shown = [*self._settings, *answers, *((n, value, {}) for n, _, value in cuts if n in metric_registry.STEP)]
+        self._shown = [
+            *self._settings,
+            *answers,
+            *((n, value, {}) for n, _, value in cuts if n in metric_registry.STEP),
+        ]
         self._show()
         if step >= self._steps:
             self._metrics[metric_registry.PREFIX + "finished"].inc()
@@ -96,7 +102,7 @@ class RayMetrics:
             self._metrics[metric_registry.PREFIX + name].set(value, tags)
 
 
-class WandB:
+class WandbBackend:
     """A run on Weights & Biases, which goes on as the same one after a resume.
 
     Its id is kept in the run's folder. Of a step that is done again, W&B keeps the first values.

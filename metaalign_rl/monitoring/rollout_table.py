@@ -9,10 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from metaalign_rl.core.dataflow import LABELS, TIERS, Batch, Rollout
 from metaalign_rl.core.files import write_with
-from metaalign_rl.learner.batch import Batch
-from metaalign_rl.ppo.collector import Rollout
-from metaalign_rl.core.rows import LABELS, TIERS
 
 SCHEMA = pa.schema(
     [
@@ -32,7 +30,7 @@ SCHEMA = pa.schema(
 )
 
 
-class RolloutLog:
+class RolloutWriter:
     """Writes `step-000010.parquet` into a folder for every `every`-th step; 0 writes none."""
 
     def __init__(self, folder: Path, every: int) -> None:

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from metaalign_rl.config import loader
-from metaalign_rl.cli.main import guarded
 from metaalign_rl.config.schema import Config
-from metaalign_rl.pipeline.context import RunContext
+from metaalign_rl.core.checkpoints import refuse_own_code
+from metaalign_rl.core.dataflow import ANSWERS, Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_jsonl
-from metaalign_rl.config.run_folder import refuse_own_code
 from metaalign_rl.core.net import listen
 from metaalign_rl.openrlhf.flags import Places, flags, left_out
-from metaalign_rl.core.rows import ANSWERS, Row
+from metaalign_rl.pipeline.context import RunContext
+from metaalign_rl.runtime.exit_status import guarded
 
 MODULE = "openrlhf.cli.train_ppo_ray"
 SERVER = "import sys; from reward.cli import main; sys.exit(main())"  # metaalign-reward, installed or not
@@ -96,9 +96,9 @@ def prompts(config: Config, rows: list[Row], policy: Path) -> list[dict[str, str
         UserError: a rendered prompt is too long: OpenRLHF would cut its left end, and so the meta-prompt.
     """
     from metaalign_rl.core.meta_prompt import load_tokenizer
-    from metaalign_rl.ppo.prompt_sampler import TierSampler
+    from metaalign_rl.ppo.prompt_sampler import PromptSampler
 
-    tokenizer, sampler = load_tokenizer(policy), TierSampler(rows, config.ppo.sampler, config.run.seed)
+    tokenizer, sampler = load_tokenizer(policy), PromptSampler(rows, config.ppo.sampler, config.run.seed)
     drawn = [index for step in range(config.ppo.steps) for index in sampler.draw(step, config.ppo.prompts_per_step)]
     room = config.model.max_tokens - config.rollout.max_new_tokens
     made = {index: _example(tokenizer, rows[index], room) for index in sorted(set(drawn))}

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from metaalign_rl.core.chat_template import require_saved
-from metaalign_rl.config.schema import Config
-from metaalign_rl.core.errors import UserError
-from metaalign_rl.runtime.faults import FaultLog
 from metaalign_rl.config.run_folder import RunFolder
-from metaalign_rl.core.meta_prompt import MetaPrompt, encode, load_tokenizer
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.chat_template import require_saved
+from metaalign_rl.core.dataflow import Row, Sampling
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.meta_prompt import encode_row, load_tokenizer
+from metaalign_rl.core.rows import read_rows
 from metaalign_rl.rollout.engine_pool import EnginePool
-from metaalign_rl.core.rollouts import Sampling
-from metaalign_rl.core.rows import Row, read_rows
+from metaalign_rl.runtime.faults import FaultLog
 
 
 class RunContext:
@@ -46,16 +46,7 @@ class RunContext:
         """
         tokenizer = load_tokenizer(checkpoint)
         room = self.config.model.max_tokens - sampling.max_new_tokens
-        prompts = [
-            encode(
-                tokenizer,
-                MetaPrompt(row.system_info, row.user_info),
-                row.messages,
-                max_tokens=room,
-                place=f"row {row.id!r}",
-            )
-            for row in rows
-        ]
+        prompts = [encode_row(tokenizer, row, max_tokens=room) for row in rows]
         return [sample.text for sample in self.engines(checkpoint).answer(prompts, sampling)]
 
     def stop_engines(self) -> None:

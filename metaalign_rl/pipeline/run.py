@@ -12,20 +12,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
-from metaalign_rl.runtime import ray_session
 from metaalign_rl.config import loader
-from metaalign_rl.runtime import signals
+from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError, nearest
 from metaalign_rl.core.files import read_json, write_json, write_text
-from metaalign_rl.config.run_folder import RunFolder
-from metaalign_rl.runtime.run_lock import only_driver
+from metaalign_rl.preflight.run import preflight, require
+from metaalign_rl.runtime import ray_session, signals
+from metaalign_rl.runtime.run_lock import run_lock
 
 if TYPE_CHECKING:
     from metaalign_rl.pipeline.context import RunContext
 
 # `stages.json`: by stage its "seconds", null while it has only begun, and the "settings" that it was begun with.
-Progress: TypeAlias = dict[str, dict[str, Any]]
+StageRecords: TypeAlias = dict[str, dict[str, Any]]
 
 
 def run(config: Config) -> None:
@@ -44,7 +44,7 @@ def run(config: Config) -> None:
         claim = held.enter_context(_claimed(folder, config)) if is_begun else None
         if claim is None or claim.left:
             with ray_session.connect(config), signals.on_signals():
-                ray_session.require(ray_session.preflight(config))
+                require(preflight(config))
                 claim = claim or held.enter_context(_claimed(folder, config))
                 _run_stages(config, claim)
     if "report" in config.run.stages:
@@ -53,24 +53,24 @@ def run(config: Config) -> None:
         report.show(folder.root)
 
 
-class Claim(NamedTuple):
+class ClaimedRun(NamedTuple):
     """A run that this process alone works on."""
 
-    progress: Progress
+    progress: StageRecords
     left: list[str]  # the stages to do
 
 
 @contextmanager
-def _claimed(folder: RunFolder, config: Config) -> Iterator[Claim]:
-    with only_driver(folder.root):
+def _claimed(folder: RunFolder, config: Config) -> Iterator[ClaimedRun]:
+    with run_lock(folder.root):
         progress = claim_folder(folder, config)
         finished = [s for s in config.run.stages if s in progress and progress[s]["seconds"] is not None]
         for stage in finished:
             print(f"{stage}: finished before, skipped")
-        yield Claim(progress, [stage for stage in config.run.stages if stage not in finished])
+        yield ClaimedRun(progress, [stage for stage in config.run.stages if stage not in finished])
 
 
-def _run_stages(config: Config, claim: Claim) -> None:
+def _run_stages(config: Config, claim: ClaimedRun) -> None:
     from metaalign_rl.pipeline.context import RunContext
 
     with RunContext(config) as context:
@@ -78,7 +78,7 @@ def _run_stages(config: Config, claim: Claim) -> None:
             _run_stage(stage, context, claim.progress)
 
 
-def _run_stage(stage: str, context: RunContext, progress: Progress) -> None:
+def _run_stage(stage: str, context: RunContext, progress: StageRecords) -> None:
     """Run a stage, with its settings on record before it leaves anything half-done and its seconds behind it."""
     from metaalign_rl.pipeline.stages.table import RUN
 
@@ -115,7 +115,7 @@ OPERATIONAL = {
 OPEN = {"ppo": ("ppo.steps",)}  # these may change until the stage is finished
 
 
-def claim_folder(folder: RunFolder, config: Config) -> Progress:
+def claim_folder(folder: RunFolder, config: Config) -> StageRecords:
     """What the run's folder says of its stages. The resolved config is saved with the run.
 
     A change that a resumed run can take is shown.
@@ -123,7 +123,7 @@ def claim_folder(folder: RunFolder, config: Config) -> Progress:
     Raises:
         UserError: a setting differs from what a stage was begun with, and its result would be neither one's.
     """
-    progress: Progress = read_json(folder.progress) if folder.progress.is_file() else {}
+    progress: StageRecords = read_json(folder.progress) if folder.progress.is_file() else {}
     accepted: dict[str, str] = {}
     for stage, record in progress.items():
         before, now = record["settings"], used_settings(config, stage)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.plan.rates import CPU, Device, find_device
 from metaalign_rl.plan.shape import Shape, new_shape, read_shape
 from metaalign_rl.plan.work import Case, work_of

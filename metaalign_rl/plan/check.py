@@ -7,10 +7,10 @@ from statistics import fmean, median
 from typing import Any
 
 from metaalign_rl.config import loader
+from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_jsonl
-from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.rates import CPU, find_device
 from metaalign_rl.plan.speed import step_seconds
@@ -52,15 +52,13 @@ def compare(run: Path, device: str = "", prompt_tokens: float | None = None) -> 
 
 def mean_prompt(folder: RunFolder, rows: int = 500) -> float:
     """The mean length, in tokens, of the first of a run's prompts."""
-    from metaalign_rl.core.meta_prompt import MetaPrompt, encode, load_tokenizer
+    from metaalign_rl.core.meta_prompt import encode_row, load_tokenizer
     from metaalign_rl.core.rows import read_rows
 
     tokenizer = load_tokenizer(folder.policy if folder.policy.is_dir() else folder.sft)
     lengths = []
     for _, row in zip(range(rows), read_rows(folder.rows("prompts")), strict=False):
-        ids = encode(
-            tokenizer, MetaPrompt(row.system_info, row.user_info), row.messages, max_tokens=10**6, place=row.id
-        )
+        ids = encode_row(tokenizer, row, max_tokens=10**6)
         lengths.append(len(ids))
     return fmean(lengths)
 

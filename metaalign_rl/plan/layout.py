@@ -7,10 +7,10 @@ from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.units import GIB
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.speed import step_seconds
 from metaalign_rl.plan.work import Case
-from metaalign_rl.core.units import GIB
 
 HEADROOM = 0.9  # of a device's memory that an estimate may fill
 ENGINE_SHARE = 0.9  # of a device that an engine has to itself

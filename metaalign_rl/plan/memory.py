@@ -2,10 +2,9 @@
 
 from typing import TypeAlias
 
-from metaalign_rl.config.schema import ClusterConfig
+from metaalign_rl.core.units import GIB, MIB
 from metaalign_rl.plan.shape import BYTES, Shape
 from metaalign_rl.plan.work import Case
-from metaalign_rl.core.units import GIB, MIB
 
 Memory: TypeAlias = dict[str, float]  # bytes by part
 
@@ -13,8 +12,6 @@ BUCKET = 5e8  # numbers that DeepSpeed reduces at a time (`reduce_bucket_size`)
 LIVE = 1e9  # weights that ZeRO-3 keeps gathered at most (`stage3_max_live_parameters`)
 SCORED_TOKENS = 16_384  # of one forward pass of the scorer
 EXTRA = 2  # checkpoints beside the newest: the best, and the one that is being written
-OBJECT_STORE_SHARE = 0.1  # of cluster.memory_gib: experience passes through it, and on CPUs buckets of weights
-LEAST_OBJECT_STORE = 128 * MIB  # bytes; Ray refuses less than 75 MiB
 DRIVER = 1.0 * GIB  # the run's driver and Ray's own processes
 PROCESS = 3.0 * GIB  # main memory of a process that works on a GPU
 TEXT_BYTES = 2.0  # of a kept token, compressed
@@ -139,11 +136,6 @@ def colocated_memory(learner: Memory, engine: Memory) -> float:
     return max(states + sum(engine.values()), sum(learner.values()) + engine["process"])
 
 
-def object_store(cluster: ClusterConfig) -> int:
-    """Bytes of Ray's object store on this machine, which takes them from main memory as it fills."""
-    return max(LEAST_OBJECT_STORE, int(OBJECT_STORE_SHARE * cluster.memory_gib * GIB))
-
-
 def in_store(case: Case) -> float:
     """Bytes of weights that are on their way through Ray's object store at a time: two buckets, on CPUs."""
     buckets = 2 * case.config.rollout.bucket_mib * MIB
@@ -153,7 +145,7 @@ def in_store(case: Case) -> float:
 def host_memory(case: Case) -> Memory:
     """Bytes of main memory over all nodes, by role; on CPUs it holds the models too."""
     config, weights = case.config, BYTES[case.dtype] * case.policy.parameters
-    found = {"driver and Ray": DRIVER, "object store": min(in_store(case), object_store(config.cluster))}
+    found = {"driver and Ray": DRIVER, "object store": min(in_store(case), config.cluster.object_store_bytes)}
     if case.device.is_cpu:
         return found | {
             "learners": config.learners * sum(learner_memory(case).values()),

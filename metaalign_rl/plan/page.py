@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
+from metaalign_rl.core.units import GIB
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.layout import Words
 from metaalign_rl.plan.memory import Memory
 from metaalign_rl.plan.speed import rollout_seconds, step_seconds
 from metaalign_rl.plan.work import Case
-from metaalign_rl.core.units import GIB
 
 WIDTH = 110  # of the lines
 OPEN = (

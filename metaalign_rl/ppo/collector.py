@@ -3,36 +3,24 @@
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
 from metaalign_rl.config.schema import Config
-from metaalign_rl.learner.batch import Batch
-from metaalign_rl.learner.group import Call, LearnerGroup
-from metaalign_rl.scoring.worker_pool import RewardPool, Ticket
-from metaalign_rl.scoring.worker import Reward
+from metaalign_rl.core.dataflow import Batch, Request, Rollout, Row, Sample, Sampling
+from metaalign_rl.learner.batch import batch_of, concat
+from metaalign_rl.learner.group import LearnerGroup, PendingCall
 from metaalign_rl.rollout.engine_pool import EnginePool
-from metaalign_rl.core.rollouts import Request, Sample, Sampling
-from metaalign_rl.core.rows import Row
+from metaalign_rl.scoring.worker_pool import PendingScores, RewardPool
 from metaalign_rl.weights import StaleEngine, assert_fresh, mismatch
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One answer with the row that asked for it and what it is worth."""
-
-    row: Row
-    sample: Sample
-    reward: Reward
-
-
-class Part(NamedTuple):
+class RolloutChunk(NamedTuple):
     """Samples of a step that are scored, and evaluated, while others still roll out."""
 
     samples: list[Sample]
-    scores: Ticket
-    evaluation: Call | None
+    scores: PendingScores
+    evaluation: PendingCall | None
 
 
 class Experience(NamedTuple):
@@ -53,7 +41,7 @@ class Collector:
 
     def collect(self, step: int, rows: Sequence[Row], prompts: Sequence[list[int]]) -> Experience:
         """The experience of `ppo.samples_per_prompt` answers to each row; those to one row stand side by side."""
-        clock = Clock()
+        clock = StepTimer()
         copies = self._config.ppo.samples_per_prompt
         asked = [row for row in rows for _ in range(copies)]
         parts = [self._send_on(asked, samples) for samples in self._parts(self._requests(step, prompts))]
@@ -65,7 +53,7 @@ class Collector:
         samples = [sample for part in parts for sample in part.samples]
         order = sorted(range(len(samples)), key=lambda place: samples[place].index)
         rollouts = [Rollout(asked[samples[place].index], samples[place], rewards[place]) for place in order]
-        return Experience(rollouts, Batch.concat(batches).select(order), clock.laps)
+        return Experience(rollouts, concat(batches).select(order), clock.laps)
 
     def _requests(self, step: int, prompts: Sequence[list[int]]) -> list[Request]:
         copies = self._config.ppo.samples_per_prompt
@@ -89,15 +77,15 @@ class Collector:
             groups = in_order(groups, copies)
         return batched(groups, max(copies, len(requests) // ppo.parts))
 
-    def _send_on(self, asked: Sequence[Row], samples: list[Sample]) -> Part:
+    def _send_on(self, asked: Sequence[Row], samples: list[Sample]) -> RolloutChunk:
         rows, answers = [asked[sample.index] for sample in samples], [sample.text for sample in samples]
         scores = self._scorers.submit(rows, answers)
-        return Part(samples, scores, None if self._config.shares_devices else self._evaluate(samples))
+        return RolloutChunk(samples, scores, None if self._config.shares_devices else self._evaluate(samples))
 
-    def _evaluate(self, samples: list[Sample]) -> Call:
-        return self._learners.begin_evaluate(to_batch(samples, self._pad_id))
+    def _evaluate(self, samples: list[Sample]) -> PendingCall:
+        return self._learners.begin_evaluate(batch_of(samples, self._pad_id))
 
-    def _evaluated(self, parts: Sequence[Part]) -> list[Batch]:
+    def _evaluated(self, parts: Sequence[RolloutChunk]) -> list[Batch]:
         """The parts' batches; where engines and learners share devices, the engines sleep before the learners work."""
         if self._config.shares_devices:
             self._engines.sleep()
@@ -139,7 +127,7 @@ def batched(arrivals: Iterable[list[list[Sample]]], size: int) -> Iterator[list[
         yield part
 
 
-class Clock:
+class StepTimer:
     """Seconds between laps, as metrics."""
 
     def __init__(self) -> None:
@@ -160,15 +148,6 @@ class Clock:
     def metrics(self) -> dict[str, float]:
         """The laps, and `seconds_step`, their sum."""
         return {**self.laps, "seconds_step": sum(self.laps.values())}
-
-
-def to_batch(samples: Sequence[Sample], pad_id: int) -> Batch:
-    """The samples' tokens and the engine's log-probabilities as one padded batch."""
-    return Batch.from_samples(
-        [(sample.prompt_ids, sample.response_ids) for sample in samples],
-        pad_id,
-        [sample.logprobs for sample in samples],
-    )
 
 
 def worst_mismatch(batch: Batch, rollouts: Sequence[Rollout], version: int, limit: float, staleness: int = 0) -> float:

@@ -9,27 +9,26 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from metaalign_rl.runtime import signals
 from metaalign_rl.config.schema import Config
-from metaalign_rl.data.flips import can_flip, swap
+from metaalign_rl.core.dataflow import Batch, Metrics, Rollout, Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.runtime.faults import FaultLog, LearnersLost, StepInterrupted
-from metaalign_rl.learner.batch import Batch
+from metaalign_rl.core.meta_prompt import encode_row
+from metaalign_rl.data.flips import can_flip, swap
 from metaalign_rl.learner.divergence import Diverged
-from metaalign_rl.learner.group import Call, LearnerGroup
-from metaalign_rl.ppo.kl_controller import AdaptiveKL, FixedKL, KLController
-from metaalign_rl.core.meta_prompt import MetaPrompt, encode
-from metaalign_rl.ppo.checkpoints import Checkpoint, Checkpoints
-from metaalign_rl.ppo.collector import Clock, Collector, Experience, Rollout, worst_mismatch
-from metaalign_rl.ppo.step_metrics import Metrics, describe
-from metaalign_rl.monitoring.rollout_table import RolloutLog, save_experience
-from metaalign_rl.ppo.prompt_sampler import TierSampler
+from metaalign_rl.learner.group import LearnerGroup, PendingCall
+from metaalign_rl.monitoring.rollout_table import RolloutWriter, save_experience
 from metaalign_rl.ppo.advantages import add_advantages
-from metaalign_rl.scoring.worker_pool import RewardPool
-from metaalign_rl.rollout.engine_pool import EnginePool
-from metaalign_rl.core.rows import Row
-from metaalign_rl.weights import assert_fresh
+from metaalign_rl.ppo.checkpoints import Checkpoint, Checkpoints
+from metaalign_rl.ppo.collector import Collector, Experience, StepTimer, worst_mismatch
+from metaalign_rl.ppo.kl_controller import AdaptiveKL, FixedKL, KLController
+from metaalign_rl.ppo.prompt_sampler import PromptSampler
+from metaalign_rl.ppo.step_metrics import describe
 from metaalign_rl.ppo.weight_sync import make_transfer
+from metaalign_rl.rollout.engine_pool import EnginePool
+from metaalign_rl.runtime import signals
+from metaalign_rl.runtime.faults import FaultLog, LearnersLost, StepInterrupted
+from metaalign_rl.scoring.worker_pool import RewardPool
+from metaalign_rl.weights import assert_fresh
 
 
 @dataclass
@@ -46,7 +45,7 @@ class Actors:
         self.scorers.stop()
 
 
-class Controller:
+class PPOTrainer:
     """Drives PPO step by step.
 
     Args:
@@ -63,14 +62,14 @@ class Controller:
         rows: Sequence[Row],
         tokenizer: Any,
         checkpoints: Path,
-        log: RolloutLog,
+        log: RolloutWriter,
         faults: FaultLog,
     ) -> None:
         conflicts = [index for index, row in enumerate(rows) if can_flip(row)] if config.ppo.flips else []
         flips = {index: len(rows) + place for place, index in enumerate(conflicts)}
         self.config, self.actors, self.tokenizer = config, actors, tokenizer
         self.rows = [*rows, *(swap(rows[index]) for index in conflicts)]
-        self.sampler = TierSampler(rows, config.ppo.sampler, config.run.seed, flips)
+        self.sampler = PromptSampler(rows, config.ppo.sampler, config.run.seed, flips)
         self.kl = make_kl_controller(config)
         self.step = 0
         self._collector = Collector(config, actors.engines, actors.scorers, actors.learners, tokenizer.pad_token_id)
@@ -105,7 +104,7 @@ class Controller:
             while not is_saved:
                 try:
                     if self.step < self.config.ppo.steps:
-                        clock = Clock()
+                        clock = StepTimer()
                         experience = self._experience(prompts)
                         clock.take(experience.seconds)
                         with signals.held():
@@ -123,7 +122,7 @@ class Controller:
             self._abandon_rollouts()
             self._thread.shutdown()
 
-    def _learn(self, experience: Experience, prompts: Sequence[list[int]], clock: Clock) -> Metrics:
+    def _learn(self, experience: Experience, prompts: Sequence[list[int]], clock: StepTimer) -> Metrics:
         rollouts, batch, _ = experience
         ppo = self.config.ppo
         off = worst_mismatch(batch, rollouts, self.step, self.config.max_mismatch, ppo.staleness)
@@ -153,7 +152,7 @@ class Controller:
         """The step's experience: what was rolled out ahead, for which this waits, or collected now."""
         if self._ahead is None:
             return self._collect(self.step, prompts)
-        clock = Clock()
+        clock = StepTimer()
         rollouts, batch, _ = self._ahead.result()
         self._ahead = None
         clock.lap("rollout")
@@ -168,12 +167,12 @@ class Controller:
             except StepInterrupted:
                 self.actors.engines.revive()
 
-    def _begin_learning(self, batch: Batch, prompts: Sequence[list[int]]) -> Call:
+    def _begin_learning(self, batch: Batch, prompts: Sequence[list[int]]) -> PendingCall:
         update = self.actors.learners.begin_train(batch, self.kl.value if self.config.ppo.kl_in_loss else 0.0)
         self._roll_out_ahead(prompts)  # after the update in the learners' line: they judge answers as they are then
         return update
 
-    def _learnt(self, update: Call, rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
+    def _learnt(self, update: PendingCall, rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
         try:
             metrics: Metrics = self.actors.learners.result(update)
         except Diverged as error:
@@ -204,8 +203,7 @@ class Controller:
 
     def _encode(self, row: Row) -> list[int]:
         room = self.config.model.max_tokens - self.config.rollout.max_new_tokens
-        meta = MetaPrompt(row.system_info, row.user_info)
-        return encode(self.tokenizer, meta, row.messages, max_tokens=room, place=f"row {row.id!r}")
+        return encode_row(self.tokenizer, row, max_tokens=room)
 
     def _send_weights(self) -> None:
         version = self.step

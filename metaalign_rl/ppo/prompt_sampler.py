@@ -3,11 +3,11 @@
 import random
 from collections.abc import Mapping, Sequence
 
+from metaalign_rl.core.dataflow import RELATIONS, TIERS, Row
 from metaalign_rl.core.errors import UserError, nearest
-from metaalign_rl.core.rows import RELATIONS, TIERS, Row
 
 
-class TierSampler:
+class PromptSampler:
     """Draws each step's rows: first the governing tier and the relation, by weight, then a row of that group.
 
     A step's draw depends on the seed and the step alone, so a resumed run goes on with the same rows.

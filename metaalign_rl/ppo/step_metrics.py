@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from metaalign_rl.ppo.estimators import token_kl
-from metaalign_rl.learner.batch import Batch
-from metaalign_rl.ppo.collector import Rollout
+from metaalign_rl.core.dataflow import Batch, Metrics, Rollout
 from metaalign_rl.core.refusals import is_refusal
-
-Metrics = dict[str, float]
+from metaalign_rl.ppo.advantages import token_kl
 
 
 class Measured(NamedTuple):

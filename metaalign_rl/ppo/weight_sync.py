@@ -7,12 +7,12 @@ from typing import Protocol
 from ray.actor import ActorHandle
 
 from metaalign_rl.config.schema import Config
-from metaalign_rl.learner.group import LearnerGroup
 from metaalign_rl.core.units import MIB
+from metaalign_rl.learner.group import LearnerGroup
 from metaalign_rl.weights.engine_client import failure
+from metaalign_rl.weights.sender import SyncResult
+from metaalign_rl.weights.sync_plan import Backend, SyncPlan, backend_of
 from metaalign_rl.weights.verify import confirm
-from metaalign_rl.weights.sync_plan import Backend, Route, backend_of
-from metaalign_rl.weights.sender import Sent
 
 
 class WeightTransfer(Protocol):
@@ -55,10 +55,10 @@ class LearnerTransfer:
         ends = list(learners.ranks), dict(engines)
         if self._ends != ends:  # an engine was replaced, or this is the first time
             self._ends = None
-            route = Route(self.backend, ends[1], self.devices, self.bucket_bytes, self.patience_s)
+            route = SyncPlan(self.backend, ends[1], self.devices, self.bucket_bytes, self.patience_s)
             learners.call("connect_weights", route)
             self._ends = ends
-        sent: Sent = learners.call("send_weights", version)
+        sent: SyncResult = learners.call("send_weights", version)
         for number, answer in sent.taken.items():
             confirm((version, sent.checksum), answer, engine=f"rollout engine {number}")
         for number, error in sent.failed.items():

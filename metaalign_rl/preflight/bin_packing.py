@@ -15,7 +15,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
+class NamedBundle:
     """What must lie on one node together.
 
     Attributes:
@@ -32,7 +32,7 @@ class Bundle:
         return " and ".join(counted(gap, kind) for gap, kind in short if gap > 1e-6)
 
 
-def unplaced(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> list[tuple[Bundle, str]]:
+def unplaced(bundles: Sequence[NamedBundle], nodes: Sequence[Node]) -> list[tuple[NamedBundle, str]]:
     """The bundles that find no node, each with what every node lacks for it once the others are placed.
 
     Largest first, each on the fullest node that still takes it: exact where the numbers of GPUs divide each other.

@@ -3,22 +3,22 @@
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from metaalign_rl.config.schema import Config
-from metaalign_rl.data.public import ADAPTERS
 from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.config.schema import Config
 from metaalign_rl.core.units import GIB
+from metaalign_rl.data.public import ADAPTERS
+from metaalign_rl.runtime.ray_session import is_submitted
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class PreflightCheck:
     """One thing that a run needs.
 
     Attributes:
@@ -40,35 +40,30 @@ class Check:
         return "MISSING" if not self.ok else "TIGHT" if self.tight else "ok"
 
 
-def is_submitted() -> bool:
-    """Whether this process is the driver of a job from `ray job submit`, which works in an unpacked copy."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray's job supervisor sets it for the driver
-
-
-def check_memory(config: Config) -> Check:
+def check_memory(config: Config) -> PreflightCheck:
     needed, found = config.cluster.memory_gib, free_memory() / GIB
     remedy = "free some memory, or lower the batch sizes and cluster.memory_gib with them"
-    return Check("cluster.memory_gib", f"{needed:g} GiB free", f"{found:.1f} GiB", found >= needed, remedy)
+    return PreflightCheck("cluster.memory_gib", f"{needed:g} GiB free", f"{found:.1f} GiB", found >= needed, remedy)
 
 
-def check_root(config: Config) -> Check:
+def check_root(config: Config) -> PreflightCheck:
     root = Path(config.run.root)
     if is_submitted() and not root.is_absolute():
         remedy = "the job works in a copy that Ray deletes: give a folder on storage that every node sees"
-        return Check("run.root", "an absolute folder", repr(config.run.root), False, remedy)
+        return PreflightCheck("run.root", "an absolute folder", repr(config.run.root), False, remedy)
     good = is_writable(root)
     found = str(root.absolute()) if good else f"{root.absolute()}, not writable"
-    return Check("run.root", "a writable folder", found, good, "give another folder as run.root=FOLDER")
+    return PreflightCheck("run.root", "a writable folder", found, good, "give another folder as run.root=FOLDER")
 
 
-def check_disk(config: Config) -> Check:
+def check_disk(config: Config) -> PreflightCheck:
     needed = config.cluster.disk_gib
     found = shutil.disk_usage(nearest_folder(Path(config.run.root))).free / GIB
     remedy = "free some space, or give a run.root on another disk"
-    return Check("cluster.disk_gib", f"{needed:g} GiB free", f"{found:.1f} GiB", found >= needed, remedy)
+    return PreflightCheck("cluster.disk_gib", f"{needed:g} GiB free", f"{found:.1f} GiB", found >= needed, remedy)
 
 
-def check_sources(config: Config) -> list[Check]:
+def check_sources(config: Config) -> list[PreflightCheck]:
     """The folders and files that the config names; a hub's model only where SFT prepares it."""
     checks = []
     if config.data.source == "jsonl":
@@ -92,28 +87,25 @@ def check_sources(config: Config) -> list[Check]:
     return checks
 
 
-def check_wandb(config: Config) -> Iterator[Check]:
+def check_wandb(config: Config) -> Iterator[PreflightCheck]:
     """Whether the package is there that `run.wandb_project` asks for; the environment leaves it out."""
     if config.run.wandb_project and "ppo" in config.run.stages:
         found = find_spec("wandb") is not None
         remedy = "install it with `pip install wandb`, or leave run.wandb_project empty"
-        yield Check("run.wandb_project", "the package wandb", "installed" if found else "not installed", found, remedy)
+        yield PreflightCheck(
+            "run.wandb_project", "the package wandb", "installed" if found else "not installed", found, remedy
+        )
 
 
-def is_connected() -> bool:
-    """Whether this process is connected to Ray."""
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
-
-
-def _check_path(name: str, value: str, needed: str, is_good: Callable[[Path], bool]) -> Check:
+def _check_path(name: str, value: str, needed: str, is_good: Callable[[Path], bool]) -> PreflightCheck:
     path = Path(value)
     good = bool(value) and is_good(path) and os.access(path, os.R_OK)
     problem = ", which is none" if path.exists() else ", which does not exist"
     found = repr(value) if good or not value else f"{value!r}{problem}"
-    return Check(name, needed, found, good, f"give one as {name}=PATH")
+    return PreflightCheck(name, needed, found, good, f"give one as {name}=PATH")
 
 
-def _check_url(name: str, url: str) -> Check:
+def _check_url(name: str, url: str) -> PreflightCheck:
     """Whether a scorer's server is ready; asked once, before anything is started."""
     from urllib.error import URLError
     from urllib.request import urlopen
@@ -123,7 +115,9 @@ def _check_url(name: str, url: str) -> Check:
             found = ""
     except (URLError, ValueError, OSError) as error:
         found = f", {getattr(error, 'reason', error)}"
-    return Check(name, "a server that is ready", f"{url!r}{found}", not found, "start it: metaalign-reward serve")
+    return PreflightCheck(
+        name, "a server that is ready", f"{url!r}{found}", not found, "start it: metaalign-reward serve"
+    )
 
 
 def _is_checkpoint(path: Path) -> bool:

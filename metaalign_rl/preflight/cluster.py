@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from metaalign_rl.config.schema import Config
-from metaalign_rl.preflight.checks import Check, is_connected, is_writable
-from metaalign_rl.preflight.bin_packing import Bundle, Node, counted, unplaced
 from metaalign_rl.core.units import GIB
+from metaalign_rl.preflight.bin_packing import NamedBundle, Node, counted, unplaced
+from metaalign_rl.preflight.checks import PreflightCheck, is_writable
+from metaalign_rl.runtime.ray_session import is_connected
 
 
 def gpus_by_role(config: Config) -> dict[str, int]:
@@ -26,7 +27,7 @@ def gpus_needed(config: Config) -> int:
     return max(found.values(), default=0) if config.shares_devices else sum(found.values())
 
 
-def check_devices(config: Config) -> Iterator[Check]:
+def check_devices(config: Config) -> Iterator[PreflightCheck]:
     """Whether the GPUs can be dealt out to learners, engines and reward workers."""
     gpus, needed = config.cluster.gpus, gpus_needed(config)
     if needed > gpus:
@@ -35,11 +36,13 @@ def check_devices(config: Config) -> Iterator[Check]:
         less = "lower learners or rollout.engines"
         other = less if kind == "colocated" else f"{less}, or set cluster.layout=colocated, which shares GPUs"
         remedy = f"set cluster.gpus={needed} where there are as many, {other}"
-        yield Check("cluster.gpus", f"{needed} GPUs ({kind}: {roles})", str(gpus), False, remedy)
+        yield PreflightCheck("cluster.gpus", f"{needed} GPUs ({kind}: {roles})", str(gpus), False, remedy)
     ranks, room = config.reward.devices, training_room(config)
     if ranks > room:
         kind = "GPUs beside the engines'" if gpus else "CPUs"
-        yield Check("reward.devices", f"{ranks} {kind}", str(room), False, f"set reward.devices={room} or less")
+        yield PreflightCheck(
+            "reward.devices", f"{ranks} {kind}", str(room), False, f"set reward.devices={room} or less"
+        )
 
 
 def training_room(config: Config) -> int:
@@ -65,7 +68,7 @@ def _node(entry: dict[str, Any]) -> Node:
     return Node(name, resources.get("CPU", 0.0), resources.get("GPU", 0.0), memory)
 
 
-def check_places(bundles: list[Bundle], found: list[Node]) -> Iterator[Check]:
+def check_places(bundles: list[NamedBundle], found: list[Node]) -> Iterator[PreflightCheck]:
     """One check for each bundle that no node can take: Ray would let its actor wait without a word."""
     for bundle, reason in unplaced(bundles, found):
         needed = f"{counted(bundle.gpus, 'GPU')} and {counted(bundle.cpus, 'CPU')} on one node"
@@ -75,10 +78,10 @@ def check_places(bundles: list[Bundle], found: list[Node]) -> Iterator[Check]:
             "cluster.gpus": "set learners or rollout.engines lower, or add a node",
             "cluster.cpus": "set cluster.cpus lower: each actor asks for its share of them; or add a larger node",
         }[name]
-        yield Check(name, f"{needed} for {bundle.who}", reason, False, remedy)
+        yield PreflightCheck(name, f"{needed} for {bundle.who}", reason, False, remedy)
 
 
-def check_free(bundles: list[Bundle]) -> Iterator[Check]:
+def check_free(bundles: list[NamedBundle]) -> Iterator[PreflightCheck]:
     """A warning where other jobs hold what the actors will ask for: they would wait until those end."""
     import ray
 
@@ -89,10 +92,10 @@ def check_free(bundles: list[Bundle]) -> Iterator[Check]:
         if needed > found + 1e-6:
             remedy = "wait for the other jobs, or stop them: `ray status` and `ray job list` say who has what"
             text = f"{needed:g} {kind}s that no other job holds"
-            yield Check(f"cluster.{kind.lower()}s", text, f"{found:g} free", True, remedy, tight=True)
+            yield PreflightCheck(f"cluster.{kind.lower()}s", text, f"{found:g} free", True, remedy, tight=True)
 
 
-def check_storage(config: Config) -> Iterator[Check]:
+def check_storage(config: Config) -> Iterator[PreflightCheck]:
     """Whether every node sees what this one writes under run.root."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -112,7 +115,7 @@ def check_storage(config: Config) -> Iterator[Check]:
     finally:
         mark.unlink()
     blind = [node["NodeManagerAddress"] for node, sees in zip(others, seen, strict=True) if not sees]
-    yield Check(
+    yield PreflightCheck(
         "run.root",
         "storage that every node sees",
         f"{root}, which {', '.join(blind)} cannot see" if blind else f"seen by {len(others) + 1} nodes",
@@ -121,7 +124,7 @@ def check_storage(config: Config) -> Iterator[Check]:
     )
 
 
-def check_counts(config: Config) -> Iterator[Check]:
+def check_counts(config: Config) -> Iterator[PreflightCheck]:
     """CPUs and GPUs over all nodes.
 
     A cluster on this machine has as many CPUs as the machine, whatever it was told. GPUs and other clusters
@@ -140,4 +143,4 @@ def check_counts(config: Config) -> Iterator[Check]:
         if is_connected() or kind in resources:
             found = int(resources.get(kind, 0))
             remedy = f"{where} has {found}: set cluster.{name}={found}, or run where there are more"
-            yield Check(f"cluster.{name}", f"{needed} {kind}s", str(found), found >= needed, remedy)
+            yield PreflightCheck(f"cluster.{name}", f"{needed} {kind}s", str(found), found >= needed, remedy)

@@ -4,15 +4,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from metaalign_rl.config.schema import Config
-from metaalign_rl.preflight.checks import Check, free_memory, is_connected, nearest_folder
-from metaalign_rl.preflight.cluster import gpus_by_role
+from metaalign_rl.config.schema import OBJECT_STORE_SHARE, Config
+from metaalign_rl.core.units import GIB
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.page import memory_table
 from metaalign_rl.plan.rates import Device, find_device, names
 from metaalign_rl.plan.work import Case
-from metaalign_rl.core.units import GIB
+from metaalign_rl.preflight.checks import PreflightCheck, free_memory, nearest_folder
+from metaalign_rl.preflight.cluster import gpus_by_role
+from metaalign_rl.runtime.ray_session import is_connected
 
 PORTS = (
     "Ports: none of its own. A Ray that the run starts listens on the loopback; learners meet in a file of the run's\n"
@@ -42,7 +43,7 @@ def _gpu() -> Device | None:
     return next((find_device(kind) for kind in known if kind in names()), None)
 
 
-def check_estimates(config: Config) -> Iterator[Check]:
+def check_estimates(config: Config) -> Iterator[PreflightCheck]:
     """Memory a device by role, main memory, the object store and the disk."""
     case = find_case(config)
     if case is None:
@@ -55,20 +56,22 @@ def check_estimates(config: Config) -> Iterator[Check]:
     yield _check_disk(case)
 
 
-def compare(name: str, what: str, needed: float, found: float, remedy: str) -> Check:
+def compare(name: str, what: str, needed: float, found: float, remedy: str) -> PreflightCheck:
     """An estimate in bytes beside what is there; see `TRUST`."""
     texts = f"{what}, by estimate {needed / GIB:.3g} GiB", f"{found / GIB:.3g} GiB"
-    return Check(name, *texts, ok=needed <= TRUST * found, remedy=remedy, tight=found < needed <= TRUST * found)
+    return PreflightCheck(
+        name, *texts, ok=needed <= TRUST * found, remedy=remedy, tight=found < needed <= TRUST * found
+    )
 
 
-def _check_host(case: Case) -> Check:
+def _check_host(case: Case) -> PreflightCheck:
     parts = memory.host_memory(case)
     largest = max(parts, key=lambda part: parts[part])
     remedy = f"most of it is for {largest}: lower learner.micro_batch_tokens, rollout.kv_cache_gib or the model's size"
     return compare("memory", "memory for all processes", sum(parts.values()), free_memory(), remedy)
 
 
-def _check_gpus(case: Case) -> Iterator[Check]:
+def _check_gpus(case: Case) -> Iterator[PreflightCheck]:
     assert case.device.memory_gib is not None
     learner, engine, room = memory.learner_memory(case), memory.engine_memory(case), case.device.memory_gib * GIB
     fewer = "set learner.zero_stage=3, gradient_checkpointing=true, micro_batch_tokens lower, or learners higher"
@@ -83,20 +86,20 @@ def _check_gpus(case: Case) -> Iterator[Check]:
     tokens, longest = memory.kv_tokens(case), case.config.model.max_tokens
     found = f"{tokens:.0f} tokens' ({engine['KV cache'] / GIB:.1f} GiB)"
     remedy = "set rollout.gpu_memory_utilization or rollout.tensor_parallel higher"
-    yield Check("rollout", f"room for {longest} tokens' keys and values", found, tokens >= longest, remedy)
+    yield PreflightCheck("rollout", f"room for {longest} tokens' keys and values", found, tokens >= longest, remedy)
 
 
-def _check_store(case: Case) -> Check:
+def _check_store(case: Case) -> PreflightCheck:
     """Weights pass through Ray's object store on CPUs."""
     needed = memory.in_store(case)
-    store = memory.object_store(case.config.cluster)
-    enough = needed / memory.OBJECT_STORE_SHARE / GIB
-    share = f"a share of {memory.OBJECT_STORE_SHARE:g} of it is the store"
+    store = case.config.cluster.object_store_bytes
+    enough = needed / OBJECT_STORE_SHARE / GIB
+    share = f"a share of {OBJECT_STORE_SHARE:g} of it is the store"
     remedy = f"set rollout.bucket_mib lower, or cluster.memory_gib={enough:.0f} or more: {share}"
     return compare("cluster.memory_gib", "Ray's object store for weights", needed, store, remedy)
 
 
-def _check_disk(case: Case) -> Check:
+def _check_disk(case: Case) -> PreflightCheck:
     needed = sum(memory.disk(case).values())
     found = shutil.disk_usage(nearest_folder(Path(case.config.run.root))).free
     remedy = "give a run.root on a larger disk, or set run.keep_rollouts higher"

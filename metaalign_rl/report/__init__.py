@@ -1,8 +1,7 @@
 """What a run came to: `report.json`, the page `report.html`, and the tables on the terminal."""
 
 from metaalign_rl.config.run_folder import RunFolder
-from metaalign_rl.report import page
-from metaalign_rl.report import results
+from metaalign_rl.report import page, results
 from metaalign_rl.report.terminal import show
 
 __all__ = ["build", "show"]

@@ -3,16 +3,17 @@
 from itertools import groupby
 from typing import Any
 
+from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.files import read_json, read_jsonl, write_text
+from metaalign_rl.core.rows import read_rows
 from metaalign_rl.data.gold import Verdict
 from metaalign_rl.evaluation.failures import FAILING, failing_kinds
-from metaalign_rl.evaluation.gold_metrics import Judged
-from metaalign_rl.core.files import read_json, read_jsonl, write_text
-from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.evaluation.gold_metrics import JudgedResponse
 from metaalign_rl.pages.curves import reliability
 from metaalign_rl.pages.render import render
 from metaalign_rl.report.rollouts import write_browser
 from metaalign_rl.report.training_curves import Training, read_training
-from metaalign_rl.core.rows import Row, read_rows
 
 
 def build(folder: RunFolder, mode: str) -> None:
@@ -58,15 +59,15 @@ def _matrix(showcase: list[dict[str, str]]) -> list[tuple[str, list[dict[str, st
     return [(question, list(records)) for question, records in groupby(showcase, lambda record: record["question"])]
 
 
-def _answers(folder: RunFolder) -> list[Judged]:
+def _answers(folder: RunFolder) -> list[JudgedResponse]:
     """What the trained policy answered to the held-out rows, sampled."""
     rows = {row.id: row for row in read_rows(folder.rows("held_out_prompts"))}
     return [_judged(rows, record) for _, record in read_jsonl(folder.evaluation / "ppo_sampled.jsonl")]
 
 
-def _judged(rows: dict[str, Row], record: dict[str, Any]) -> Judged:
+def _judged(rows: dict[str, Row], record: dict[str, Any]) -> JudgedResponse:
     verdict = Verdict(**{name: record[name] for name in ("passes", "following", "strict")})
-    return Judged(rows[record["id"]], record["answer"], verdict)
+    return JudgedResponse(rows[record["id"]], record["answer"], verdict)
 
 
 def _split_meanings(source: str) -> dict[str, str]:

@@ -3,8 +3,8 @@
 import time
 from typing import Any
 
-from metaalign_rl.core.files import read_json, read_log, write_json
 from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.core.files import read_json, read_log, write_json
 from metaalign_rl.monitoring.alarms import episodes
 
 POLICIES = {"sft": "before PPO", "ppo": "after PPO"}

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metaalign_rl.core.files import replace_folder
 from metaalign_rl.config.run_folder import RunFolder
-from metaalign_rl.core.rows import LABELS, TIERS
+from metaalign_rl.core.dataflow import LABELS, TIERS
+from metaalign_rl.core.files import replace_folder
 from metaalign_rl.core.units import MIB
 
 SHOWN, SHOWN_BYTES = 4_000, 4 * MIB  # at most, of answers in the page itself

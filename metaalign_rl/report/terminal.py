@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json
-from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.report.results import HEADLINES, POLICIES
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from metaalign_rl.core.files import read_log
 from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.core.dataflow import Metrics
+from metaalign_rl.core.files import read_log
 from metaalign_rl.monitoring.alarms import Alarm, episodes
 from metaalign_rl.monitoring.metric_registry import PARTS
-from metaalign_rl.ppo.step_metrics import Metrics
 
 POINTS = 1000  # of a curve; a longer run's points are means over several steps
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
+from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.rollout.engine_args import cpu_options, gpu_options, refuse_tied_embeddings, start, tensor_names
-from metaalign_rl.runtime.vllm_setup import prepare
 from metaalign_rl.rollout.vllm_io import check_length, sampling_params, to_samples
-from metaalign_rl.core.rollouts import Request, Sample, Sampling
+from metaalign_rl.runtime.vllm_setup import prepare_vllm
 from metaalign_rl.weights import StaleEngine
 from metaalign_rl.weights.sync_plan import Backend
 
@@ -64,7 +64,7 @@ class RolloutEngine:
             UserError: no such model folder, no safetensors in it, or tied embeddings on a CPU.
         """
         self._expected = tensor_names(Path(model_path))
-        on_cpu = prepare()
+        on_cpu = prepare_vllm()
         if on_cpu:
             refuse_tied_embeddings(model_path)
         self._engine = start(

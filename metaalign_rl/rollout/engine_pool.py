@@ -13,12 +13,12 @@ from typing import Any
 
 import ray
 
-from metaalign_rl.runtime.actor_calls import Gone, Patience, first_ready, get, kill
 from metaalign_rl.config.schema import Config
-from metaalign_rl.runtime.faults import EngineLost, FaultLog
+from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
-from metaalign_rl.rollout.generate_call import Round
-from metaalign_rl.core.rollouts import Request, Sample, Sampling
+from metaalign_rl.rollout.generate_call import GenerateCall
+from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get, kill
+from metaalign_rl.runtime.faults import EngineLost, FaultLog
 from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.weights import confirm
 from metaalign_rl.weights.sync_plan import backend_of
@@ -48,14 +48,14 @@ class EnginePool:
         start: Callable[[int], Any],
         count: int,
         faults: FaultLog,
-        patience: Callable[[], Patience],
+        patience: Callable[[], HeartbeatDeadline],
         *,
         whole_steps: bool = False,
     ) -> None:
         self._start, self._faults, self._patience = start, faults, patience
         self.whole_steps = whole_steps
         self._send: Send = _nothing
-        self.clocks: dict[int, Patience] = {}
+        self.clocks: dict[int, HeartbeatDeadline] = {}
         self.engines: dict[int, Any] = {}
         for number in range(count):
             self._launch(number)
@@ -86,7 +86,7 @@ class EnginePool:
             )
 
         limits = config.faults
-        patience = partial(Patience, limits.start_s, limits.silence_s)
+        patience = partial(HeartbeatDeadline, limits.start_s, limits.silence_s)
         return cls(start, rollout.engines, faults, patience, whole_steps=config.ppo.deterministic)
 
     def generate(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
@@ -97,7 +97,7 @@ class EnginePool:
             Abandoned: nobody wants the samples any more.
             TooManyFaults: engines broke again and again.
         """
-        round_ = Round(self, sampling)
+        round_ = GenerateCall(self, sampling)
         try:
             round_.deal_out(requests)
             yield from round_.samples()
@@ -216,7 +216,7 @@ class EnginePool:
             raise EngineLost(number, clock.error(method))
         try:
             answer = get(call)
-        except Gone as error:
+        except ActorDied as error:
             raise EngineLost(number, error) from error
         clock.heard()
         return answer

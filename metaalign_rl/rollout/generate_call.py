@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from metaalign_rl.runtime.actor_calls import Gone, first_ready, get
-from metaalign_rl.runtime.faults import Abandoned, EngineLost, StepInterrupted
-from metaalign_rl.core.rollouts import Request, Sample, Sampling
+from metaalign_rl.core.dataflow import Request, Sample, Sampling
+from metaalign_rl.runtime.actor_calls import ActorDied, first_ready, get
+from metaalign_rl.runtime.faults import EngineLost, GenerationCancelled, StepInterrupted
 
 if TYPE_CHECKING:
     from metaalign_rl.rollout.engine_pool import EnginePool
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 LOOK = 1.0  # seconds after which a round looks whether it is still wanted
 
 
-class Round:
+class GenerateCall:
     """The requests of one call of `generate` under way."""
 
     def __init__(self, pool: "EnginePool", sampling: Sampling) -> None:
@@ -49,7 +49,7 @@ class Round:
         """What the engines finish, until everything is answered."""
         while self._open:
             if self._pool.unwanted.is_set():
-                raise Abandoned("nobody wants these answers any more")
+                raise GenerationCancelled("nobody wants these answers any more")
             left = min(self._pool.clocks[number].left() for number in self._open)
             stream = first_ready(list(self._streams), min(LOOK, left))
             if stream is None:
@@ -60,7 +60,7 @@ class Round:
             except StopIteration:
                 del self._streams[stream]  # this engine has answered everything
                 continue
-            except Gone as error:
+            except ActorDied as error:
                 self._replace(EngineLost(self._streams[stream], error))
                 continue
             number = self._streams[stream]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rollouts import Request, Sample, Sampling
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, WorkerCrashedError
 
 
-class Gone(RuntimeError):
+class ActorDied(RuntimeError):
     """An actor's process or node is gone; Ray's error is the cause."""
 
 
@@ -23,7 +23,7 @@ def get(ref: Any) -> Any:
     except (RayActorError, WorkerCrashedError, ObjectLostError) as error:
         if getattr(error, "actor_init_failed", False):
             raise
-        raise Gone(str(error).partition("\n")[0]) from error
+        raise ActorDied(str(error).partition("\n")[0]) from error
 
 
 def kill(actor: Any) -> None:
@@ -31,7 +31,7 @@ def kill(actor: Any) -> None:
     ray.kill(actor, no_restart=True)
 
 
-class Patience:
+class HeartbeatDeadline:
     """How long an actor may say nothing: longer while it starts, since it loads a model then.
 
     Args:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from metaalign_rl.runtime.root_cause import root_cause
 from metaalign_rl.core.files import append_jsonl, read_log
+from metaalign_rl.runtime.root_cause import root_cause
 
 REWARD_WORKER = "reward worker"  # how `who` begins where one was lost
 
 
-class Lost(RuntimeError):
+class ActorLost(RuntimeError):
     """An actor that died or hangs: nobody's mistake, and the work can be done again by another.
 
     Attributes:
@@ -30,7 +30,7 @@ class Lost(RuntimeError):
         return f"{self.who} is lost: {self.cause}"
 
 
-class EngineLost(Lost):
+class EngineLost(ActorLost):
     """A rollout engine died or hangs; `number` says which."""
 
     def __init__(self, number: int, cause: BaseException) -> None:
@@ -41,7 +41,7 @@ class EngineLost(Lost):
         return EngineLost, (self.number, self.cause)
 
 
-class LearnersLost(Lost):
+class LearnersLost(ActorLost):
     """A learner rank died or hangs, and with it the whole group: ranks meet in collective operations."""
 
     kin = "the learners"
@@ -51,7 +51,7 @@ class StepInterrupted(RuntimeError):
     """An engine was replaced in the middle of a step that must be done again whole (deterministic mode)."""
 
 
-class Abandoned(RuntimeError):
+class GenerationCancelled(RuntimeError):
     """Answers that were being drawn are not wanted any more."""
 
 
@@ -78,7 +78,7 @@ class FaultLog:
         self.count, self.of_reward = len(known), sum(who.startswith(REWARD_WORKER) for who in known)
         self.step = 0
 
-    def record(self, lost: Lost, action: str) -> None:
+    def record(self, lost: ActorLost, action: str) -> None:
         """Take note of a fault and of what is done about it.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Progress from an actor to the screen: the actor streams `Update`s, the driver draws them."""
+"""Progress from an actor to the screen: the actor streams `ProgressUpdate`s, the driver draws them."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ SECONDS = 60.0  # and how long it says nothing at most while it hears anything
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
+class ProgressUpdate:
     """How far a piece of work has come, and the figures worth showing beside it."""
 
     done: int
@@ -22,9 +22,9 @@ class Update:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def stream(work: Callable[[Callable[[Update], None]], Any]) -> Iterator[Update]:
+def stream(work: Callable[[Callable[[ProgressUpdate], None]], Any]) -> Iterator[ProgressUpdate]:
     """Run `work(report)` in a thread and yield what it reports, at once; its exception is raised here."""
-    updates: SimpleQueue[Update | None] = SimpleQueue()
+    updates: SimpleQueue[ProgressUpdate | None] = SimpleQueue()
     failure: list[BaseException] = []
 
     def run() -> None:
@@ -52,10 +52,10 @@ def in_thread(work: Callable[[], Any]) -> Any:
         return pool.submit(work).result()
 
 
-class Bar:
+class ProgressBar:
     """A progress bar with figures and the time left; a few plain lines where the output is no terminal.
 
-    Use as a context manager and call it with each `Update`.
+    Use as a context manager and call it with each `ProgressUpdate`.
     """
 
     def __init__(self, name: str) -> None:
@@ -65,7 +65,7 @@ class Bar:
         self._printed, self._last = 0, self._began
         self._progress: Any = None
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "ProgressBar":
         if self._terminal:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -85,7 +85,7 @@ class Bar:
         if self._progress:
             self._progress.stop()
 
-    def __call__(self, update: Update) -> None:
+    def __call__(self, update: ProgressUpdate) -> None:
         figures = "  ".join(f"{name} {value:.3g}" for name, value in update.figures.items())
         if self._progress:
             self._progress.update(self._task, completed=update.done, total=update.total, figures=figures)

@@ -10,18 +10,11 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import Any
 
-from metaalign_rl.preflight import checks as preflight_checks
-from metaalign_rl.preflight import cluster
-from metaalign_rl.preflight import estimates
-from metaalign_rl.runtime import cpu_affinity
-from metaalign_rl.runtime import placement
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.preflight.checks import Check
-from metaalign_rl.runtime.placement import Role
-from metaalign_rl.plan.memory import object_store
-from metaalign_rl.preflight.bin_packing import Bundle
 from metaalign_rl.core.units import GIB, MIB
+from metaalign_rl.runtime import cpu_affinity, placement
+from metaalign_rl.runtime.placement import Role
 
 PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
 
@@ -56,6 +49,16 @@ def connect(config: Config) -> Iterator[None]:
         ray.shutdown()
 
 
+def is_submitted() -> bool:
+    """Whether this process is the driver of a job from `ray job submit`, which works in an unpacked copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray's job supervisor sets it for the driver
+
+
+def is_connected() -> bool:
+    """Whether this process is connected to Ray."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
 def actor_env(threads: int) -> dict[str, str]:
     """Environment variables for an actor's `runtime_env` that keep it to `threads` threads, and its freed memory."""
     return {
@@ -65,32 +68,6 @@ def actor_env(threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-def preflight(config: Config) -> list[Check]:
-    """What the config needs beside what this machine has, and once Ray is connected, what its cluster has."""
-    counts, devices = list(cluster.check_counts(config)), list(cluster.check_devices(config))
-    checks = [*counts, preflight_checks.check_memory(config), preflight_checks.check_root(config), *devices]
-    if preflight_checks.is_connected() and not devices and all(check.ok for check in counts):
-        asked = [Bundle(who, part["CPU"], part.get("GPU", 0.0)) for who, part in placement.named_bundles(config)]
-        checks += list(cluster.check_places(asked, cluster.nodes())) or cluster.check_free(asked)
-    if preflight_checks.is_connected() and os.environ.get("RAY_ADDRESS"):
-        checks += cluster.check_storage(config)
-    checks += [preflight_checks.check_disk(config), *preflight_checks.check_sources(config), *preflight_checks.check_wandb(config)]
-    return [*checks, *estimates.check_estimates(config)]
-
-
-def require(checks: list[Check]) -> None:
-    """Raise a `UserError` that lists what is missing, with the remedies; warn of what is tight."""
-    for check in checks:
-        if check.tight:
-            needed = f"{check.name}: needs {check.needed}, found {check.found}"
-            print(f"warning: {needed}; if need be, {check.remedy}", file=sys.stderr)
-    missing = [f"{c.name}: needs {c.needed}, found {c.found}; {c.remedy}" for c in checks if not c.ok]
-    if len(missing) > 1:
-        raise UserError("\n  ".join([f"{len(missing)} things that the run needs are missing:", *missing]))
-    if missing:
-        raise UserError(missing[0])
 
 
 def _join(address: str) -> None:
@@ -138,7 +115,7 @@ def _start(config: Config) -> None:
             address="local",
             num_cpus=config.cluster.cpus,
             include_dashboard=False,
-            object_store_memory=object_store(config.cluster),
+            object_store_memory=config.cluster.object_store_bytes,
             log_to_driver=False,
             logging_level="WARNING",
         )

@@ -2,8 +2,8 @@
 
 import uuid
 
-from metaalign_rl.config.schema import Config
 from metaalign_rl.config.run_folder import RunFolder
+from metaalign_rl.config.schema import Config
 
 
 def rendezvous(config: Config) -> str:

@@ -18,7 +18,7 @@ INTERVAL = 0.2
 
 
 @contextmanager
-def only_driver(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+def run_lock(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     """Keep other drivers off a run's folder; the system lifts the lock however this process ends.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from metaalign_rl.preflight.checks import is_submitted
+from metaalign_rl.runtime.ray_session import is_submitted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WAIT_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"  # Ray's; read in the environment of the cluster's head

@@ -18,7 +18,7 @@ CPU_ONLY = {
 }
 
 
-def prepare() -> bool:
+def prepare_vllm() -> bool:
     """Set the environment for vLLM on this machine's device; whether that device is the CPU.
 
     Must come before the process's first import of vLLM. What the user has set stays.

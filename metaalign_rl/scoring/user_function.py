@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError, nearest
-from metaalign_rl.core.rows import Row
 
 MODULE = "metaalign_rl_reward_function"  # the name that the file's module goes by
 

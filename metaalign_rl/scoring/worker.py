@@ -1,39 +1,19 @@
 """The reward worker: scores answers with a reward model, the rows' checks, a user's function, or a mix of them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metaalign_rl.data.gold import judge
+from metaalign_rl.core.dataflow import Reward, Row
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.views import View, apply_view
+from metaalign_rl.data.gold import judge
 from metaalign_rl.scoring.user_function import RewardFunction
-from metaalign_rl.core.rows import Row
-from reward.training.controls import View, see
 from reward.score import Mode, Score, combine
 
 if TYPE_CHECKING:
     from reward import Scorer
     from reward.serving.client import RemoteScorer
-
-
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """What one answer is worth.
-
-    Attributes:
-        value: what PPO maximises: the weighted mean of the sources.
-        proxy: the reward model's probability that the answer is good, in the configured mode; None without a model.
-        gold: whether the row's checks say that the answer follows; None without a check of the governing tier.
-        probabilities: the reward model's four, by label; empty without a model.
-        passes: by tier, whether its check passes; only tiers that have one.
-    """
-
-    value: float
-    proxy: float | None
-    gold: bool | None
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-    passes: Mapping[str, bool] = field(default_factory=dict)
 
 
 class RewardWorker:
@@ -94,7 +74,9 @@ class RewardWorker:
         """Each answer's score, and the probability that the mode makes of it."""
         if self._scorer is None:
             return [(None, None)] * len(rows)
-        seen = see([replace(row, response=answer) for row, answer in zip(rows, answers, strict=True)], self._view)
+        seen = apply_view(
+            [replace(row, response=answer) for row, answer in zip(rows, answers, strict=True)], self._view
+        )
         return [(s, combine(s, row, self._mode)) for s, row in zip(self._scorer.score(seen), seen, strict=True)]
 
     def _mix(self, row: Row, answer: str, score: Score | None, proxy: float | None, own: float) -> Reward:

@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metaalign_rl.runtime.actor_calls import Gone, Patience, first_ready, get, kill
-from metaalign_rl.runtime.faults import REWARD_WORKER, FaultLog, Lost
-from metaalign_rl.scoring.worker import Reward
-from metaalign_rl.core.rows import Row
+from metaalign_rl.core.dataflow import Reward, Row
+from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get, kill
+from metaalign_rl.runtime.faults import REWARD_WORKER, ActorLost, FaultLog
 
 
 @dataclass(slots=True)
-class Ticket:
+class PendingScores:
     """Answers that a worker is scoring."""
 
     rows: list[Row]
@@ -29,7 +28,7 @@ class RewardPool:
     """
 
     def __init__(
-        self, start: Callable[[int], Any], count: int, faults: FaultLog, patience: Callable[[], Patience]
+        self, start: Callable[[int], Any], count: int, faults: FaultLog, patience: Callable[[], HeartbeatDeadline]
     ) -> None:
         self._start, self._faults, self._patience = start, faults, patience
         self._workers = [start(number) for number in range(count)]
@@ -39,7 +38,7 @@ class RewardPool:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def submit(self, rows: Sequence[Row], answers: Sequence[str]) -> Ticket:
+    def submit(self, rows: Sequence[Row], answers: Sequence[str]) -> PendingScores:
         """Have the next worker score answers to rows, while the caller goes on."""
         number = self._turn % len(self._workers)
         if self._turn < len(self._workers):  # it was idle, perhaps for as long as the first answers took
@@ -47,7 +46,7 @@ class RewardPool:
         self._turn += 1
         return self._ask(number, list(rows), list(answers))
 
-    def result(self, ticket: Ticket) -> list[Reward]:
+    def result(self, ticket: PendingScores) -> list[Reward]:
         """The rewards of a ticket; tickets are to be asked for in the order of `submit`.
 
         Raises:
@@ -60,7 +59,7 @@ class RewardPool:
                 if first_ready([ticket.scores], clock.left()) is None:
                     raise clock.error("score")
                 rewards: list[Reward] = get(ticket.scores)
-            except (Gone, TimeoutError) as error:
+            except (ActorDied, TimeoutError) as error:
                 if ticket.worker is self._workers[ticket.number]:  # else another ticket has found that out
                     self._replace(ticket.number, error)
                 ticket = self._ask(ticket.number, ticket.rows, ticket.answers)
@@ -77,12 +76,12 @@ class RewardPool:
         for worker in self._workers:
             kill(worker)
 
-    def _ask(self, number: int, rows: list[Row], answers: list[str]) -> Ticket:
+    def _ask(self, number: int, rows: list[Row], answers: list[str]) -> PendingScores:
         worker = self._workers[number]
-        return Ticket(rows, answers, number, worker, worker.score.remote(rows, answers))
+        return PendingScores(rows, answers, number, worker, worker.score.remote(rows, answers))
 
     def _replace(self, number: int, error: BaseException) -> None:
-        self._faults.record(Lost(f"{REWARD_WORKER} {number}", error), "another one takes its place")
+        self._faults.record(ActorLost(f"{REWARD_WORKER} {number}", error), "another one takes its place")
         kill(self._workers[number])
         self._workers[number] = self._start(number)
         self._clocks[number] = self._patience()

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from metaalign_rl.core.checkpoints import find_policy
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.config.run_folder import find_policy
 from metaalign_rl.core.net import is_loopback, listen, url_of
 
 OURS = ("--host", "--port", "--model", "--load-format", "--trust-remote-code")
@@ -34,14 +34,14 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
             without an API key, or an option that is ours.
     """
     from metaalign_rl.core.meta_prompt import load_tokenizer
-    from metaalign_rl.runtime.vllm_setup import prepare
+    from metaalign_rl.runtime.vllm_setup import prepare_vllm
 
     path = find_policy(policy)
     check_options(options)
     require_key(host, os.environ, options)
     listen(host, port).close()
     load_tokenizer(path)
-    on_cpu = prepare()
+    on_cpu = prepare_vllm()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server's engine is a process of its own
     print(f"serving {path} as {name!r} on {url_of(host, port)}/v1 (Ctrl-C ends it)")
     print(EXAMPLE.format(url=url_of(host, port), name=name), flush=True)

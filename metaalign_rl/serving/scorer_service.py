@@ -77,10 +77,10 @@ def build_app(arguments: Arguments) -> Any:
         raise UserError(f"set {TOKEN_VARIABLE} where the replicas run, or give without_token=true to answer anybody")
     scorer = Scorer.from_pretrained(arguments.model, dtype=arguments.dtype or None)
     name = arguments.model.rstrip("/").rpartition("/")[2]
-    return create_app(scorer, Serving(name, token=token, mode=arguments.mode), RayMetrics())
+    return create_app(scorer, Serving(name, token=token, mode=arguments.mode), ServeMetrics())
 
 
-class RayMetrics:
+class ServeMetrics:
     """Counts through Ray, which puts `ray_` before the names and the deployment and replica beside the values."""
 
     def __init__(self) -> None:

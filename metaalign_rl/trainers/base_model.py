@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metaalign_rl.core import meta_prompt
 from metaalign_rl.config.schema import ModelConfig
+from metaalign_rl.core import meta_prompt
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder
-from metaalign_rl.core.rows import Row
 
 POSITIONS = 8192  # of a new model: more than a run's max_tokens, for whoever trains it on
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from metaalign_rl.runtime.progress import Update
+from metaalign_rl.runtime.progress import ProgressUpdate
 
 FIGURES = ("loss", "accuracy")
 
@@ -55,7 +55,7 @@ class StopRequest:
         return bool(asked)
 
 
-def reporter(report: Callable[[Update], None]) -> Any:
+def reporter(report: Callable[[ProgressUpdate], None]) -> Any:
     """The Trainer's callback that reports what it logs."""
     from transformers import TrainerCallback
 
@@ -63,7 +63,7 @@ def reporter(report: Callable[[Update], None]) -> Any:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
                 figures = {name: float(logs[name]) for name in FIGURES if name in logs}
-                report(Update(state.global_step, state.max_steps, figures))
+                report(ProgressUpdate(state.global_step, state.max_steps, figures))
 
     return Reporter()
 

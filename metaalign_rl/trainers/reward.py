@@ -5,16 +5,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from metaalign_rl.runtime.progress import Update, stream
-from metaalign_rl.core.rows import Row, read_rows
+from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.rows import read_rows
+from metaalign_rl.core.views import apply_view
+from metaalign_rl.runtime.progress import ProgressUpdate, stream
 from metaalign_rl.trainers.callbacks import StopRequest, reporter
-from reward.training.controls import see, training_of, view_of
 from reward.score import Mode
+from reward.training.controls import training_of, view_of
 
 ZeroStage = Literal[0, 1, 2]
 
 
-class RewardTrainer:
+class RewardTrainerActor:
     """A Ray actor round `reward.train` and `reward.evaluate_modes`: one rank of those that train a model together.
 
     `train` is to be called on all ranks with the same arguments.
@@ -38,11 +40,11 @@ class RewardTrainer:
 
     def train(
         self, training: Any, pairs: Sequence[Path], base: Path, output: Path, zero_stage: ZeroStage = 0
-    ) -> Iterator[Update]:
+    ) -> Iterator[ProgressUpdate]:
         """Train on the rows of all `pairs` files, from the checkpoint `base`, and write `output`."""
         import reward
 
-        rows = see([row for path in pairs for row in read_rows(path)], self._view)
+        rows = apply_view([row for path in pairs for row in read_rows(path)], self._view)
         training = training_of(self._name, training)
         settings = deepspeed_settings(zero_stage, bf16=training.bf16) if self._world_size > 1 else None
         return stream(
@@ -58,7 +60,7 @@ class RewardTrainer:
         import reward
 
         scorer = reward.Scorer.from_pretrained(model, dtype=dtype)
-        return reward.evaluate_modes(scorer, see(pairs, self._view), modes)
+        return reward.evaluate_modes(scorer, apply_view(pairs, self._view), modes)
 
 
 def deepspeed_settings(zero_stage: ZeroStage, *, bf16: bool) -> dict[str, Any]:

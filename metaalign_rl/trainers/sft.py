@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaalign_rl.trainers import base_model
 from metaalign_rl.config.schema import ModelConfig, SFTConfig
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import replace_folder
+from metaalign_rl.core.meta_prompt import encode_row
+from metaalign_rl.core.rows import read_rows
 from metaalign_rl.runtime import deepspeed_setup
-from metaalign_rl.core.meta_prompt import MetaPrompt, encode
-from metaalign_rl.runtime.progress import Update, in_thread, stream
-from metaalign_rl.core.rows import Row, read_rows
+from metaalign_rl.runtime.progress import ProgressUpdate, in_thread, stream
+from metaalign_rl.trainers import base_model
 from metaalign_rl.trainers.callbacks import StopRequest, reporter
 
 IGNORED = -100  # torch's label for tokens that do not count
@@ -38,7 +39,7 @@ class SFTWorker:
 
     def train(
         self, config: SFTConfig, base: Path, rows: Path, output: Path, checkpoints: Path, *, max_tokens: int, seed: int
-    ) -> Iterator[Update]:
+    ) -> Iterator[ProgressUpdate]:
         """Train the checkpoint `base` on the demonstrations in `rows`; go on from `checkpoints` where there are any."""
         return stream(lambda report: self._train(config, base, rows, output, checkpoints, max_tokens, seed, report))
 
@@ -51,7 +52,7 @@ class SFTWorker:
         checkpoints: Path,
         max_tokens: int,
         seed: int,
-        report: Callable[[Update], None],
+        report: Callable[[ProgressUpdate], None],
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
@@ -104,8 +105,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def tokenize(row: Row, tokenizer: Any, max_tokens: int) -> dict[str, list[int]]:
     """Input ids of prompt and response, and labels that leave the prompt out."""
     assert row.response is not None
-    meta = MetaPrompt(row.system_info, row.user_info)
-    ids = encode(tokenizer, meta, row.messages, max_tokens=max_tokens, response=row.response, place=f"row {row.id!r}")
+    ids = encode_row(tokenizer, row, max_tokens=max_tokens, response=row.response)
     answer = len(tokenizer(row.response, add_special_tokens=False)["input_ids"]) + 1
     return {"input_ids": ids, "labels": [IGNORED] * (len(ids) - answer) + ids[-answer:]}
 

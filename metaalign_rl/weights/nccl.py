@@ -5,21 +5,21 @@ from typing import Any
 
 import ray
 
-from metaalign_rl.runtime.vllm_setup import prepare
+from metaalign_rl.runtime.vllm_setup import prepare_vllm
 from metaalign_rl.weights.engine_client import EnginesClient
-from metaalign_rl.weights.sync_plan import Route
-from metaalign_rl.weights.weight_stream import Source
+from metaalign_rl.weights.sync_plan import SyncPlan
+from metaalign_rl.weights.weight_stream import WeightStream
 
 
-def nccl_trainer(route: Route, rank: int, client: EnginesClient, source: Source) -> Any:
+def nccl_trainer(route: SyncPlan, rank: int, client: EnginesClient, source: WeightStream) -> Any:
     """vLLM's own engine, connected: all engines of the route and the sender are one NCCL group."""
-    prepare()  # the first import of vLLM in this process
+    prepare_vllm()  # the first import of vLLM in this process
     from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
     return WeightTransferTrainerFactory.trainer_init(init_info(route, rank), client=client, source=source)
 
 
-def init_info(route: Route, rank: int) -> Any:
+def init_info(route: SyncPlan, rank: int) -> Any:
     """Where the group meets, how many it has, and how large a bucket is; what ranks but 0 are told is not used."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 

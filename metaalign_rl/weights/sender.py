@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from metaalign_rl.weights.engine_client import EnginesClient
-from metaalign_rl.weights.sync_plan import Route
-from metaalign_rl.weights.weight_stream import Source
+from metaalign_rl.weights.sync_plan import SyncPlan
+from metaalign_rl.weights.weight_stream import WeightStream
 
 
-class Sent(NamedTuple):
+class SyncResult(NamedTuple):
     """What a send came to.
 
     Attributes:
@@ -27,20 +27,20 @@ class Sent(NamedTuple):
 class Sender:
     """One end of a route, on every rank; rank 0 sends."""
 
-    def __init__(self, route: Route, rank: int, passes: Callable[[], Iterator[tuple[str, Tensor]]]) -> None:
-        """Connect. `passes`: see `Source`."""
+    def __init__(self, route: SyncPlan, rank: int, passes: Callable[[], Iterator[tuple[str, Tensor]]]) -> None:
+        """Connect. `passes`: see `WeightStream`."""
         self._client = EnginesClient(route.engines, route.devices, route.patience_s)
-        self._source = Source(passes, checked=rank == 0)
+        self._source = WeightStream(passes, checked=rank == 0)
         self._trainer = _trainer(route, rank, self._client, self._source)
 
-    def send(self, version: int) -> Sent:
+    def send(self, version: int) -> SyncResult:
         """Give the engines the present weights as `version`; on every rank."""
         self._client.version = version
         self._trainer.send_weights()
-        return Sent(self._source.checksum, self._client.taken, dict(self._client.failed))
+        return SyncResult(self._source.checksum, self._client.taken, dict(self._client.failed))
 
 
-def _trainer(route: Route, rank: int, client: EnginesClient, source: Source) -> Any:
+def _trainer(route: SyncPlan, rank: int, client: EnginesClient, source: WeightStream) -> Any:
     match route.backend:
         case "store":
             from metaalign_rl.weights.store import StoreTrainer

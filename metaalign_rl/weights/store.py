@@ -8,13 +8,13 @@ from torch import Tensor
 
 from metaalign_rl.weights.buckets import fill
 from metaalign_rl.weights.engine_client import EnginesClient
-from metaalign_rl.weights.weight_stream import Source
+from metaalign_rl.weights.weight_stream import WeightStream
 
 
 class StoreTrainer:
     """The learner's end, as vLLM's `TrainerWeightTransferEngine`, whose import would cost a learner 8 s."""
 
-    def __init__(self, client: EnginesClient, source: Source, bucket_bytes: int, is_sender: bool) -> None:
+    def __init__(self, client: EnginesClient, source: WeightStream, bucket_bytes: int, is_sender: bool) -> None:
         self._client, self._source = client, source
         self._bucket_bytes, self._is_sender = bucket_bytes, is_sender
 

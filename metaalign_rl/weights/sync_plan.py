@@ -13,7 +13,7 @@ Backend = Literal["store", "nccl", "ipc"]
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class SyncPlan:
     """From the learners to some engines.
 
     Attributes:

@@ -18,7 +18,7 @@ class TensorMeta(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Source:
+class WeightStream:
     """Does what vLLM's `WeightSource` does, without importing vLLM; `checksum` is of the last pass.
 
     Args:

@@ -1,15 +1,15 @@
-"""How good a reward model is: it scores pairs and labelled answers, and `reward.evaluation.pair_metrics` says how well."""
+"""Evaluate a reward model on pairs and labelled responses; `pair_metrics` computes the metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import exp
 from typing import Any
 
+from metaalign_rl.core.dataflow import ANSWERS, Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import ANSWERS, Row
 from reward.evaluation import pair_metrics
+from reward.evaluation.pair_metrics import JudgedPair
 from reward.examples import labelled_answers
-from reward.evaluation.pair_metrics import Judged
 from reward.score import Mode, Score, check_mode, log_combine
 from reward.scorer import BATCH_TOKENS, Scorer
 
@@ -100,7 +100,7 @@ def _report(pairs: Sequence[Row], scores: Scores, mode: Mode) -> dict[str, Any]:
     }
 
 
-def _judge(row: Row, scores: Scores, mode: Mode) -> Judged:
+def _judge(row: Row, scores: Scores, mode: Mode) -> JudgedPair:
     # Logarithms still tell answers apart whose probabilities both round to 1.
     chosen, rejected = (log_combine(scores[row.id, name], row, mode) for name in ("chosen", "rejected"))
-    return Judged(row, right=chosen > rejected, gap=exp(chosen) - exp(rejected))
+    return JudgedPair(row, right=chosen > rejected, gap=exp(chosen) - exp(rejected))

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from metaalign_rl.core.rows import Row
+from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.views import active_tiers
 from reward.examples import answer_row
-from reward.score import Score, speaking_tiers
+from reward.score import Score
 from reward.scorer import BATCH_TOKENS, AnyRow, Scorer
 
 
@@ -54,7 +55,7 @@ def explain(
     """
     places = places or [f"rows[{index}]" for index in range(len(rows))]
     whole = [answer_row(row, place) for row, place in zip(rows, places, strict=True)]
-    less = [(index, tier) for index, row in enumerate(whole) for tier in speaking_tiers(row)]
+    less = [(index, tier) for index, row in enumerate(whole) for tier in active_tiers(row)]
     emptied = [_without(whole[index], tier) for index, tier in less]
     named = [*places, *(places[index] for index, _ in less)]
     scores = scorer.score([*whole, *emptied], named, batch_tokens=batch_tokens)

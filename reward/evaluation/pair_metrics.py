@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.refusals import is_refusal
-from metaalign_rl.core.rows import LABELS, Row
 from reward.evaluation.calibration import calibration_error, reliability
 
 Answer = tuple[dict[str, float], dict[str, bool]]  # its probability and, where known, its truth by label
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedPair:
     """A pair and what a reward model says of it.
 
     Attributes:
@@ -27,19 +27,19 @@ class Judged:
     gap: float
 
 
-def accuracy(judged: Sequence[Judged]) -> dict[str, Any]:
+def accuracy(judged: Sequence[JudgedPair]) -> dict[str, Any]:
     """`{accuracy, pairs}`."""
     return {"accuracy": _share([item.right for item in judged]), "pairs": len(judged)}
 
 
-def of_relation(judged: Sequence[Judged], relation: str) -> dict[str, Any]:
+def of_relation(judged: Sequence[JudgedPair], relation: str) -> dict[str, Any]:
     """The accuracy on the pairs of one relation."""
     return accuracy([item for item in judged if item.row.relation == relation])
 
 
-def by(judged: Sequence[Judged], key: Callable[[Row], str | None]) -> dict[str, dict[str, Any]]:
+def by(judged: Sequence[JudgedPair], key: Callable[[Row], str | None]) -> dict[str, dict[str, Any]]:
     """The accuracy of each group of pairs; a pair without a key is in none."""
-    groups: dict[str, list[Judged]] = defaultdict(list)
+    groups: dict[str, list[JudgedPair]] = defaultdict(list)
     for item in judged:
         name = key(item.row)
         if name is not None:
@@ -53,13 +53,13 @@ def which_is_longer(row: Row) -> str:
     return "chosen is longer" if more > 0 else "chosen is shorter" if more < 0 else "as long"
 
 
-def flips(judged: Sequence[Judged]) -> dict[str, Any]:
+def flips(judged: Sequence[JudgedPair]) -> dict[str, Any]:
     """`{accuracy, groups}`: a group is right when all its pairs are."""
     whole = [all(item.right for item in group) for group in _groups(judged, "flip")]
     return {"accuracy": _share(whole), "groups": len(whole)}
 
 
-def flip_matrix(judged: Sequence[Judged]) -> dict[str, dict[str, int]]:
+def flip_matrix(judged: Sequence[JudgedPair]) -> dict[str, dict[str, int]]:
     """How many flips of two rows are right `both` ways, `one` way or `neither`, by the flip's kind."""
     matrix: dict[str, dict[str, int]] = {}
     for group in _groups(judged, "flip"):
@@ -70,7 +70,7 @@ def flip_matrix(judged: Sequence[Judged]) -> dict[str, dict[str, int]]:
     return matrix
 
 
-def consistency(judged: Sequence[Judged]) -> dict[str, Any]:
+def consistency(judged: Sequence[JudgedPair]) -> dict[str, Any]:
     """`{accuracy, alike, groups}` of the pairs that say one preference in other words: the share of groups that are
     right in every wording, and that are judged alike in every one, right or wrong."""
     groups = [[item.right for item in group] for group in _groups(judged, "paraphrases")]
@@ -81,7 +81,7 @@ def consistency(judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def refusals(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+def refusals(judged: Sequence[JudgedPair]) -> dict[str, dict[str, Any]]:
     """`{wanted, unwanted: {preferred, pairs}}` of the pairs in which one answer refuses and the other does not: how
     often the refusal is preferred where it is the better answer, and where it is not (over-refusal). A tie is wrong
     in both. What was asked for is known only where a program can say it: pairs without checks are left out.
@@ -95,9 +95,9 @@ def refusals(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
     }
 
 
-def length_bias(judged: Sequence[Judged]) -> dict[str, float | None]:
+def length_bias(judged: Sequence[JudgedPair]) -> dict[str, float | None]:
     """`{model, gold}`: the correlation, over pairs, of how much better and how much longer one answer is than the
-    other, by the model (`Judged.gap`) and by the data, which put the chosen answer before the rejected one. In
+    other, by the model (`JudgedPair.gap`) and by the data, which put the chosen answer before the rejected one. In
     characters, each pair taken both ways round, so that the means are 0. A model that is always right and sure has
     gold's correlation; what it has above that is a taste for length itself.
     """
@@ -124,9 +124,9 @@ def calibration(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def _groups(judged: Iterable[Judged], tag: str) -> list[list[Judged]]:
+def _groups(judged: Iterable[JudgedPair], tag: str) -> list[list[JudgedPair]]:
     """The pairs that share a tag's value, where there are two or more."""
-    groups: dict[str, list[Judged]] = defaultdict(list)
+    groups: dict[str, list[JudgedPair]] = defaultdict(list)
     for item in judged:
         if tag in item.row.tags:
             groups[item.row.tags[tag]].append(item)

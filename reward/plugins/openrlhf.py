@@ -7,8 +7,8 @@ A server takes the same labels: `--reward.remote_url http://HOST:PORT/get_reward
 from collections.abc import Sequence
 from typing import Any
 
+from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import LABELS, Row
 from reward.plugins.rows import mode_of_environment, probabilities, row_of, scorer_of_environment
 
 

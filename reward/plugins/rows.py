@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import Row
 from reward.examples import answer_row
 from reward.score import Mode, Score, check_mode, combine
 

@@ -14,8 +14,8 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
 
+from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import LABELS, Row
 from reward.score import Mode, Score, combine, make_score
 from reward.scorer import Scorer
 from reward.serving.batcher import Batcher

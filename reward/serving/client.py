@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import Row
 from reward.examples import answer_row
 from reward.score import Score
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
+from metaalign_rl.core.dataflow import FAMILIES, RELATIONS, Row, Tier
 from metaalign_rl.core.errors import nearest
-from metaalign_rl.core.rows import FAMILIES, RELATIONS, Row, Tier
 from reward.examples import answer_row
 from reward.plugins.openrlhf import rows_of
 from reward.score import Score

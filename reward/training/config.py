@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import LABELS
 
 _NOT_NEGATIVE = (
     "warmup_ratio",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-from metaalign_rl.core.rows import LABELS
+from metaalign_rl.core.dataflow import LABELS
 from reward.training.config import RewardTraining
 
 Batch = dict[str, Tensor]

@@ -6,9 +6,9 @@ from random import Random
 
 from torch.utils.data import Sampler
 
-from metaalign_rl.core.rows import LABELS, Row
-from reward.training.config import RewardTraining
+from metaalign_rl.core.dataflow import LABELS, Row
 from reward.examples import Example
+from reward.training.config import RewardTraining
 
 SORTED_BATCHES = 12  # how many batches are sorted by length together
 FILLER = -1  # the index of an example without labels

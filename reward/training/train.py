@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
+from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder, write_json
-from metaalign_rl.core.rows import LABELS, Row
 from reward import model as checkpoints
-from reward.training.adapters import add_lora, merge_lora
 from reward.evaluation.calibration import fit_temperature
-from reward.training.config import RewardTraining
 from reward.examples import labelled_answers, make_examples
+from reward.scorer import Scorer
+from reward.training.adapters import add_lora, merge_lora
+from reward.training.config import RewardTraining
 from reward.training.order import make_order
 from reward.training.resume import claim
-from reward.scorer import Scorer
 from reward.training.trainer import RewardTrainer, training_arguments
 
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import LABELS
 from reward import model as checkpoints
-from reward.training.config import RewardTraining
 from reward.examples import Example, collate, collate_shared
+from reward.training.config import RewardTraining
 from reward.training.losses import Batch, count, preference_loss, token_loss
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.errors import UserError
 from metaalign_rl.data.public import helpsteer2, hh_rlhf, multifaceted, rpr, safe_rlhf
 from metaalign_rl.data.public.load import Record, load
-from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import Row
 
 HELD_OUT = 0.1  # of the prompts, in data that were published without a held-out split
 

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.data.public.load import Record
 from metaalign_rl.data.public.rows import Messages, Wish, alone, flaw, opposed, split_turns
-from metaalign_rl.core.rows import Row
 
 # What a tier says to ask for more of an attribute, and where less of it can be wanted too, for less.
 WISHES: dict[str, tuple[str, str | None]] = {

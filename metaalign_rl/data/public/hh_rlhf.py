@@ -7,9 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.data.public.load import Record
 from metaalign_rl.data.public.rows import HARMLESS, HELPFUL, Messages, Wish, alone, flaw, split_turns
-from metaalign_rl.core.rows import Row
 
 COLUMNS = ("chosen", "rejected")
 OBJECTIVES = {"helpful-base": ("helpful", HELPFUL, "helpful"), "harmless-base": ("harmless", HARMLESS, "priority")}

@@ -7,9 +7,9 @@ message, `rejected` for another one.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.data.public.load import Record
 from metaalign_rl.data.public.rows import Wish, alone, ask, flaw
-from metaalign_rl.core.rows import Row
 
 COLUMNS = ("input", "chosen", "rejected")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from metaalign_rl.core.rows import Row, Tier
+from metaalign_rl.core.dataflow import Row, Tier
 
 Messages = list[dict[str, str]]
 

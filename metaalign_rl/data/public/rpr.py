@@ -6,9 +6,9 @@ Under `criteria_x` the published row's `response_a` is the better one, under `cr
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.data.public.load import Record
 from metaalign_rl.data.public.rows import Wish, ask, flaw, opposed
-from metaalign_rl.core.rows import Row
 
 COLUMNS = ("prompt", "response_a", "response_b", "criteria_x", "criteria_y", "category_x", "category_y")
 

@@ -6,9 +6,9 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.data.public.load import Record
 from metaalign_rl.data.public.rows import HARMLESS, HELPFUL, Wish, agreeing, ask, flaw, opposed
-from metaalign_rl.core.rows import Row
 
 COLUMNS = ("prompt", "response_0", "response_1", "better_response_id", "safer_response_id")
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
+from metaalign_rl.core.dataflow import RELATIONS, Row
 from metaalign_rl.data import gold
 from metaalign_rl.data.checks import run_check
 from metaalign_rl.data.world.preferences import Preference, compatible, opposites
 from metaalign_rl.data.world.scenarios import HELD_OUT_SPLITS, Scenario, draw, say_tiers, style_of
-from metaalign_rl.core.rows import RELATIONS, Row
 
 # What the other demonstrations do: follow nobody, follow the other tier (or a chance style), or give a wrong answer.
 STRAY_WEIGHTS = {"plain": 0.4, "astray": 0.4, "mistake": 0.2}

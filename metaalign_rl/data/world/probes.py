@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from metaalign_rl.core.rows import Row
+from metaalign_rl.core.dataflow import Row
 
 Features = Callable[[str], dict[str, float]]
 STEPS, RATE = 300, 0.5

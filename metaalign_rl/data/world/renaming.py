@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.data.world.preferences import CARRIERS, PEOPLE, WORDINGS
-from metaalign_rl.core.rows import Row
 
 FUNCTION_WORDS = frozenset(
     re.findall(r"\w+", "a about all as at each for from have in is no of on the to too v with you")

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass, field, replace
 from functools import cache
 
+from metaalign_rl.core.dataflow import Row, Tier
 from metaalign_rl.data.checks import run_check
 from metaalign_rl.data.world.answers import Style, say
 from metaalign_rl.data.world.facts import Question, all_questions, wrong_values
@@ -22,7 +23,6 @@ from metaalign_rl.data.world.preferences import (
     opposites,
     wordings,
 )
-from metaalign_rl.core.rows import Row, Tier
 
 QUESTIONS = all_questions()
 QUESTION_TOPICS = tuple(dict.fromkeys(question.topic for question in QUESTIONS))

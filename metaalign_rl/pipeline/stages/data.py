@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from metaalign_rl.config.schema import Config, DataConfig
-from metaalign_rl.data import public
-from metaalign_rl.data.checks import run_check
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_jsonl, write_jsonl
-from metaalign_rl.core.rows import Row, read_rows
+from metaalign_rl.core.rows import read_rows
+from metaalign_rl.data import public
+from metaalign_rl.data.checks import run_check
 
 Uses = dict[str, list[Row]]
 USES = ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs", "paraphrases")

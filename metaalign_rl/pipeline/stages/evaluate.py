@@ -7,16 +7,15 @@ from typing import Any
 
 import ray
 
-from metaalign_rl.pipeline.context import RunContext
+from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.evaluation.gold_metrics import Judged, consistency, headline, judge_all, summary
+from metaalign_rl.core.files import write_json, write_jsonl
+from metaalign_rl.evaluation.gold_metrics import JudgedResponse, consistency, headline, judge_all, summary
 from metaalign_rl.evaluation.robustness import as_it_is, changeable, changes
 from metaalign_rl.evaluation.showcase import showcase_rows
-from metaalign_rl.core.files import write_json, write_jsonl
-from metaalign_rl.scoring.worker import RewardWorker
-from metaalign_rl.core.rollouts import Sampling
+from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.runtime.ray_session import actor_options
-from metaalign_rl.core.rows import Row
+from metaalign_rl.scoring.worker import RewardWorker
 
 ROBUSTNESS_ROWS = 600
 GOOD = 0.5  # the probability from which on the reward model calls an answer good
@@ -55,13 +54,15 @@ def run(context: RunContext) -> None:
     write_json(folder.evaluation / "figures.json", figures)
 
 
-def _keep(judged: Sequence[Judged], path: Path) -> dict[str, Any]:
+def _keep(judged: Sequence[JudgedResponse], path: Path) -> dict[str, Any]:
     """Write the answers with their verdicts; their figures."""
     write_jsonl(path, (found.record() for found in judged))
     return summary(judged)
 
 
-def _robustness(context: RunContext, greedily: Sequence[Judged], sampling: Sampling) -> dict[str, dict[str, Any]]:
+def _robustness(
+    context: RunContext, greedily: Sequence[JudgedResponse], sampling: Sampling
+) -> dict[str, dict[str, Any]]:
     """The headline figures of the PPO policy on some of the rows under each change."""
     known = {found.row.id: found.answer for found in greedily}
     rows = changeable([found.row for found in greedily], ROBUSTNESS_ROWS)
@@ -79,7 +80,7 @@ def _describe(row: Row) -> dict[str, str]:
     return {"system_info": row.system_info, "user_info": row.user_info, "question": row.messages[-1]["content"]}
 
 
-def _compare_with_proxy(context: RunContext, judged: Sequence[Judged]) -> dict[str, float]:
+def _compare_with_proxy(context: RunContext, judged: Sequence[JudgedResponse]) -> dict[str, float]:
     """How the reward model's verdict, p ≥ 0.5, agrees with gold on the policy's own answers.
 
     Gold is what the mode's score was trained to say: `following` for the governing tier's, `strict` for the others.

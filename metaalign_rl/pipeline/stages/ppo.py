@@ -4,19 +4,19 @@ from functools import partial
 
 import ray
 
-from metaalign_rl.runtime.actor_calls import Patience
-from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.learner.group import LearnerGroup, Models
-from metaalign_rl.ppo.checkpoints import Checkpoints
-from metaalign_rl.ppo.loop import Actors, Controller
-from metaalign_rl.monitoring.metrics_logger import open_log
-from metaalign_rl.monitoring.rollout_table import RolloutLog
+from metaalign_rl.monitoring.metrics_logger import open_metrics_logger
+from metaalign_rl.monitoring.rollout_table import RolloutWriter
+from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.ppo.advantages import needs_critic
-from metaalign_rl.runtime.progress import Bar, Update
-from metaalign_rl.scoring.user_function import absolute
-from metaalign_rl.scoring.worker_pool import RewardPool
-from metaalign_rl.scoring.worker import RewardWorker
+from metaalign_rl.ppo.checkpoints import Checkpoints
+from metaalign_rl.ppo.loop import Actors, PPOTrainer
+from metaalign_rl.runtime.actor_calls import HeartbeatDeadline
+from metaalign_rl.runtime.progress import ProgressBar, ProgressUpdate
 from metaalign_rl.runtime.ray_session import actor_options
+from metaalign_rl.scoring.user_function import absolute
+from metaalign_rl.scoring.worker import RewardWorker
+from metaalign_rl.scoring.worker_pool import RewardPool
 
 SHOWN = ("reward", "gold", "kl")  # beside the progress bar
 
@@ -30,15 +30,15 @@ def run(context: RunContext) -> None:
     engines = context.engines(start)  # first, since they take longest to load
     learners = LearnerGroup(config, Models(policy=start, critic=critic, reference=start))
     actors = Actors(engines, start_scorers(context), learners)
-    tokenizer, kept = AutoTokenizer.from_pretrained(start), RolloutLog(folder.rollouts, config.run.keep_rollouts)
+    tokenizer, kept = AutoTokenizer.from_pretrained(start), RolloutWriter(folder.rollouts, config.run.keep_rollouts)
     rows, checkpoints = context.rows("prompts"), folder.checkpoints / "ppo"
-    controller = Controller(config, actors, rows, tokenizer, checkpoints, kept, context.faults)
+    controller = PPOTrainer(config, actors, rows, tokenizer, checkpoints, kept, context.faults)
     try:
-        with Bar("ppo") as bar, open_log(config, folder) as log:
+        with ProgressBar("ppo") as bar, open_metrics_logger(config, folder) as log:
             for metrics in controller.steps(folder.policy):
                 log.write(metrics)
                 shown = {name: metrics[name] for name in SHOWN if name in metrics}
-                bar(Update(controller.step, config.ppo.steps, shown))
+                bar(ProgressUpdate(controller.step, config.ppo.steps, shown))
     finally:
         actors.stop()
     best = Checkpoints(checkpoints, config.ppo.keep_checkpoints).best()
@@ -66,5 +66,5 @@ def start_scorers(context: RunContext) -> RewardPool:
         lambda number: actor.options(**actor_options(config, "reward", count, number)).remote(*arguments),
         count,
         context.faults,
-        partial(Patience, limits.start_s, limits.silence_s),
+        partial(HeartbeatDeadline, limits.start_s, limits.silence_s),
     )

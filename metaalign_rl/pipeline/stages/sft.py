@@ -2,13 +2,13 @@
 
 import ray
 
-from metaalign_rl.runtime.actor_calls import follow
 from metaalign_rl.pipeline.context import RunContext
-from metaalign_rl.runtime.progress import Bar
-from metaalign_rl.runtime.rendezvous import rendezvous
+from metaalign_rl.runtime.actor_calls import follow
+from metaalign_rl.runtime.progress import ProgressBar
 from metaalign_rl.runtime.ray_session import actor_options
-from metaalign_rl.trainers.sft import SFTWorker
+from metaalign_rl.runtime.rendezvous import rendezvous
 from metaalign_rl.trainers.callbacks import as_trainer, saved_when_stopped
+from metaalign_rl.trainers.sft import SFTWorker
 
 
 def run(context: RunContext) -> None:
@@ -27,7 +27,7 @@ def run(context: RunContext) -> None:
     arguments = (config.sft, folder.base, folder.rows("demonstrations"), folder.sft, folder.checkpoints / "sft")
     keywords = {"max_tokens": config.model.max_tokens, "seed": config.run.seed}
     streams = [worker.train.options(num_returns="streaming").remote(*arguments, **keywords) for worker in workers]
-    with Bar("sft") as bar, saved_when_stopped(workers, streams):
+    with ProgressBar("sft") as bar, saved_when_stopped(workers, streams):
         for rank, update in follow(streams):
             if rank == 0:
                 bar(update)

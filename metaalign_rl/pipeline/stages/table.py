@@ -4,11 +4,7 @@ from collections.abc import Callable
 
 from metaalign_rl import report
 from metaalign_rl.pipeline.context import RunContext
-from metaalign_rl.pipeline.stages import data
-from metaalign_rl.pipeline.stages import evaluate
-from metaalign_rl.pipeline.stages import ppo
-from metaalign_rl.pipeline.stages import reward
-from metaalign_rl.pipeline.stages import sft
+from metaalign_rl.pipeline.stages import data, evaluate, ppo, reward, sft
 
 
 def _data(context: RunContext) -> None:
