@@ -120,7 +120,7 @@ def test_message_fields_that_nobody_checks_are_refused(installed, key: str) -> N
 def test_a_tokenizer_without_the_template_is_refused_with_the_remedy(template: str | None) -> None:
     tokenizer = own()
     tokenizer.chat_template = template
-    with pytest.raises(UserError, match=r"call metaalign_rl.meta_prompt.install\(tokenizer\)"):
+    with pytest.raises(UserError, match=r"call metaalign_rl.core.meta_prompt.install\(tokenizer\)"):
         MetaPrompt().render(tokenizer, [user("hello")])
     with pytest.raises(UserError, match=r"rows\.jsonl:7: tokenizer"):
         encode(tokenizer, MetaPrompt(), [user("hello")], max_tokens=9, place="rows.jsonl:7")
@@ -251,7 +251,7 @@ def test_one_of_several_templates_must_be_chosen() -> None:
 
 def test_importing_the_module_is_light() -> None:
     code = (
-        "import sys, metaalign_rl.meta_prompt; "
+        "import sys, metaalign_rl.core.meta_prompt; "
         "print([m for m in ('torch', 'transformers', 'tokenizers', 'jinja2') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

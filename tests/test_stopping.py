@@ -131,7 +131,7 @@ def test_a_stopped_training_saves_after_the_step_under_way(tmp_path: Path) -> No
 
 # One driver at a time.
 
-HOLDER = "from pathlib import Path; from metaalign_rl.run_lock import only_driver\nwith only_driver(Path({!r})): {}"
+HOLDER = "from pathlib import Path; from metaalign_rl.runtime.run_lock import run_lock\nwith run_lock(Path({!r})): {}"
 
 
 @pytest.fixture

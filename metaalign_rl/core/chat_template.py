@@ -88,7 +88,7 @@ def _require_ours(template: object, name: str) -> None:
     ours = isinstance(template, str) and template.startswith(_ANY_HEADER)
     raise UserError(
         f"tokenizer {name!r}: its chat template is {'of another version' if ours else 'not the meta-prompt'}; "
-        f"call metaalign_rl.meta_prompt.install(tokenizer) for version {META_PROMPT_VERSION}"
+        f"call metaalign_rl.core.meta_prompt.install(tokenizer) for version {META_PROMPT_VERSION}"
     )
 
 
