@@ -50,8 +50,10 @@ class LearnerGroup:
         self.ranks: list[Any] = []
         self._launch()
 
-    def wait(self) -> None:
-        """Return once all models are loaded."""
+    def start(self) -> None:
+        """Start the ranks if they are stopped, and return when all models are loaded."""
+        if not self.ranks:
+            self._launch()
         self.result(self._ready)
 
     def begin_evaluate(self, batch: Batch) -> PendingCall:
@@ -74,16 +76,11 @@ class LearnerGroup:
         """Take up what `save_state` wrote."""
         self.call("load_state", path)
 
-    def restart(self) -> None:
-        """Put a new group, at the start, in the place of one that is lost."""
-        self.stop()
-        self._launch()
-        self.wait()
-
     def stop(self) -> None:
-        """End the ranks' processes; where they met they may meet again until then."""
+        """Kill the ranks and delete their rendezvous file."""
         for rank in self.ranks:
             kill(rank)
+        self.ranks = []
         Path(self._meeting.removeprefix("file://")).unlink(missing_ok=True)
 
     def call(self, method: str, *arguments: Any) -> Any:

@@ -29,7 +29,7 @@ def absolute(function: str) -> str:
     return f"{Path(path).absolute()}:{name}"
 
 
-class RewardFunction:
+class UserFunction:
     """A function of the user's, loaded once, whose every answer is checked."""
 
     def __init__(self, function: str) -> None:

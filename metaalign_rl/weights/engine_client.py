@@ -22,9 +22,9 @@ class EnginesClient:
         failed: by engine, what it raised, or the error that says that it is gone.
     """
 
-    def __init__(self, engines: Mapping[int, ActorHandle], devices: int, patience_s: float) -> None:
-        """`devices`: of one engine; `patience_s`: for one of its calls, after which it counts as lost."""
-        self._engines, self._devices, self._patience_s = dict(engines), devices, patience_s
+    def __init__(self, engines: Mapping[int, ActorHandle], devices: int, timeout_s: float) -> None:
+        """`devices`: of one engine; `timeout_s`: for one of its calls, after which it counts as lost."""
+        self._engines, self._devices, self._timeout_s = dict(engines), devices, timeout_s
         self._calls: list[tuple[int, ray.ObjectRef]] = []  # under way; an engine does its own in order
         self.version = 0
         self.taken: dict[int, tuple[int, str]] = {}
@@ -64,9 +64,9 @@ class EnginesClient:
         answers = {}
         for number, call in self._calls:
             try:
-                answers[number] = ray.get(call, timeout=self._patience_s)
+                answers[number] = ray.get(call, timeout=self._timeout_s)
             except GetTimeoutError:
-                self.failed.setdefault(number, TimeoutError(f"weights not taken for {self._patience_s:g} s"))
+                self.failed.setdefault(number, TimeoutError(f"weights not taken for {self._timeout_s:g} s"))
             except RayTaskError as error:
                 self.failed.setdefault(number, error.cause)
             except RayActorError as error:

@@ -29,7 +29,7 @@ class Sender:
 
     def __init__(self, route: SyncPlan, rank: int, passes: Callable[[], Iterator[tuple[str, Tensor]]]) -> None:
         """Connect. `passes`: see `WeightStream`."""
-        self._client = EnginesClient(route.engines, route.devices, route.patience_s)
+        self._client = EnginesClient(route.engines, route.devices, route.timeout_s)
         self._source = WeightStream(passes, checked=rank == 0)
         self._trainer = _trainer(route, rank, self._client, self._source)
 

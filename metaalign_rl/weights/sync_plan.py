@@ -20,14 +20,14 @@ class SyncPlan:
         engines: by their numbers.
         devices: of one engine.
         bucket_bytes: of weights that are on their way at a time.
-        patience_s: how long an engine may take for one call.
+        timeout_s: how long an engine may take for one call.
     """
 
     backend: Backend
     engines: "Mapping[int, ActorHandle]"
     devices: int
     bucket_bytes: int
-    patience_s: float
+    timeout_s: float
 
 
 def backend_of(config: "Config") -> Backend:
