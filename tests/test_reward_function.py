@@ -64,7 +64,9 @@ def test_what_is_no_finite_number_is_an_error_that_names_function_row_and_value(
 
 @pytest.mark.parametrize(("given", "found"), [("[0.5]", "list of 1"), ("None", "NoneType"), ("'ab'", "str of 2")])
 def test_another_number_of_rewards_is_an_error(tmp_path: Path, given: str, found: str) -> None:
-    with pytest.raises(UserError, match=f"a list of 2 numbers, one a row, found {found} for rows 'first' to 'second'"):
+    with pytest.raises(
+        UserError, match=f"a list of 2 numbers, one per row, found {found} for rows 'first' to 'second'"
+    ):
         scored(tmp_path, f"def score(rows, answers): return {given}")
 
 

@@ -134,7 +134,7 @@ def test_a_lost_engine_is_named_and_the_others_have_the_weights(sync):
 
 def test_an_engine_that_took_something_else_is_named(sync):
     engines = {4: start_engine(), 5: start_engine("damages")}
-    with pytest.raises(StaleEngine, match="rollout engine 5 did not take weight update 7: expected checksum"):
+    with pytest.raises(StaleEngine, match="rollout engine 5 did not apply weight update 7: expected checksum"):
         sync.send(engines, version=7)
 
 
@@ -147,7 +147,7 @@ def test_an_engine_that_hangs_is_lost_too(learners):
     sync = Sync(learners, timeout_s=3.0)
     engines = {1: start_engine(), 2: start_engine("hangs")}
     ray.get([engine.seen.remote() for engine in engines.values()])  # they have started
-    with pytest.raises(EngineLost, match="rollout engine 2 is lost: weights not taken for 3 s") as caught:
+    with pytest.raises(EngineLost, match="rollout engine 2 is lost: did not accept weights for 3 s") as caught:
         sync.send(engines, version=1)
     assert isinstance(caught.value.cause, TimeoutError)
 
