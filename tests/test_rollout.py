@@ -311,5 +311,5 @@ def test_a_tied_model_is_refused_on_a_cpu_with_the_remedy(tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such model folder"):
         tensor_names(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"holds no \*.safetensors"):
+    with pytest.raises(UserError, match=r"found no \*.safetensors"):
         tensor_names(tmp_path)
