@@ -119,9 +119,9 @@ class Learner:
             Metrics, the same on every rank; docs/metrics.md explains them.
 
             - Means over minibatches of means over response tokens: policy_loss; value_loss; clip_ratio (share of
-              tokens where clipping is active); approx_kl (KL of the old policy to the new, nats); entropy (nats); kl_loss
-              (with `kl_coef`). With off-policy correction also rollout_kl (KL of the rollout policy to the old one, nats) and
-              corrected (share outside the bounds).
+              tokens where clipping is active); approx_kl (KL of the old policy to the new, nats); entropy (nats);
+              kl_loss (with `kl_coef`). With off-policy correction also rollout_kl (KL of the rollout policy to the old
+              one, nats) and corrected (share outside the bounds).
             - Means over minibatches: grad_norm and critic_grad_norm, before clipping.
             - lr and critic_lr of the next step; explained_variance of the returns by the old values.
             - With `old_logprobs="engine"`, mismatch: mean |new - old| per token before the first step, nats.
