@@ -258,7 +258,7 @@ def clipped(row: int, t: int, low: float = 0.2, high: float = 0.2, dual: float |
 @pytest.mark.parametrize("by_sample", [False, True])
 @pytest.mark.parametrize(("high", "dual"), [(0.2, None), (0.4, None), (0.2, 1.5)])
 def test_the_policy_loss_is_clipped_higher_and_doubly_as_the_settings_say(high, dual, by_sample):
-    config = LearnerConfig(clip_high=high, dual_clip=dual, loss_mean="samples" if by_sample else "tokens")
+    config = LearnerConfig(clip_high=high, dual_clip=dual, loss_aggregation="samples" if by_sample else "tokens")
     expected = mean_loss(lambda row, t: clipped(row, t, high=high, dual=dual), by_sample)
     assert policy_loss(config)[0] == pytest.approx(expected, rel=1e-5)
 
@@ -318,7 +318,7 @@ def test_off_policy_correction_weights_or_leaves_out_what_the_engine_drew_otherw
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 @pytest.mark.parametrize("by_sample", [False, True])
 def test_the_kl_in_the_loss_has_the_gradient_of_its_formula(estimator, by_sample):
-    config = LearnerConfig(loss_mean="samples" if by_sample else "tokens")
+    config = LearnerConfig(loss_aggregation="samples" if by_sample else "tokens")
     plain, plain_gradient, _ = policy_loss(config)
     loss, gradient, metrics = policy_loss(config, Penalty(0.3, estimator))
     now, reference = (torch.tensor([value for row in rows for value in row]) for rows in (NOW, REFERENCE))
@@ -354,10 +354,12 @@ def test_k1_in_the_loss_has_the_gradient_of_the_kl_itself():
 
 
 def test_growth_is_measured_against_the_running_mean_of_what_was_accepted():
-    watch = DivergenceMonitor(max_growth=10.0)
+    watch = DivergenceMonitor(spike_limit=10.0)
     for norm in (1.0, 2.0, 9.0):
         watch.check({"grad_norm": norm, "policy_loss": -1e9 * norm}, "here")
-    with pytest.raises(Diverged, match="here: grad_norm is 15, above learner.max_growth=10 times its running mean 1.4"):
+    with pytest.raises(
+        Diverged, match="here: grad_norm is 15, above learner.spike_limit=10 times its running mean 1.4"
+    ):
         watch.check({"grad_norm": 15.0}, "here")
     watch.check({"grad_norm": 14.0}, "here")
     DivergenceMonitor(None).check({"grad_norm": 1e30}, "off by default")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from metaalign_rl import report
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config, DataConfig, ModelConfig, PPOConfig, RolloutConfig, RunConfig, SFTConfig
 from metaalign_rl.core.errors import UserError
@@ -114,7 +115,7 @@ def test_a_stage_uses_what_the_stages_before_it_use() -> None:
         (lambda: PPOConfig(steps=0), "ppo.steps: expected 1 or more, found 0"),
         (lambda: PPOConfig(model_weight=0), "all 0, which leaves no reward"),
         (lambda: PPOConfig(sampler={"user": -1.0}), r"ppo.sampler.user: expected 0 or more, found -1.0"),
-        (lambda: Config(learners=0), "learners: expected 1 or more"),
+        (lambda: LearnerConfig(world_size=0), "learner.world_size: expected 1 or more"),
         (lambda: Config(model=ModelConfig(max_tokens=32)), "rollout.max_new_tokens: expected less than"),
     ],
 )

@@ -13,6 +13,7 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from metaalign_rl.config import loader
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError
 
@@ -105,7 +106,9 @@ def test_what_dump_prints_load_reads_back(config: Outer, tmp_path_factory: pytes
 
 
 def test_the_runs_own_config_round_trips(tmp_path: Path) -> None:
-    config = replace(Config(), run=replace(Config().run, name="no", stages=["ppo"]), learners=3)
+    config = replace(
+        Config(), run=replace(Config().run, name="no", stages=["ppo"]), learner=LearnerConfig(world_size=3)
+    )
     assert loader.load(Config, write(tmp_path, loader.dump(config)), []) == config
     assert loader.load(Config, None, []) == Config()
 
@@ -207,7 +210,7 @@ def test_an_ill_typed_value_is_named_with_its_key_and_the_expected_type(word: st
         ("count: 1\nlimt: 2\n", ":2: unknown key 'limt'; did you mean 'limit'?"),
         ("inner:\n  rat: 2\n", ":2: unknown key 'inner.rat'; did you mean 'inner.rate'?"),
         ("count: 1\n\ninner:\n  rate: x\n", ":4: key 'inner.rate': expected a number (float), found 'x'"),
-        ("count: 1\ncount: 2\n", ":2: key 'count' stands at "),
+        ("count: 1\ncount: 2\n", ":2: key 'count' is already set at "),
         ("inner: 3\n", ":1: key 'inner': expected a section of keys, found '3'"),
         ("count: [1\nname: x\n", ":2: not valid YAML"),
         ("count: 1\n\tname: x\n", ":2: not valid YAML"),

@@ -11,6 +11,7 @@ class LearnerConfig:
     """Settings of one learner, the same on every rank.
 
     Attributes:
+        world_size: learner ranks, one a device.
         learning_rate, critic_learning_rate: of AdamW, after the warm-up.
         betas: AdamW's.
         weight_decay: AdamW's.
@@ -31,8 +32,8 @@ class LearnerConfig:
         clip_low, clip_high: the policy ratio is clipped to [1 - clip_low, 1 + clip_high].
         dual_clip: bound on the loss of negative advantages (arXiv:1912.09729), above 1; null: off.
         value_clip: bound on a value's move away from the old value; null: plain squared error.
-        loss_mean: what the policy's loss is a mean of: all response tokens alike, or samples, each the mean of its own
-            tokens, as in the GRPO paper.
+        loss_aggregation: what the policy's loss is a mean of: all response tokens alike, or samples, each the mean of
+            its own tokens, as in the GRPO paper.
         correction: weights each token's loss with its probability under the learner over that under the rollout
             engine, for answers of other weights than the learner's; "token" and "sequence" say what is kept
             in bounds, "off" takes the answers for its own. Needs `Batch.rollout_logprobs`. OpenRLHF's
@@ -42,7 +43,7 @@ class LearnerConfig:
         correction_gate: what is kept in bounds: the "ratio" itself (its geometric mean, by sequence), or a
             divergence between the two at the drawn tokens, "binary_kl" or "tv" (its mean, by sequence).
         correction_bounds: least and most of it; a divergence's least is 0.
-        max_growth: a gradient norm or value loss above this many times its running mean ends the training; null: off.
+        spike_limit: a gradient norm or value loss above this many times its running mean ends the training; null: off.
         entropy_coef: weight of the entropy, which is subtracted from the loss.
         zero_stage: DeepSpeed ZeRO stage: 1 shares the optimizer's states among the ranks, 2 the gradients too, 3 the
             weights too.
@@ -50,6 +51,7 @@ class LearnerConfig:
         gradient_checkpointing: recompute activations in the backward pass, which saves memory for a third more time.
     """
 
+    world_size: int = 1
     learning_rate: float = 1e-6
     critic_learning_rate: float = 5e-6
     betas: tuple[float, float] = (0.9, 0.95)
@@ -67,12 +69,12 @@ class LearnerConfig:
     clip_high: float = 0.2
     dual_clip: float | None = None
     value_clip: float | None = 0.2
-    loss_mean: Literal["tokens", "samples"] = "tokens"
+    loss_aggregation: Literal["tokens", "samples"] = "tokens"
     correction: Literal["off", "token", "sequence"] = "off"
     correction_mode: Literal["clip", "mask"] = "mask"
     correction_gate: Literal["ratio", "binary_kl", "tv"] = "ratio"
     correction_bounds: tuple[float, float] = (0.5, 5.0)
-    max_growth: float | None = None
+    spike_limit: float | None = None
     entropy_coef: float = 0.0
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = False
@@ -81,16 +83,16 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "critic_learning_rate", "max_grad_norm"):
             self._require(name, getattr(self, name) > 0, "a number above 0")
-        for name in ("epochs", "minibatch_size", "micro_batch_tokens"):
+        for name in ("world_size", "epochs", "minibatch_size", "micro_batch_tokens"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name, allowed in (
             ("zero_stage", (0, 1, 2, 3)),
             ("schedule", ("constant", "linear")),
-            ("loss_mean", ("tokens", "samples")),
+            ("loss_aggregation", ("tokens", "samples")),
             ("old_logprobs", ("learner", "engine")),
         ):
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(str, allowed))}")
-        for name in ("dual_clip", "max_growth"):
+        for name in ("dual_clip", "spike_limit"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 1, "above 1, or nothing")
         self._require("clip_low", 0 < self.clip_low <= 1, "above 0, at most 1")
         self._require("clip_high", self.clip_high > 0, "above 0")

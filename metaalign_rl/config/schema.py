@@ -62,7 +62,9 @@ class ClusterConfig:
     gpus: int = 0  # GPUs; 0 runs everything on CPUs
     memory_gib: float = 8.0  # memory that the run needs on the machine where it starts
     disk_gib: float = 1.0  # free space needed under run.root
-    layout: Literal["apart", "colocated"] = "apart"  # engines beside the learners, or on their devices in turns
+    layout: Literal["disaggregated", "colocated"] = (
+        "disaggregated"  # engines beside the learners, or on their devices in turns
+    )
     pin: bool = False  # each engine and learner stays on CPUs of its own, where nothing else runs on the machine
     placement_timeout: float = 120.0  # seconds in which the cluster must have room for all actors
 
@@ -160,7 +162,7 @@ class RewardConfig:
     lora_rank: int = 0  # train adapters of this rank in the backbone, and the head; 0 trains all weights
     lora_alpha: float = 32.0  # an adapter's product counts lora_alpha / lora_rank times
     token_weight: float = 1.0  # weight of the loss at each token of an answer beside the loss at its end
-    right_first: float = 0.08  # share of the rows that come first: pairs of a right and a wrong answer
+    easy_first_fraction: float = 0.08  # share of the rows that come first: pairs of a right and a wrong answer
     on_policy_prompts: int = 2_000  # prompts answered by the SFT policy, labelled by the rows' checks
     on_policy_samples: int = 4  # answers a prompt
     controls: list[Control] = field(
@@ -169,11 +171,15 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         _require_least(self, "reward", 1, "devices batch_size on_policy_samples")
-        _require_least(self, "reward", 0, "token_weight right_first on_policy_prompts margin label_smoothing lora_rank")
+        _require_least(
+            self, "reward", 0, "token_weight easy_first_fraction on_policy_prompts margin label_smoothing lora_rank"
+        )
         good = self.batch_size % self.devices == 0
         _require("reward.batch_size", good, f"a multiple of reward.devices={self.devices}", self.batch_size)
         _require("reward.label_smoothing", self.label_smoothing < 0.5, "a share below 0.5", self.label_smoothing)
-        _require("reward.right_first", self.right_first < 1, "a share below 1", self.right_first)
+        _require(
+            "reward.easy_first_fraction", self.easy_first_fraction < 1, "a share below 1", self.easy_first_fraction
+        )
         _require_positive(self, "reward", "learning_rate epochs lora_alpha")
         _require("reward.url", not self.url or "://" in self.url, "such as http://127.0.0.1:8300", self.url)
         _require("reward.url", not (self.url and self.path), "nothing beside reward.path", self.url)
@@ -230,7 +236,9 @@ class PPOConfig:
     max_mismatch: float | None = None  # mean |Δ log p| a token between learner and engine above which the run stops;
     # null: 0.01 in float32, 0.05 in bfloat16
     reward_workers: int = 1  # processes that score answers side by side
-    parts: int = 4  # a step's samples go on to reward workers and learners in about so many parts, as they finish
+    stream_chunks: int = (
+        4  # a step's samples go on to reward workers and learners in about so many parts, as they finish
+    )
     staleness: Literal[0, 1] = 0  # 1: roll the next step out while the learners learn; needs learner.correction
     in_flight: bool = False  # with staleness: engines take new weights in the middle of their answers
     deterministic: bool = False  # the same metrics again, and after a fault; costs seeds of their own and some overlap
@@ -238,7 +246,9 @@ class PPOConfig:
     keep_checkpoints: int = 2  # the newest ones; the best by gold, as `best`, comes on top
 
     def __post_init__(self) -> None:
-        _require_least(self, "ppo", 1, "steps prompts_per_step samples_per_prompt reward_workers parts kl_horizon")
+        _require_least(
+            self, "ppo", 1, "steps prompts_per_step samples_per_prompt reward_workers stream_chunks kl_horizon"
+        )
         _require_least(self, "ppo", 1, "save_steps keep_checkpoints")
         _require_least(self, "ppo", 0, "model_weight checks_weight function_weight kl_coef")
         _require_positive(self, "ppo", "kl_target")
@@ -312,31 +322,30 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
-    learners: int = 1  # learner ranks, one a device
     ppo: PPOConfig = field(default_factory=PPOConfig)
     faults: FaultsConfig = field(default_factory=FaultsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        _require("learners", self.learners >= 1, "1 or more", self.learners)
         self.learner.check_dtype(self.model.dtype)
         weight, function = self.ppo.function_weight, self.reward.function
         needed = "above 0 beside reward.function" if function else "0 without reward.function=path/to/file.py:name"
         _require("ppo.function_weight", bool(function) == (weight > 0), needed, weight)
-        good = self.sft.batch_size >= self.learners
-        _require("sft.batch_size", good, f"at least learners={self.learners}", self.sft.batch_size)
+        ranks = self.learner.world_size
+        good = self.sft.batch_size >= ranks
+        _require("sft.batch_size", good, f"at least learner.world_size={ranks}", self.sft.batch_size)
         for name, tokens in (("rollout", self.rollout.max_new_tokens), ("evaluate", self.evaluate.max_new_tokens)):
             room = f"less than model.max_tokens={self.model.max_tokens}"
             _require(f"{name}.max_new_tokens", tokens < self.model.max_tokens, room, tokens)
         if self.ppo.staleness:
             corrected = self.learner.correction != "off"
             _require("learner.correction", corrected, "token or sequence beside ppo.staleness=1", "off")
-            busy = "apart beside ppo.staleness=1: engines and learners work at the same time"
-            _require("cluster.layout", self.cluster.layout == "apart", busy, self.cluster.layout)
+            busy = "disaggregated beside ppo.staleness=1: engines and learners work at the same time"
+            _require("cluster.layout", self.cluster.layout == "disaggregated", busy, self.cluster.layout)
         if self.cluster.layout == "colocated":
             devices = self.rollout.engines * self.rollout.tensor_parallel
             wanted = f"rollout.engines * rollout.tensor_parallel = {devices} under cluster.layout=colocated"
-            _require("learners", self.learners == devices, wanted, self.learners)
+            _require("learner.world_size", ranks == devices, wanted, ranks)
             good = self.ppo.staleness == 0  # engines that draw would not leave the memory that the learners want
             _require("ppo.staleness", good, "0 under cluster.layout=colocated", self.ppo.staleness)
 

@@ -32,7 +32,7 @@ UNITS = {
     "–": "seed learning_rate critic_learning_rate weight_decay betas max_grad_norm clip_low clip_high dual_clip "
     "correction_bounds entropy_coef lam gamma kl_coef temperature lora_alpha lora_rank",
     "weight": "model_weight checks_weight function_weight token_weight bt_weight bce_weight sampler",
-    "share": "follow_rate warmup_ratio label_smoothing right_first gpu_memory_utilization calibration_share",
+    "share": "follow_rate warmup_ratio label_smoothing easy_first_fraction gpu_memory_utilization calibration_share",
     "GiB": "memory_gib disk_gib kv_cache_gib",
     "MiB": "bucket_mib",
     "seconds": "placement_timeout silence_s start_s",
@@ -45,13 +45,13 @@ UNITS = {
     "passes": "epochs gradient_accumulation",
     "logits": "margin",
     "reward": "value_clip",
-    "times": "max_growth",
+    "times": "spike_limit",
     "nats": "kl_target",
     "nats a token": "max_mismatch",
     "sequences": "max_sequences",
     "numbers": "hidden_size",
-    "count": "cpus gpus layers heads devices engines tensor_parallel learners reward_workers parts keep_checkpoints "
-    "limit",
+    "count": "cpus gpus layers heads devices engines tensor_parallel world_size reward_workers stream_chunks "
+    "keep_checkpoints limit",
 }
 UNIT = {name: unit for unit, names in UNITS.items() for name in names.split()}
 
@@ -76,7 +76,7 @@ ENVIRONMENT = {
 
 def render() -> str:
     """The page, in Markdown."""
-    parts = [HEAD, "## `learners`", _table([("learners", keys_of(Config)["learners"])])]
+    parts = [HEAD]
     for section, meaning in _sections(Config):
         within = [(name, key) for name, key in keys_of(Config).items() if name.startswith(f"{section}.")]
         parts += [f"## `{section}`", meaning, _table(within)]

@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, is_dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from metaalign_rl.config import loader
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core import renamed_settings
 from metaalign_rl.core.errors import UserError, nearest
 from metaalign_rl.core.files import read_json, write_json, write_text
 from metaalign_rl.preflight.run import preflight, require
@@ -97,7 +99,7 @@ def _run_stage(stage: str, context: RunContext, progress: StageRecords) -> None:
 RESUMING = ("sft", "reward", "ppo")  # these go on from what they left when they were cut off; the others begin anew
 # The sections of the config that a stage's result depends on, through the stages before it too.
 USED: dict[str, tuple[str, ...]] = {"data": ("data",)}
-USED["sft"] = (*USED["data"], "model", "sft", "learners")
+USED["sft"] = (*USED["data"], "model", "sft", "learner.world_size")
 USED["reward"] = (*USED["sft"], "reward", "rollout")
 USED["ppo"] = (*USED["reward"], "ppo", "learner")
 USED["evaluate"] = (*USED["ppo"], "evaluate")
@@ -108,7 +110,13 @@ STAGES = tuple(USED)
 # How the work is done, not what comes of it: these may change whenever a run is resumed.
 OPERATIONAL = {
     *("reward.devices", "rollout.engines", "rollout.tensor_parallel", "rollout.max_sequences", "rollout.kv_cache_gib"),
-    *("rollout.gpu_memory_utilization", "rollout.bucket_mib", "ppo.reward_workers", "ppo.parts", "ppo.max_mismatch"),
+    *(
+        "rollout.gpu_memory_utilization",
+        "rollout.bucket_mib",
+        "ppo.reward_workers",
+        "ppo.stream_chunks",
+        "ppo.max_mismatch",
+    ),
     *("ppo.save_steps", "ppo.keep_checkpoints"),
     *("learner.micro_batch_tokens", "learner.share_prompts", "learner.gradient_checkpointing"),
 }
@@ -126,7 +134,7 @@ def claim_folder(folder: RunFolder, config: Config) -> StageRecords:
     progress: StageRecords = read_json(folder.progress) if folder.progress.is_file() else {}
     accepted: dict[str, str] = {}
     for stage, record in progress.items():
-        before, now = record["settings"], used_settings(config, stage)
+        before, now = renamed_settings.current(record["settings"]), used_settings(config, stage)
         changes = {
             key: f"{key} from {before.get(key)!r} to {now.get(key)!r}"
             for key in sorted(before | now)
@@ -149,7 +157,7 @@ def used_settings(config: Config, stage: str) -> dict[str, Any]:
     """The settings, by dotted key, that a stage's result depends on, as JSON gives them back."""
     used: dict[str, Any] = {"run.seed": config.run.seed}
     for section in USED[stage]:
-        value = getattr(config, section)
+        value = attrgetter(section)(config)
         if is_dataclass(value):
             used |= {f"{section}.{key}": item for key, item in asdict(value).items()}  # type: ignore[arg-type]
         else:

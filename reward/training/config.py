@@ -14,7 +14,7 @@ _NOT_NEGATIVE = (
     "margin",
     "label_smoothing",
     "token_weight",
-    "right_first",
+    "easy_first_fraction",
     "lora_rank",
     "calibration_share",
     "seed",
@@ -47,7 +47,7 @@ class RewardTraining:
         0.0,
         "weight of the cross-entropy at each token from where a pair's answers part, not only the last; decoders only",
     )
-    right_first: float = _setting(
+    easy_first_fraction: float = _setting(
         0.0,
         "share of the rows that come first: pairs of a right and a wrong answer, which is slow to learn among others",
     )
@@ -74,7 +74,7 @@ class RewardTraining:
             if value < 0 or (value == 0 and f.name not in _NOT_NEGATIVE):
                 least = "0 or more" if f.name in _NOT_NEGATIVE else "more than 0"
                 raise UserError(f"{f.name}: expected {least}, found {value}")
-        for name in ("warmup_ratio", "right_first", "calibration_share"):
+        for name in ("warmup_ratio", "easy_first_fraction", "calibration_share"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{name}: expected a share below 1, found {getattr(self, name)}")
         if self.label_smoothing >= 0.5:

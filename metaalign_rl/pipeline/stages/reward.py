@@ -120,7 +120,7 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) ->
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         token_weight=settings.token_weight,
-        right_first=settings.right_first,
+        easy_first_fraction=settings.easy_first_fraction,
         margin=settings.margin,
         label_smoothing=settings.label_smoothing,
         lora_rank=settings.lora_rank,

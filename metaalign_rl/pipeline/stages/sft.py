@@ -14,7 +14,7 @@ from metaalign_rl.trainers.sft import SFTWorker
 def run(context: RunContext) -> None:
     """Train `sft/` from the base checkpoint; an interrupted training goes on from its last checkpoint."""
     config, folder = context.config, context.folder
-    ranks = config.learners
+    ranks = config.learner.world_size
     actor, meeting = as_trainer(SFTWorker), rendezvous(config)
     workers = [
         actor.options(**actor_options(config, "training", ranks, rank)).remote(rank, ranks, meeting)
