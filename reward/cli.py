@@ -16,6 +16,7 @@ from metaalign_rl.core import renamed_settings
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_jsonl, write_json, write_jsonl
 from metaalign_rl.core.rows import read_rows
+from metaalign_rl.core.settings import documentation
 from metaalign_rl.core.views import CONTROLS, apply_view
 from reward.score import MODES, Mode, Score
 from reward.training import controls
@@ -248,9 +249,10 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     for field in fields(RewardTraining):
-        flag, text = _flag(field.name), f"{field.metadata['help']} (default: {field.default})"
+        meaning = documentation(field).meaning
+        flag, text = _flag(field.name), f"{meaning} (default: {field.default})"
         if field.type is bool:
-            parser.add_argument(flag, action="store_true", help=field.metadata["help"])
+            parser.add_argument(flag, action="store_true", help=meaning)
         elif field.type in (int, float):
             parser.add_argument(flag, type=field.type, default=field.default, help=text)
         else:

@@ -192,9 +192,9 @@ def test_the_kl_goes_where_the_algorithms_paper_has_it_unless_told_otherwise():
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_what_compares_a_prompts_answers_needs_two_of_them(algorithm):
-    with pytest.raises(UserError, match=rf"ppo.samples_per_prompt: expected 2 or more under .*{algorithm}.*, found 1"):
+    with pytest.raises(UserError, match=rf"ppo.samples_per_prompt: expected 2 or more with .*{algorithm}.*, found 1"):
         PPOConfig(algorithm=algorithm, samples_per_prompt=1)
-    with pytest.raises(UserError, match="ppo.gamma: expected 1 under"):
+    with pytest.raises(UserError, match="ppo.gamma: expected 1 with"):
         PPOConfig(algorithm=algorithm, gamma=0.9)
     PPOConfig(algorithm="reinforce++", samples_per_prompt=1)
 
@@ -202,10 +202,10 @@ def test_what_compares_a_prompts_answers_needs_two_of_them(algorithm):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"correction_bounds": (5.0, 0.5)}, "correction_bounds: expected 0 or more, and more than that"),
+        ({"correction_bounds": (5.0, 0.5)}, "correction_bounds: expected two numbers from 0 up, the second one larger"),
         ({"correction": "sequence", "correction_mode": "clip"}, "correction_mode: expected mask"),
         ({"correction_gate": "tv", "correction_mode": "clip", "correction_bounds": (0, 1)}, "correction_mode"),
-        ({"correction_gate": "tv"}, "correction_bounds: expected 0 first under correction_gate=tv"),
+        ({"correction_gate": "tv"}, "correction_bounds: expected 0 as the lower bound with learner.correction_gate=tv"),
         ({"correction_gate": "kl"}, "correction_gate: expected one of ratio, binary_kl, tv, found 'kl'"),
     ],
 )

@@ -109,11 +109,11 @@ def test_a_stage_uses_what_the_stages_before_it_use() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: RunConfig(name="a/b"), "run.name: expected one folder's name"),
+        (lambda: RunConfig(name="a/b"), "run.name: expected a folder's name"),
         (lambda: RunConfig(name=".."), "run.name"),
         (lambda: ModelConfig(hidden_size=100, heads=3), "model.heads: expected a divisor of model.hidden_size=100"),
         (lambda: PPOConfig(steps=0), "ppo.steps: expected 1 or more, found 0"),
-        (lambda: PPOConfig(model_weight=0), "all 0, which leaves no reward"),
+        (lambda: PPOConfig(model_weight=0), "all are 0, so there is no reward"),
         (lambda: PPOConfig(sampler={"user": -1.0}), r"ppo.sampler.user: expected 0 or more, found -1.0"),
         (lambda: LearnerConfig(world_size=0), "learner.world_size: expected 1 or more"),
         (lambda: Config(model=ModelConfig(max_tokens=32)), "rollout.max_new_tokens: expected less than"),

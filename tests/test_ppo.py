@@ -130,7 +130,7 @@ def test_rewards_can_be_normalised_in_each_tier_with_a_floor_on_the_deviation(ro
 @pytest.mark.parametrize(
     ("learner", "layout", "message"),
     [
-        ("off", "disaggregated", "learner.correction: .* beside ppo.staleness=1"),
+        ("off", "disaggregated", "learner.correction: .* with ppo.staleness=1"),
         ("token", "colocated", "cluster.layout: "),
     ],
 )

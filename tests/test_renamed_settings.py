@@ -7,6 +7,7 @@ import pytest
 
 from metaalign_rl.cli.evaluate import load_settings
 from metaalign_rl.config import loader
+from metaalign_rl.config.keys import keys_of
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import ClusterConfig, Config, PPOConfig, RewardConfig
@@ -49,7 +50,7 @@ def old_names(settings: dict[str, object]) -> dict[str, object]:
 
 
 def test_every_new_name_is_a_setting_and_no_old_name_is() -> None:
-    keys = loader.keys_of(Config)
+    keys = keys_of(Config)
     assert set(renamed_settings.KEYS.values()) | set(renamed_settings.VALUES) <= set(keys)
     assert not set(renamed_settings.KEYS) & set(keys)
 

@@ -7,32 +7,16 @@ text "no", and `yes` in a bool field is an error.
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 
-from metaalign_rl.config.field_docs import meanings, nearest_keys
+from metaalign_rl.config.keys import Key, keys_of, nearest_keys
 from metaalign_rl.config.yaml_values import IllTyped, convert, expected, is_null, shown, takes_text, type_name
 from metaalign_rl.core import renamed_settings
 from metaalign_rl.core.errors import UserError
 
 T = TypeVar("T")
-
-
-WIDEST = 40  # a column of `describe`; a longer cell moves its own line alone
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key of the settings: a section (a nested dataclass) or a value."""
-
-    annotation: Any
-    default: Any  # MISSING where a value is required
-    meaning: str
-
-    @property
-    def is_section(self) -> bool:
-        return is_dataclass(self.annotation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,42 +69,6 @@ def load_saved(cls: type[T], path: Path, overrides: list[str]) -> T:
 def dump(config: Any) -> str:
     """The settings as YAML, which `load` reads back to an equal object."""
     return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-
-
-def describe(cls: type) -> str:
-    """A line a key: `key  type  default  meaning`, the meaning from the class's source."""
-    rows = [
-        (
-            name,
-            type_name(key.annotation),
-            "(required)" if key.default is MISSING else flow(key.default),
-            key.meaning,
-        )
-        for name, key in keys_of(cls).items()
-        if not key.is_section
-    ]
-    widths = [max(min(len(row[column]), WIDEST) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
-    )
-
-
-def keys_of(cls: type) -> dict[str, Key]:
-    """Every key of `cls` by its dotted name, sections before what they hold."""
-    return dict(_walk(cls, MISSING, ""))
-
-
-def _walk(cls: type, instance: Any, prefix: str) -> Iterator[tuple[str, Key]]:
-    """The keys under `prefix`. `instance` is the default section, whose values need not be its class's."""
-    hints, texts = get_type_hints(cls), meanings(cls)
-    for field in fields(cls):
-        default = getattr(instance, field.name) if instance is not MISSING else field.default
-        if default is MISSING and field.default_factory is not MISSING:
-            default = field.default_factory()
-        key = Key(hints[field.name], default, texts.get(field.name, ""))
-        yield prefix + field.name, key
-        if key.is_section:
-            yield from _walk(key.annotation, default, f"{prefix}{field.name}.")
 
 
 def flow(value: Any) -> str:

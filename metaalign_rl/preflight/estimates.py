@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from metaalign_rl.config.schema import OBJECT_STORE_SHARE, Config
+from metaalign_rl.config.schema import Config
+from metaalign_rl.config.sections import OBJECT_STORE_SHARE
 from metaalign_rl.core.units import GIB
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.case import case_of

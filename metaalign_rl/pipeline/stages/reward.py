@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain, cycle, groupby
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from metaalign_rl.config.schema import Config
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_json, write_jsonl
@@ -20,7 +21,7 @@ from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.runtime.rendezvous import rendezvous
 from metaalign_rl.trainers.callbacks import as_trainer, saved_when_stopped
 from metaalign_rl.trainers.reward import RewardTrainerActor
-from reward.training.config import RewardTraining
+from reward.training.config import CommonTraining, RewardTraining
 from reward.training.controls import modes_of
 
 MODEL = "whole"  # what the reward model itself is called beside its controls
@@ -114,28 +115,13 @@ def _start_trainers(context: RunContext, names: Collection[str], ranks: int) -> 
 def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) -> None:
     """Train all of `outputs` at once."""
     config, folder = context.config, context.folder
-    settings = config.reward
-    training = RewardTraining(
-        learning_rate=settings.learning_rate,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        token_weight=settings.token_weight,
-        easy_first_fraction=settings.easy_first_fraction,
-        margin=settings.margin,
-        label_smoothing=settings.label_smoothing,
-        lora_rank=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        max_tokens=config.model.max_tokens,
-        bf16=config.model.dtype == "bfloat16",
-        seed=config.run.seed,
-    )
     files = [path for path in (folder.rows("pairs"), folder.rows("on_policy_pairs")) if path.is_file()]
     if outputs and not files:
         raise UserError(f"{folder.data}: no pairs to train a reward model on; give reward.path, or data with pairs")
     ranks = [(rank, output) for name, output in outputs.items() for rank in trainers[name]]
     streams = [
         rank.train.options(num_returns="streaming").remote(
-            training, files, context.start_policy(), output, settings.zero_stage
+            training_settings(config), files, context.start_policy(), output, config.reward.zero_stage
         )
         for rank, output in ranks
     ]
@@ -143,6 +129,13 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) ->
         for place, update in follow(streams):
             if place == 0:
                 bar(update)
+
+
+def training_settings(config: Config) -> RewardTraining:
+    """The settings of the run's `reward` section, and those that other sections determine."""
+    common = {field.name: getattr(config.reward, field.name) for field in fields(CommonTraining)}
+    bf16 = config.model.dtype == "bfloat16"
+    return RewardTraining(**common, max_tokens=config.model.max_tokens, bf16=bf16, seed=config.run.seed)
 
 
 def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) -> dict[str, Any]:
