@@ -14,7 +14,8 @@ from metaalign_rl.config.schema import ClusterConfig, Config, PPOConfig, RewardC
 from metaalign_rl.core import renamed_settings
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_json
-from metaalign_rl.pipeline.run import STAGES, claim_folder, used_settings
+from metaalign_rl.pipeline.resume import claimed, used_settings
+from metaalign_rl.pipeline.run import STAGES
 from reward import cli as reward_cli
 from reward.training.config import RewardTraining
 from reward.training.resume import claim
@@ -116,14 +117,18 @@ def old_run(root: Path) -> RunFolder:
 
 def test_an_old_run_goes_on_under_the_new_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = old_run(tmp_path)
-    assert set(claim_folder(folder, CONFIG)) == set(STAGES)
-    assert capsys.readouterr().out == ""
+    with claimed(folder, CONFIG) as run:
+        assert set(run.records) == set(STAGES) and run.stages_left == []
+        run.records.write("ppo", 2.0, run.records["ppo"]["settings"])
+    assert "different settings" not in capsys.readouterr().out
+    assert not set(renamed_settings.KEYS) & set(read_json(folder.progress)["sft"]["settings"])
     assert loader.load(Config, folder.config, []) == CONFIG
 
 
 def test_a_change_of_an_old_run_s_setting_is_still_found(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"learner\.world_size.* 2 .* 1"):
-        claim_folder(old_run(tmp_path), replace(CONFIG, learner=replace(CONFIG.learner, world_size=1)))
+    config = replace(CONFIG, learner=replace(CONFIG.learner, world_size=1))
+    with pytest.raises(UserError, match=r"learner\.world_size 2 → 1"), claimed(old_run(tmp_path), config):
+        pass
 
 
 def test_checkpoints_of_an_old_reward_training_are_its_own(tmp_path: Path) -> None:
