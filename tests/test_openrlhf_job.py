@@ -102,6 +102,7 @@ def test_a_micro_batch_holds_as_many_samples_as_its_tokens_allow(monkeypatch: py
 
 def test_settings_that_openrlhf_does_not_have_are_named() -> None:
     assert left_out(CONFIG) == []
+    assert left_out(replace(CONFIG, learner=replace(CONFIG.learner, world_size=2))) == []
     changed = replace(CONFIG, ppo=replace(CONFIG.ppo, normalize_per_tier=True, steps=9))
     assert left_out(changed) == ["ppo.normalize_per_tier"]
 
