@@ -10,7 +10,7 @@ from ray.cluster_utils import Cluster
 from metaalign_rl.config.schema import ClusterConfig, Config, RewardConfig, RolloutConfig
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.runtime import placement
-from metaalign_rl.runtime.ray_session import actor_options
+from metaalign_rl.runtime.actor_options import actor_options
 
 
 def config(learners: int, engines: int, tensor_parallel: int = 1, devices: int = 1, **cluster: object) -> Config:

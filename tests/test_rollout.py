@@ -14,7 +14,7 @@ from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
 from metaalign_rl.rollout.engine_args import refuse_tied_embeddings, tensor_names
-from metaalign_rl.runtime.ray_session import actor_env
+from metaalign_rl.runtime.actor_options import actor_env
 from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, mismatch, store
 from metaalign_rl.weights.sender import Sender
 from metaalign_rl.weights.sync_plan import SyncPlan

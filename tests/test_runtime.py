@@ -24,7 +24,7 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.preflight import checks
 from metaalign_rl.preflight import run as preflight_run
 from metaalign_rl.preflight.checks import PreflightCheck
-from metaalign_rl.runtime import cpu_affinity, placement, ray_session
+from metaalign_rl.runtime import actor_options, cpu_affinity, placement, ray_session
 from metaalign_rl.runtime.exit_status import guarded
 from metaalign_rl.runtime.progress import ProgressUpdate, stream
 from metaalign_rl.runtime.root_cause import root_cause
@@ -130,7 +130,7 @@ def test_a_data_source_must_be_readable(tmp_path: Path) -> None:
 
 
 def test_actors_keep_to_their_threads() -> None:
-    environment = ray_session.actor_env(3)
+    environment = actor_options.actor_env(3)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert all(isinstance(value, str) for value in environment.values())
 
@@ -215,7 +215,7 @@ def test_a_driver_joins_the_cluster_at_ray_address_and_leaves_it_running(local_r
     address = ray.get_runtime_context().gcs_address
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from test_runtime import small, runtime\n"
+        "from test_runtime import preflight_run, ray_session, small\n"
         f"config = small(Path({local_ray.run.root!r}))\n"
         "with ray_session.connect(config):\n"
         "    preflight_run.require(preflight_run.preflight(config))\n"

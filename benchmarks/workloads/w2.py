@@ -20,7 +20,7 @@ from benchmarks.workloads import toy
 from benchmarks.workloads.common import CPUS, machine, seconds, train, write_config
 from metaalign_rl.core.files import write_json
 from metaalign_rl.learner.batch import make_batch
-from metaalign_rl.runtime.ray_session import actor_env
+from metaalign_rl.runtime.actor_options import actor_env
 
 CONTEXT, STEPS = 192, 2
 DTYPE, BYTES = "bfloat16", 2

@@ -11,8 +11,8 @@ from metaalign_rl.config.schema import Config
 from metaalign_rl.core.dataflow import Batch
 from metaalign_rl.learner.worker import Learner
 from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get, kill
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.faults import LearnersLost
-from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.runtime.rendezvous import rendezvous
 
 # Seconds in which the rank shows up whose death made another one's collective operation fail: of a process Ray knows at

@@ -18,8 +18,8 @@ from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
 from metaalign_rl.rollout.generate_call import GenerateCall
 from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get, kill
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.faults import EngineLost, FaultLog
-from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.weights import confirm
 from metaalign_rl.weights.sync_plan import backend_of
 

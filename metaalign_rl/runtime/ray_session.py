@@ -8,13 +8,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
-from typing import Any
 
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.units import GIB, MIB
-from metaalign_rl.runtime import cpu_affinity, placement
-from metaalign_rl.runtime.placement import Role
 
 PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
 
@@ -57,17 +53,6 @@ def is_submitted() -> bool:
 def is_connected() -> bool:
     """Whether this process is connected to Ray."""
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
-
-
-def actor_env(threads: int) -> dict[str, str]:
-    """Environment variables for an actor's `runtime_env` that keep it to `threads` threads, and its freed memory."""
-    return {
-        "MALLOC_MMAP_THRESHOLD_": str(32 * MIB),  # else every pass gives its memory back and takes it anew,
-        "MALLOC_TRIM_THRESHOLD_": str(GIB),  # page by page: 2,000 faults a rollout of a small model
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
 
 
 def _join(address: str) -> None:
@@ -126,26 +111,3 @@ def _start(config: Config) -> None:
 def _load_libraries() -> None:
     """What every stage needs sooner or later; takes 3 s."""
     from transformers import AutoTokenizer  # noqa: F401
-
-
-def threads_of(config: Config, count: int) -> int:
-    """Threads of one of `count` actors that work side by side; roles work in turns, and each may use all CPUs."""
-    return max(1, config.cluster.cpus // count)
-
-
-def actor_options(
-    config: Config, role: Role, count: int = 1, index: int = 0, threads: int | None = None
-) -> dict[str, Any]:
-    """Ray's options for actor number `index` of `count` of a role, in its place (`placement`).
-
-    Raises:
-        UserError: the cluster has no room for the run's actors.
-    """
-    options = placement.placement(config).options(config, role, index)
-    threads = threads or threads_of(config, count)
-    environment = actor_env(threads) | options["runtime_env"]["env_vars"]
-    if role in ("rollout", "reward"):  # they work side by side: threads that spin while they wait would slow the other
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"
-    if config.cluster.pin:
-        environment |= cpu_affinity.request(index, threads)
-    return options | placement.shares(config, role, count) | {"runtime_env": {"env_vars": environment}}

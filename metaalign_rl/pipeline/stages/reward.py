@@ -15,8 +15,8 @@ from metaalign_rl.core.files import write_json, write_jsonl
 from metaalign_rl.data.gold import labels
 from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.runtime.actor_calls import follow
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.progress import ProgressBar
-from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.runtime.rendezvous import rendezvous
 from metaalign_rl.trainers.callbacks import as_trainer, saved_when_stopped
 from metaalign_rl.trainers.reward import RewardTrainerActor

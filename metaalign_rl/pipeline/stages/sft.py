@@ -4,8 +4,8 @@ import ray
 
 from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.runtime.actor_calls import follow
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.progress import ProgressBar
-from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.runtime.rendezvous import rendezvous
 from metaalign_rl.trainers.callbacks import as_trainer, saved_when_stopped
 from metaalign_rl.trainers.sft import SFTWorker
