@@ -3,17 +3,17 @@
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.core.views import apply_view
+from metaalign_rl.runtime import deepspeed_config
+from metaalign_rl.runtime.deepspeed_config import ZeroStage
 from metaalign_rl.runtime.progress import ProgressUpdate, stream
 from metaalign_rl.trainers.callbacks import StopRequest, reporter
 from reward.score import Mode
 from reward.training.controls import training_of, view_of
-
-ZeroStage = Literal[0, 1, 2]
 
 
 class RewardTrainerActor:
@@ -46,7 +46,7 @@ class RewardTrainerActor:
 
         rows = apply_view([row for path in pairs for row in read_rows(path)], self._view)
         training = training_of(self._name, training)
-        settings = deepspeed_settings(zero_stage, bf16=training.bf16) if self._world_size > 1 else None
+        settings = deepspeed_config.for_reward(zero_stage, bf16=training.bf16) if self._world_size > 1 else None
         return stream(
             lambda report: reward.train(
                 training, rows, None, base, output, [reporter(report), self._stop.callback()], settings
@@ -61,15 +61,3 @@ class RewardTrainerActor:
 
         scorer = reward.Scorer.from_pretrained(model, dtype=dtype)
         return reward.evaluate_modes(scorer, apply_view(pairs, self._view), modes)
-
-
-def deepspeed_settings(zero_stage: ZeroStage, *, bf16: bool) -> dict[str, Any]:
-    """DeepSpeed's settings: weights in float32, computed with in bfloat16 where asked for, as on one device."""
-    return {
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
-        "zero_optimization": {"stage": zero_stage},
-        "zero_allow_untested_optimizer": True,
-    }

@@ -12,7 +12,7 @@ from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import replace_folder
 from metaalign_rl.core.meta_prompt import encode_row
 from metaalign_rl.core.rows import read_rows
-from metaalign_rl.runtime import deepspeed_setup
+from metaalign_rl.runtime import deepspeed_config, deepspeed_setup
 from metaalign_rl.runtime.progress import ProgressUpdate, in_thread, stream
 from metaalign_rl.trainers import base_model
 from metaalign_rl.trainers.callbacks import StopRequest, reporter
@@ -92,7 +92,7 @@ class SFTWorker:
             use_cpu=not cuda,
             bf16=cuda,
             dataloader_pin_memory=cuda,
-            deepspeed=_deepspeed(config),
+            deepspeed=deepspeed_config.for_sft(config.zero_stage),
         )
 
 
@@ -120,17 +120,6 @@ def collate(samples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, T
     lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
     mask = (torch.arange(longest) < lengths[:, None]).long()
     return {"input_ids": padded("input_ids", pad_id), "attention_mask": mask, "labels": padded("labels", IGNORED)}
-
-
-def _deepspeed(config: SFTConfig) -> dict[str, Any]:
-    return {
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": 1.0,
-        "bf16": {"enabled": "auto"},
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,
-    }
 
 
 def untie(model: Any) -> None:
