@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from metaalign_rl.cli import main
 from metaalign_rl.config.learner import LearnerConfig
-from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, PPOConfig, RolloutConfig
+from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, PPOConfig, RolloutConfig, RunConfig
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.units import GIB
 from metaalign_rl.plan import check, layout, memory, speed
@@ -259,7 +259,9 @@ def test_the_estimate_beside_what_a_run_measured(tmp_path: Path) -> None:
 
     run = tmp_path / "mine"
     run.mkdir()
-    (run / "config.yaml").write_text(config_files.dump(Config()))
+    # The run's folder is on both sides: the estimate reads the model's shape from a checkpoint in it, if there is one.
+    config = Config(run=RunConfig(root=str(tmp_path), name="mine"))
+    (run / "config.yaml").write_text(config_files.dump(config))
     steps = [
         {"step": n, "response_tokens": 7.0, "seconds_rollout": 1.0, "seconds_reward": 0.5, "seconds_reference": 0.4,
          "seconds_learn": learn, "seconds_transfer": 0.04}
@@ -269,9 +271,9 @@ def test_the_estimate_beside_what_a_run_measured(tmp_path: Path) -> None:
     found = check.compare(run, "cpu", prompt_tokens=40)
     assert found["rollout and reward"]["measured"] == 1.5
     assert found["learn"]["measured"] == 2.0  # the median: a first step that is slow does not count
-    case_ = case_of(Config())
+    case_ = case_of(config)
     assert case_ is not None
-    estimated = speed.step_seconds(replace(case_, work=work_of(Config(), 40, 7)))
+    estimated = speed.step_seconds(replace(case_, work=work_of(config, 40, 7)))
     assert found["learn"]["ratio"] == pytest.approx(estimated["learn"] / 2.0)
     assert found["step"]["estimated"] == pytest.approx(estimated["step"])
     assert "learn" in check.render(found)
