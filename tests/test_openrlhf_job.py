@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from reward_toys import language_model, make_row, reward_model
 
 from metaalign_rl.config.learner import LearnerConfig
@@ -160,6 +161,11 @@ def test_the_reward_server_is_ours_or_the_one_that_the_config_names(monkeypatch:
     named = replace(CONFIG, reward=RewardConfig(url="http://scorer:8300/"))
     with job.reward_server(named, None) as url:
         assert url == "http://openrlhf:secret@scorer:8300/get_reward"
+
+
+def test_the_trainer_finds_our_packages_and_its_own_openrlhf() -> None:
+    """The folder of `metaalign_rl`, not one inside it: `metaalign_rl/openrlhf` would hide the trainer's package."""
+    assert job.environment()["PYTHONPATH"].split(":")[-1] == str(ROOT)
 
 
 def test_on_a_cluster_the_server_must_be_one_that_every_node_reaches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,5 +157,5 @@ def with_token(url: str) -> str:
 
 def environment() -> dict[str, str]:
     """This process's environment, in which Python finds what this process found."""
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), root]))}
