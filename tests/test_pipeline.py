@@ -23,7 +23,7 @@ CONFIG = Config()
 def begun(folder: RunFolder, *stages: str, config: Config = CONFIG, seconds: float | None = None) -> RunFolder:
     """A run's folder in which these stages have begun, or finished after `seconds`."""
     write_json(
-        folder.progress, {stage: {"seconds": seconds, "settings": used_settings(config, stage)} for stage in stages}
+        folder.stages, {stage: {"seconds": seconds, "settings": used_settings(config, stage)} for stage in stages}
     )
     return folder
 
@@ -94,7 +94,7 @@ def test_a_setting_that_is_a_table_is_compared_whole(
 
 def test_a_setting_that_is_new_or_gone_since_is_a_difference(folder: RunFolder) -> None:
     settings = used_settings(CONFIG, "data") | {"data.forgotten": 1}
-    write_json(folder.progress, {"data": {"seconds": 1.0, "settings": settings}})
+    write_json(folder.stages, {"data": {"seconds": 1.0, "settings": settings}})
     with pytest.raises(UserError, match=r"data\.forgotten from 1 to None"):
         claim_folder(folder, CONFIG)
 

@@ -28,7 +28,7 @@ from metaalign_rl.runtime import actor_options, cpu_affinity, placement, ray_ses
 from metaalign_rl.runtime.exit_status import guarded
 from metaalign_rl.runtime.progress import ProgressUpdate, stream
 from metaalign_rl.runtime.root_cause import root_cause
-from metaalign_rl.trainers.callbacks import as_trainer, saved_when_stopped
+from metaalign_rl.trainers.callbacks import save_on_interrupt, trainer_actor
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +94,8 @@ def test_the_reward_models_devices_are_counted_beside_the_engines(
 
 def test_ranks_of_the_reward_model_have_a_gpu_each() -> None:
     config = replace(Config(), cluster=ClusterConfig(gpus=8), reward=RewardConfig(devices=4))
-    assert placement.shares(config, "training", 4)["num_gpus"] == 1
-    assert placement.shares(config, "learner", 1)["num_gpus"] == 1
+    assert placement.actor_resources(config, "training", 4)["num_gpus"] == 1
+    assert placement.actor_resources(config, "learner", 1)["num_gpus"] == 1
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_data_source_must_be_readable(tmp_path: Path) -> None:
 
 
 def test_actors_keep_to_their_threads() -> None:
-    environment = actor_options.actor_env(3)
+    environment = actor_options.actor_environment(3)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert all(isinstance(value, str) for value in environment.values())
 
@@ -153,7 +153,7 @@ waiting.set()
         return [int(cpu) for cpu in told.split()]
 
     assert kept_to({}) == cpus
-    assert [kept_to(cpu_affinity.request(index, 1)) for index in (0, 1)] == [[cpus[0]], [cpus[1 % len(cpus)]]]
+    assert [kept_to(cpu_affinity.pin_environment(index, 1)) for index in (0, 1)] == [[cpus[0]], [cpus[1 % len(cpus)]]]
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001"])
@@ -295,13 +295,13 @@ def test_an_interrupted_driver_lets_every_rank_save_first(local_ray: Config, tmp
         def stop(self) -> None:
             self._stop.set()
 
-    ranks = [as_trainer(Counter).options(num_cpus=0).remote() for _ in range(2)]
+    ranks = [trainer_actor(Counter).options(num_cpus=0).remote() for _ in range(2)]
     outputs = [tmp_path / "0", tmp_path / "1"]
     train = [rank.train.options(num_returns="streaming") for rank in ranks]
     streams = [method.remote(output) for method, output in zip(train, outputs, strict=True)]
 
     def drive() -> None:
-        with saved_when_stopped(ranks, streams):
+        with save_on_interrupt(ranks, streams):
             assert [next(stream) for stream in streams]
             raise KeyboardInterrupt
 

@@ -11,7 +11,7 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.config = self.root / "config.yaml"
-        self.progress = self.root / "stages.json"  # each stage's seconds and settings, see pipeline.Progress
+        self.stages = self.root / "stages.json"  # the seconds and settings of each stage, see pipeline.run
         self.data = self.root / "data"
         self.base = self.root / "base"  # the model that SFT starts from
         self.sft = self.root / "sft"
@@ -21,7 +21,7 @@ class RunFolder:
         self.policy = self.root / "policy"
         self.checkpoints = self.root / "checkpoints"
         self.metrics = self.root / "metrics.jsonl"
-        self.faults = self.root / "faults.jsonl"  # actors that died or hung, see faults.FaultLog
+        self.faults = self.root / "faults.jsonl"  # actors that died or hung, see runtime.faults.FaultLog
         self.rollouts = self.root / "rollouts"  # what PPO rolled out, a parquet file a step
         self.rollouts_page = self.root / "rollouts_page"  # the same for the page's browser, as scripts
         self.evaluation = self.root / "evaluation"

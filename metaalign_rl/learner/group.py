@@ -95,10 +95,10 @@ class LearnerGroup:
         waiting, clock = dict(zip(call.answers, range(len(call.answers)), strict=True)), self._patience()
         answers: dict[int, Any] = {}
         while waiting:
-            answer = first_ready(list(waiting), clock.left())
+            answer = first_ready(list(waiting), clock.seconds_left())
             if answer is None:
                 ranks = ", ".join(map(str, waiting.values()))
-                raise LearnersLost(f"learner rank {ranks}", clock.error(call.method))
+                raise LearnersLost(f"learner rank {ranks}", clock.timeout_error(call.method))
             try:
                 answers[waiting[answer]] = get(answer)
             except Exception as error:
@@ -129,7 +129,7 @@ class LearnerGroup:
         """The rank that is gone, if any: where one dies, the others' errors are only that they miss it."""
         clock = HeartbeatDeadline(GRACE, GRACE)
         left = dict(waiting)
-        while left and (answer := first_ready(list(left), clock.left())) is not None:
+        while left and (answer := first_ready(list(left), clock.seconds_left())) is not None:
             rank = left.pop(answer)
             try:
                 get(answer)

@@ -40,11 +40,11 @@ def run(config: Config) -> None:
             raise UserError(f"run.stages: unknown stage {stage!r}; {nearest(stage, STAGES)}")
     folder = RunFolder.of(config)
     with ExitStack() as held:
-        is_begun = folder.progress.is_file()  # then what cannot go on, or is finished, need not wait for Ray
-        claim = held.enter_context(_claimed(folder, config)) if is_begun else None
+        exists = folder.stages.is_file()  # such a run can be refused, or found finished, before Ray starts
+        claim = held.enter_context(_claimed(folder, config)) if exists else None
         if claim is None or claim.left:
-            with ray_session.connect(config), signals.on_signals():
-                require(preflight(config))
+            with ray_session.connect(config), signals.raise_on_signals():
+                require(preflight(config))  # checks the cluster: its nodes are known only when Ray is connected
                 claim = claim or held.enter_context(_claimed(folder, config))
                 _run_stages(config, claim)
     if "report" in config.run.stages:
@@ -56,18 +56,18 @@ def run(config: Config) -> None:
 class ClaimedRun(NamedTuple):
     """A run that this process alone works on."""
 
-    progress: StageRecords
+    records: StageRecords
     left: list[str]  # the stages to do
 
 
 @contextmanager
 def _claimed(folder: RunFolder, config: Config) -> Iterator[ClaimedRun]:
     with run_lock(folder.root):
-        progress = claim_folder(folder, config)
-        finished = [s for s in config.run.stages if s in progress and progress[s]["seconds"] is not None]
+        records = claim_folder(folder, config)
+        finished = [s for s in config.run.stages if s in records and records[s]["seconds"] is not None]
         for stage in finished:
             print(f"{stage}: finished before, skipped")
-        yield ClaimedRun(progress, [stage for stage in config.run.stages if stage not in finished])
+        yield ClaimedRun(records, [stage for stage in config.run.stages if stage not in finished])
 
 
 def _run_stages(config: Config, claim: ClaimedRun) -> None:
@@ -75,22 +75,22 @@ def _run_stages(config: Config, claim: ClaimedRun) -> None:
 
     with RunContext(config) as context:
         for stage in claim.left:
-            _run_stage(stage, context, claim.progress)
+            _run_stage(stage, context, claim.records)
 
 
-def _run_stage(stage: str, context: RunContext, progress: StageRecords) -> None:
+def _run_stage(stage: str, context: RunContext, records: StageRecords) -> None:
     """Run a stage, with its settings on record before it leaves anything half-done and its seconds behind it."""
     from metaalign_rl.pipeline.stages.table import RUN
 
     settings_used = used_settings(context.config, stage)
     if stage in RESUMING:
-        progress[stage] = {"seconds": None, "settings": settings_used}
-        write_json(context.folder.progress, progress)
+        records[stage] = {"seconds": None, "settings": settings_used}
+        write_json(context.folder.stages, records)
     began = time.monotonic()
     RUN[stage](context)
     seconds = round(time.monotonic() - began, 1)
-    progress[stage] = {"seconds": seconds, "settings": settings_used}
-    write_json(context.folder.progress, progress)
+    records[stage] = {"seconds": seconds, "settings": settings_used}
+    write_json(context.folder.stages, records)
     print(f"{stage}: {seconds:.0f} s", flush=True)
 
 
@@ -123,9 +123,9 @@ def claim_folder(folder: RunFolder, config: Config) -> StageRecords:
     Raises:
         UserError: a setting differs from what a stage was begun with, and its result would be neither one's.
     """
-    progress: StageRecords = read_json(folder.progress) if folder.progress.is_file() else {}
+    records: StageRecords = read_json(folder.stages) if folder.stages.is_file() else {}
     accepted: dict[str, str] = {}
-    for stage, record in progress.items():
+    for stage, record in records.items():
         before, now = record["settings"], used_settings(config, stage)
         changes = {
             key: f"{key} from {before.get(key)!r} to {now.get(key)!r}"
@@ -142,7 +142,7 @@ def claim_folder(folder: RunFolder, config: Config) -> StageRecords:
     if accepted:
         print(f"resumed with other settings: {', '.join(accepted.values())}")
     write_text(folder.config, loader.dump(config))
-    return progress
+    return records
 
 
 def used_settings(config: Config, stage: str) -> dict[str, Any]:

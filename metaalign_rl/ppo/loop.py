@@ -107,7 +107,7 @@ class PPOTrainer:
                         clock = StepTimer()
                         experience = self._experience(prompts)
                         clock.take(experience.seconds)
-                        with signals.held():
+                        with signals.defer_signals():
                             yield self._learn(experience, prompts, clock)
                             self._save_sometimes()
                     else:
@@ -142,9 +142,9 @@ class PPOTrainer:
         clock.lap("transfer")
         self.kl.update(described["kl"] * described["response_tokens"], len(rollouts))
         self._gold += [described["gold"]] if "gold" in described else []
-        self._faults.progress(self.step)
+        self._faults.step_finished(self.step)
         clock.lap("idle")
-        faults = {"faults": self._faults.count, "reward_faults": self._faults.of_reward}
+        faults = {"faults": self._faults.count, "reward_faults": self._faults.reward_worker_count}
         known = {"kl_coef": self.kl.value, **faults}
         return {"step": self.step, **described, "mismatch": off, **learned, **known, **clock.metrics()}
 
@@ -219,7 +219,7 @@ class PPOTrainer:
         gold = fmean(self._gold) if self._gold else None
         self._checkpoints.save({"step": self.step, "kl_coef": self.kl.value, "gold": gold}, self._save_learners)
         self._gold, self._is_unsaved = [], False
-        self._has_warned = self._has_warned or signals.warn_of_wait(time.monotonic() - began)
+        self._has_warned = self._has_warned or signals.warn_if_stop_kills_save(time.monotonic() - began)
 
     def _save_before_stopping(self) -> None:
         if self._is_unsaved:

@@ -172,7 +172,7 @@ class EnginePool:
         with self._replacing:
             if self.engines[lost.number] is not engine:
                 return  # another thread has found that out
-            self._faults.record(lost, "another one takes its place")
+            self._faults.record(lost, "a new one replaces it")
             kill(engine)
             self.serving = {number: other for number, other in self.serving.items() if number != lost.number}
             self._launch(lost.number)
@@ -190,13 +190,13 @@ class EnginePool:
             EngineLost: one of them is gone, or hangs.
         """
         for number in calls:
-            self.clocks[number].began()
+            self.clocks[number].reset()
         return {number: self._answer(number, call, method) for number, call in calls.items()}
 
     def tell(self, calls: Mapping[int, Any], method: str) -> None:
         """Wait until the engines have done a call each; one that is lost is found out at its next weights."""
         for number in calls:
-            self.clocks[number].began()
+            self.clocks[number].reset()
         for number, call in calls.items():
             with suppress(EngineLost):
                 self._answer(number, call, method)
@@ -212,13 +212,13 @@ class EnginePool:
 
     def _answer(self, number: int, call: Any, method: str) -> Any:
         clock = self.clocks[number]
-        if first_ready([call], clock.left()) is None:
-            raise EngineLost(number, clock.error(method))
+        if first_ready([call], clock.seconds_left()) is None:
+            raise EngineLost(number, clock.timeout_error(method))
         try:
             answer = get(call)
         except ActorDied as error:
             raise EngineLost(number, error) from error
-        clock.heard()
+        clock.record_heartbeat()
         return answer
 
 

@@ -39,7 +39,7 @@ class GenerateCall:
     def _ask(self, number: int, engine: Any, requests: list[Request]) -> None:
         """Send an engine requests; they come after those that it has."""
         if number not in self._open:
-            self._pool.clocks[number].began()
+            self._pool.clocks[number].reset()
         self._engines[number] = engine
         stream = engine.generate.options(num_returns="streaming").remote(requests, self._sampling)
         self._streams[stream] = number
@@ -50,7 +50,7 @@ class GenerateCall:
         while self._open:
             if self._pool.unwanted.is_set():
                 raise GenerationCancelled("nobody wants these answers any more")
-            left = min(self._pool.clocks[number].left() for number in self._open)
+            left = min(self._pool.clocks[number].seconds_left() for number in self._open)
             stream = first_ready(list(self._streams), min(LOOK, left))
             if stream is None:
                 self._replace_silent()
@@ -64,7 +64,7 @@ class GenerateCall:
                 self._replace(EngineLost(self._streams[stream], error))
                 continue
             number = self._streams[stream]
-            self._pool.clocks[number].heard()
+            self._pool.clocks[number].record_heartbeat()
             for sample in finished:
                 del self._open[number][sample.index]
             if not self._open[number]:
@@ -79,8 +79,8 @@ class GenerateCall:
     def _replace_silent(self) -> None:
         for number in list(self._open):
             clock = self._pool.clocks[number]
-            if clock.left() <= 0:
-                self._replace(EngineLost(number, clock.error("generate")))
+            if clock.seconds_left() <= 0:
+                self._replace(EngineLost(number, clock.timeout_error("generate")))
 
     def _replace(self, lost: EngineLost) -> None:
         """Have what the lost engine had not answered answered by the others, or by the one in its place."""

@@ -4,8 +4,8 @@ from typing import Any
 
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.units import GIB, MIB
-from metaalign_rl.runtime import cpu_affinity, placement
-from metaalign_rl.runtime.placement import Role
+from metaalign_rl.runtime import cpu_affinity
+from metaalign_rl.runtime.placement import Role, actor_resources, get_placement
 
 
 def actor_options(
@@ -19,18 +19,18 @@ def actor_options(
     Raises:
         UserError: the cluster has no room for the run's actors.
     """
-    options = placement.placement(config).options(config, role, index)
-    threads = threads or threads_of(config, count)
-    environment = actor_env(threads) | options["runtime_env"]["env_vars"]
+    options = get_placement(config).options(config, role, index)
+    threads = threads or threads_per_actor(config, count)
+    environment = actor_environment(threads) | options["runtime_env"]["env_vars"]
     if role in ("rollout", "reward"):  # both work at the same time: threads that spin while idle would slow the other
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
     if config.cluster.pin:
-        environment |= cpu_affinity.request(index, threads)
-    return options | placement.shares(config, role, count) | {"runtime_env": {"env_vars": environment}}
+        environment |= cpu_affinity.pin_environment(index, threads)
+    return options | actor_resources(config, role, count) | {"runtime_env": {"env_vars": environment}}
 
 
-def actor_env(threads: int) -> dict[str, str]:
-    """Environment variables for an actor's `runtime_env`: they limit it to `threads` threads and keep its freed memory.
+def actor_environment(threads: int) -> dict[str, str]:
+    """Environment variables of an actor: limit it to `threads` threads, and let malloc keep freed memory.
 
     By default malloc returns freed memory to the system after every pass and requests it again page by page: 2,000 page
     faults per rollout of a small model.
@@ -44,6 +44,6 @@ def actor_env(threads: int) -> dict[str, str]:
     }
 
 
-def threads_of(config: Config, count: int) -> int:
-    """Threads per actor if `count` actors of one role share the CPUs. Roles take turns, so each may use all CPUs."""
+def threads_per_actor(config: Config, count: int) -> int:
+    """Threads of each of the `count` actors of a role. Roles take turns, so each role may use all CPUs of the run."""
     return max(1, config.cluster.cpus // count)

@@ -1,4 +1,4 @@
-"""Ray for a run: start or join it, and see that all is there before anything starts."""
+"""Starts or joins Ray for a run. Imports no heavy packages."""
 
 import os
 import secrets
@@ -12,23 +12,23 @@ from threading import Thread
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError
 
-PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
+CONNECT_TIMEOUT = 10.0  # seconds
 
 
 @contextmanager
 def connect(config: Config) -> Iterator[None]:
-    """Join the cluster at RAY_ADDRESS (a submitted job has it set), else start one on the loopback, with a token.
+    """Join the cluster at RAY_ADDRESS, which Ray sets for submitted jobs; without it start Ray on this machine.
 
-    On leaving, the cluster that this started stops, and one that it joined goes on. Where Ray is connected
-    already, the connection stays as it is.
+    A started Ray listens on the loopback only, requires a token, and stops at the end. A joined cluster keeps running.
+    If Ray is connected already, that connection is used and stays open.
 
     Raises:
-        UserError: RAY_ADDRESS is not a cluster's, or nothing answers there.
+        UserError: RAY_ADDRESS is not the address of a cluster, or nothing answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        _ask_for_token()
+        _require_token()
     import ray
 
     if ray.is_initialized():
@@ -46,12 +46,12 @@ def connect(config: Config) -> Iterator[None]:
 
 
 def is_submitted() -> bool:
-    """Whether this process is the driver of a job from `ray job submit`, which works in an unpacked copy."""
+    """Whether this process is the driver of a job from `ray job submit`, which runs in an unpacked copy."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray's job supervisor sets it for the driver
 
 
 def is_connected() -> bool:
-    """Whether this process is connected to Ray."""
+    """Whether this process is connected to Ray. Does not import Ray."""
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
@@ -60,13 +60,13 @@ def _join(address: str) -> None:
 
     if "://" in address:
         raise UserError(
-            f"RAY_ADDRESS: expected host:port of a cluster's head, or auto, found {address!r}; "
-            "send the run there with `ray job submit --address`, or unset RAY_ADDRESS to run on this machine"
+            f"RAY_ADDRESS: expected host:port of a cluster's head node, or auto, found {address!r}; "
+            "submit the run with `ray job submit --address`, or unset RAY_ADDRESS to run on this machine"
         )
     host, _, port = address.rpartition(":")
     try:
-        if port.isdecimal():  # Ray itself tries for minutes
-            socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        if port.isdecimal():  # Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
         ray.init(address=address, log_to_driver=False, logging_level="WARNING")
     except (OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
@@ -76,10 +76,10 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _ask_for_token() -> None:
-    """Have the Ray that starts here turn away whoever lacks a token of this process's: other users of the machine.
+def _require_token() -> None:
+    """Make the Ray that starts here require a new token, so that other users of the machine cannot connect.
 
-    Ray reads it on import: where it was imported before, nothing changes.
+    Ray reads these variables when it is imported. If it is imported already, nothing changes.
     """
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -89,11 +89,11 @@ def _start(config: Config) -> None:
     import ray
     from ray._private import ray_constants
 
-    # Ray listens on every interface unless it takes this machine for one that cannot be in a cluster. It
-    # reads the variable on import, which may have been before this; its processes read it when they start.
+    # With 0, Ray treats this machine as one that cannot be in a cluster, and listens on the loopback only. Ray reads
+    # the variable when it is imported, which may have happened already. Its processes read it when they start.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    libraries = Thread(target=_load_libraries)  # Ray takes 4 s to start, most of them waiting
+    libraries = Thread(target=_load_libraries)  # Ray takes 4 s to start and is idle for most of it
     libraries.start()
     try:
         ray.init(
@@ -109,5 +109,5 @@ def _start(config: Config) -> None:
 
 
 def _load_libraries() -> None:
-    """What every stage needs sooner or later; takes 3 s."""
+    """Import a library that all stages need, which takes 3 s."""
     from transformers import AutoTokenizer  # noqa: F401

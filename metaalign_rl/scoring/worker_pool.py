@@ -42,7 +42,7 @@ class RewardPool:
         """Have the next worker score answers to rows, while the caller goes on."""
         number = self._turn % len(self._workers)
         if self._turn < len(self._workers):  # it was idle, perhaps for as long as the first answers took
-            self._clocks[number].began()
+            self._clocks[number].reset()
         self._turn += 1
         return self._ask(number, list(rows), list(answers))
 
@@ -56,15 +56,15 @@ class RewardPool:
         while True:
             clock = self._clocks[ticket.number]
             try:
-                if first_ready([ticket.scores], clock.left()) is None:
-                    raise clock.error("score")
+                if first_ready([ticket.scores], clock.seconds_left()) is None:
+                    raise clock.timeout_error("score")
                 rewards: list[Reward] = get(ticket.scores)
             except (ActorDied, TimeoutError) as error:
                 if ticket.worker is self._workers[ticket.number]:  # else another ticket has found that out
                     self._replace(ticket.number, error)
                 ticket = self._ask(ticket.number, ticket.rows, ticket.answers)
             else:
-                clock.heard()
+                clock.record_heartbeat()
                 return rewards
 
     def begin_step(self) -> None:
@@ -81,7 +81,7 @@ class RewardPool:
         return PendingScores(rows, answers, number, worker, worker.score.remote(rows, answers))
 
     def _replace(self, number: int, error: BaseException) -> None:
-        self._faults.record(ActorLost(f"{REWARD_WORKER} {number}", error), "another one takes its place")
+        self._faults.record(ActorLost(f"{REWARD_WORKER} {number}", error), "a new one replaces it")
         kill(self._workers[number])
         self._workers[number] = self._start(number)
         self._clocks[number] = self._patience()
