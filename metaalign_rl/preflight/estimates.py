@@ -98,7 +98,7 @@ def _check_gpus(case: Case) -> Iterator[PreflightCheck]:
 
 def _check_store(case: Case) -> PreflightCheck:
     """On CPUs, a weight sync passes through Ray's object store."""
-    needed = memory.in_store(case)
+    needed = memory.object_store_memory(case)
     store = case.config.cluster.object_store_bytes
     enough = needed / OBJECT_STORE_SHARE / GIB
     share = f"the store is {OBJECT_STORE_SHARE:.0%} of it"
@@ -107,7 +107,7 @@ def _check_store(case: Case) -> PreflightCheck:
 
 
 def _check_disk(case: Case) -> PreflightCheck:
-    needed = sum(memory.disk(case).values())
+    needed = sum(memory.disk_bytes(case).values())
     found = shutil.disk_usage(nearest_folder(Path(case.config.run.root))).free
     remedy = "give a run.root on a larger disk, or raise run.keep_rollouts"
     return _compare("run.root", "disk for checkpoints, models and rollouts", needed, found, remedy)
