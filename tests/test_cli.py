@@ -102,19 +102,25 @@ MISTAKES = {
     "setting out of range": ("run config.yaml ppo.steps=0", "ppo.steps: expected 1 or more, found 0"),
     "unknown control": (
         "run config.yaml reward.controls=[tier]",
-        "'reward.training.controls[0]': expected one of preference_",
+        "'reward.controls[0]': expected one of preference_",
     ),
     "no run": ("report nowhere", "nowhere: no such folder"),
     "unknown GPU": ("plan config.yaml --gpus 8 --gpu h1000", "--gpu h1000: unknown device; did you mean 'h100'"),
-    "GPUs without a number": ("plan config.yaml --gpu h100", "--gpu h100: how many? give --gpus N"),
-    "uneven nodes": ("plan config.yaml --gpus 9 --nodes 2", "--gpus 9 --nodes 2: give as many GPUs to each node"),
+    "GPUs without a number": (
+        "plan config.yaml --gpu h100",
+        "--gpu h100: expected a number of GPUs, found none; give --gpus N",
+    ),
+    "uneven nodes": (
+        "plan config.yaml --gpus 9 --nodes 2",
+        "--gpus 9 --nodes 2: expected the same number of GPUs on each node",
+    ),
     "unknown size": ("plan config.yaml --gpus 8 --model 6B", "--model 6B: no such checkpoint; give its folder, or"),
     "too large a model": (
         "plan config.yaml --gpus 1 --model 70B",
         "1 x NVIDIA H100 SXM cannot hold it: a learner needs",
     ),
     "nothing to check": ("plan --check nowhere", "nowhere: no metrics.jsonl there; give the folder of a run"),
-    "plan of nothing": ("plan", "give a config file, such as configs/quickstart.yaml; or --check RUN_DIR"),
+    "plan of nothing": ("plan", "give a config file, such as configs/quickstart.yaml, or --check RUN_DIR"),
 }
 
 
@@ -170,7 +176,7 @@ def test_plan_prints_settings_that_the_config_takes(workplace: Path, capsys: pyt
     figures = json.loads(capsys.readouterr().out)
     config = loader.load(Config, Path("config.yaml"), [*words, "model.max_tokens=2048"])
     assert config.cluster.gpus == 64
-    assert config.learners == figures["settings"]["learners"]
+    assert config.learner.world_size == figures["settings"]["learner.world_size"]
     assert config.learner.zero_stage == figures["settings"]["learner.zero_stage"]
     assert figures["seconds"]["step"] > 0 and figures["memory_gib"]["engine"]["KV cache"] > 0
 

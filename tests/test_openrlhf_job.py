@@ -92,7 +92,7 @@ def test_models_share_gpus_if_there_are_too_few(gpus: int, shared: bool, monkeyp
 
 def test_two_learners_cannot_share_their_gpus_with_one_engine() -> None:
     with pytest.raises(UserError, match="cluster.gpus: expected 7, found 2; raise it, or set as many"):
-        flags(replace(CONFIG, learners=2, cluster=ClusterConfig(gpus=2)), PATHS)
+        flags(replace(CONFIG, learner=replace(CONFIG.learner, world_size=2), cluster=ClusterConfig(gpus=2)), PATHS)
 
 
 def test_a_micro_batch_holds_as_many_samples_as_its_tokens_allow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import ClusterConfig, Config, RewardConfig, RolloutConfig
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.runtime import placement
@@ -15,7 +16,7 @@ from metaalign_rl.runtime.actor_options import actor_options
 
 def config(learners: int, engines: int, tensor_parallel: int = 1, devices: int = 1, **cluster: object) -> Config:
     return Config(
-        learners=learners,
+        learner=LearnerConfig(world_size=learners),
         rollout=RolloutConfig(engines=engines, tensor_parallel=tensor_parallel),
         reward=RewardConfig(devices=devices, batch_size=devices),
         cluster=ClusterConfig(**{"cpus": 4, "placement_timeout": 20.0} | cluster),
@@ -62,7 +63,7 @@ def test_actors_fit_their_bundles_and_bundles_fit_the_run(name, per_bundle):
     for amount, most in (("CPU", run.cluster.cpus + 0.001), ("GPU", run.cluster.gpus)):
         assert sum(bundle.get(amount, 0) for bundle in bundles) <= most, amount
     in_training = {"training": per_bundle * run.reward.devices, "rollout": run.rollout.engines}
-    in_ppo = {"learner": run.learners, "rollout": run.rollout.engines, "reward": per_bundle}
+    in_ppo = {"learner": run.learner.world_size, "rollout": run.rollout.engines, "reward": per_bundle}
     for together in (in_training, in_ppo):
         left = [dict(bundle) for bundle in bundles]
         for role, count in together.items():

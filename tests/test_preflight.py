@@ -57,7 +57,7 @@ def test_two_nodes_with_everything_pass(workplace: Path, capsys: pytest.CaptureF
 def test_an_engine_that_fits_no_node_is_an_error_with_what_each_node_lacks(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["cluster.cpus=2", "learners=4", "rollout.tensor_parallel=4", "cluster.layout=colocated"]
+    words = ["cluster.cpus=2", "learner.world_size=4", "rollout.tensor_parallel=4", "cluster.layout=colocated"]
     assert main.main(["preflight", "config.yaml", *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: rollout.tensor_parallel: needs 4 GPUs and ")
@@ -75,17 +75,17 @@ def test_a_run_with_too_few_cpus_starts_nothing(workplace: Path, capsys: pytest.
 
 
 def test_too_few_gpus_for_the_roles_are_an_error(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["preflight", "config.yaml", "learners=3"]) == 2
+    assert main.main(["preflight", "config.yaml", "learner.world_size=3"]) == 2
     error = capsys.readouterr().err
     assert "cluster.gpus: needs 5 GPUs (disaggregated: learners 3, engines 1, reward 1), found 4" in error
     assert "cluster.layout=colocated" in error
-    colocated = ["learners=4", "rollout.engines=4", "cluster.layout=colocated"]
+    colocated = ["learner.world_size=4", "rollout.engines=4", "cluster.layout=colocated"]
     assert main.main(["preflight", "config.yaml", *colocated]) == 0
 
 
 def test_too_few_gpus_are_one_error(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And not one more for each actor that has no room."""
-    assert main.main(["preflight", "config.yaml", "cluster.gpus=8", "learners=6"]) == 2
+    assert main.main(["preflight", "config.yaml", "cluster.gpus=8", "learner.world_size=6"]) == 2
     error = capsys.readouterr().err
     assert "cluster.gpus: needs 8 GPUs, found 4" in error and "on one node" not in error
 
@@ -173,8 +173,7 @@ def test_bundles_reserve_gpus_by_layout() -> None:
     """Disaggregated, every learner and engine adds its GPUs; colocated, only the engines do."""
     config = Config(
         cluster=ClusterConfig(cpus=8, gpus=9),
-        learner=LearnerConfig(zero_stage=3),
-        learners=4,
+        learner=LearnerConfig(zero_stage=3, world_size=4),
         rollout=RolloutConfig(engines=2, tensor_parallel=2),
     )
     disaggregated = {who: bundle["GPU"] for who, bundle in placement.named_bundles(config)}

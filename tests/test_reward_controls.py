@@ -122,5 +122,5 @@ def test_its_other_labels_stay_as_they_were_drawn_and_get_no_temperature(scalar)
 def test_other_models_are_trained_as_they_are_told():
     assert training_of("tier_blind", QUICK) == QUICK
     assert training_of("scalar", QUICK) == replace(QUICK, labels="overall")
-    with pytest.raises(UserError, match="labels: expected all or overall, found 'user'"):
+    with pytest.raises(UserError, match="labels: expected one of all, overall, found 'user'"):
         RewardTraining(labels="user")

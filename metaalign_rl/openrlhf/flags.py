@@ -114,7 +114,7 @@ def _paths(config: Config, paths: TrainerPaths) -> Iterator[tuple[str, Any]]:
 
 def _devices(config: Config) -> Iterator[tuple[str, Any]]:
     """One GPU for each rank of each model and for each engine. If there are fewer, all share them in turns."""
-    ranks, engines = config.learners, config.rollout.engines * config.rollout.tensor_parallel
+    ranks, engines = config.learner.world_size, config.rollout.engines * config.rollout.tensor_parallel
     for model in ("actor", "ref", "critic", "reward"):
         yield f"--{model}.num_gpus_per_node", ranks
     models = 3 if _estimator(config) == "gae" else 2
@@ -132,9 +132,10 @@ def _batches(config: Config) -> Iterator[tuple[str, Any]]:
     """OpenRLHF measures a micro-batch in samples, and a rank's share of a minibatch must be a multiple of it."""
     samples = config.ppo.prompts_per_step * config.ppo.samples_per_prompt
     minibatch = min(config.learner.minibatch_size, samples)
-    share, rest = divmod(minibatch, config.learners)
+    share, rest = divmod(minibatch, config.learner.world_size)
     if rest:
-        raise UserError(f"learner.minibatch_size: expected a multiple of learners={config.learners}, found {minibatch}")
+        ranks = f"learner.world_size={config.learner.world_size}"
+        raise UserError(f"learner.minibatch_size: expected a multiple of {ranks}, found {minibatch}")
     fitting = max(1, config.learner.micro_batch_tokens // config.model.max_tokens)
     micro = max(size for size in range(1, min(share, fitting) + 1) if share % size == 0)
     yield "--train.batch_size", minibatch

@@ -40,7 +40,7 @@ def propose(case: Case, devices: Devices) -> Settings:
         UserError: no layout fits; the message says how much memory the smallest one needs.
     """
     if not devices.gpus:
-        return {"cluster.gpus": 0, "learners": 1, "rollout.engines": 1, "rollout.tensor_parallel": 1}
+        return {"cluster.gpus": 0, "learner.world_size": 1, "rollout.engines": 1, "rollout.tensor_parallel": 1}
     for offload in (False, True):  # offloading is slower, so only if nothing else fits
         fitting = [settings for settings in _layouts(case, devices, offload) if fits(apply(case, settings))]
         if fitting:
@@ -54,9 +54,8 @@ def apply(case: Case, settings: Settings) -> Case:
     for key, value in settings.items():
         section, _, name = key.rpartition(".")
         sections.setdefault(section, {})[name] = value
-    top = sections.pop("", {})
     changed = {name: replace(getattr(case.config, name), **values) for name, values in sections.items()}
-    return replace(case, config=replace(case.config, **changed, **top))
+    return replace(case, config=replace(case.config, **changed))
 
 
 def changes(case: Case, settings: Settings) -> Settings:
@@ -82,9 +81,9 @@ def _layouts(case: Case, devices: Devices, offload: bool) -> Iterator[Settings]:
         if engines < 1:
             continue
         base: Settings = {
-            "cluster.gpus": devices.gpus, "cluster.layout": layout, "learners": learners, "rollout.engines": engines,
-            "rollout.tensor_parallel": parallel, "ppo.reward_workers": 1, "model.dtype": "bfloat16",
-            "sft.batch_size": max(case.config.sft.batch_size, learners),
+            "cluster.gpus": devices.gpus, "cluster.layout": layout, "learner.world_size": learners,
+            "rollout.engines": engines, "rollout.tensor_parallel": parallel, "ppo.reward_workers": 1,
+            "model.dtype": "bfloat16", "sft.batch_size": max(case.config.sft.batch_size, learners),
         }  # fmt: skip
         for stage, checkpointing, tokens in product((1, 2, 3), (False, True), MICRO_BATCHES):
             settings = base | {
@@ -94,10 +93,10 @@ def _layouts(case: Case, devices: Devices, offload: bool) -> Iterator[Settings]:
             yield settings | {"rollout.gpu_memory_utilization": _engine_share(apply(case, settings))}
 
 
-def _kinds(case: Case, devices: Devices) -> tuple[Literal["apart", "colocated"], ...]:
+def _kinds(case: Case, devices: Devices) -> tuple[Literal["disaggregated", "colocated"], ...]:
     if case.config.ppo.staleness:
-        return ("apart",)
-    return ("apart", "colocated") if devices.gpus > 1 else ("colocated",)
+        return ("disaggregated",)
+    return ("disaggregated", "colocated") if devices.gpus > 1 else ("colocated",)
 
 
 def _learners(case: Case, devices: Devices) -> list[int]:

@@ -71,7 +71,7 @@ def _layout(case: Case) -> str:
     else:
         where = f"{config.cluster.gpus} x {case.device.title} on {nodes} node{_s(nodes)}, {kind}"
     rows = [
-        ("learners", f"{config.learners}, ZeRO stage {config.learner.zero_stage}"),
+        ("learners", f"{config.learner.world_size}, ZeRO stage {config.learner.zero_stage}"),
         ("engines", f"{config.rollout.engines}, {devices} device{_s(devices)} each"),
         ("reward workers", str(config.ppo.reward_workers)),
     ]

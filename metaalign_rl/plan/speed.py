@@ -112,7 +112,7 @@ def learn_seconds(case: Case) -> float:
     seconds = case.device.seconds["call"]
     for parameters, part in models:
         compute = forwards * forward_seconds(case, case.policy, part, ranks, training=True)
-        sharded = config.learners if learner.zero_stage > 0 else 1
+        sharded = config.learner.world_size if learner.zero_stage > 0 else 1
         moved = UPDATE_PASSES * parameters * (3 * BYTES[case.dtype] + 12) / sharded
         speed = case.device.offload if learner.offload_optimizer else case.device.bandwidth
         update = minibatches * (moved / speed + case.device.seconds["update"])
@@ -136,7 +136,7 @@ def _reduce_seconds(case: Case, parameters: float, minibatches: int, compute: fl
 
 def _comm_seconds(case: Case, parameters: float, passes: float) -> float:
     """Seconds of a collective that moves each weight `passes` times over the slowest link; 0 on one rank."""
-    ranks = case.config.learners
+    ranks = case.config.learner.world_size
     if ranks == 1:
         return 0.0
     speed = case.device.network if case.nodes > 1 else case.device.link
@@ -145,7 +145,7 @@ def _comm_seconds(case: Case, parameters: float, passes: float) -> float:
 
 def micro_batches(case: Case) -> int:
     """Micro-batches of one rank per step and epoch."""
-    return ceil(case.work.samples * case.work.length / case.config.learners / micro_batch(case))
+    return ceil(case.work.samples * case.work.length / case.config.learner.world_size / micro_batch(case))
 
 
 def transfer_seconds(case: Case) -> float:
@@ -183,4 +183,4 @@ def _without_output(load: Load) -> Load:
 
 def _ranks(case: Case) -> int:
     """Devices that learners use in parallel; on CPUs they share the cores, which count as one device."""
-    return 1 if case.device.is_cpu else case.config.learners
+    return 1 if case.device.is_cpu else case.config.learner.world_size

@@ -19,7 +19,7 @@ def gpus_by_role(config: Config) -> dict[str, int]:
     share their GPUs.
     """
     engines = config.rollout.engines * config.rollout.tensor_parallel
-    return {"learners": config.learners, "engines": engines, "reward": 1} if config.cluster.gpus else {}
+    return {"learners": config.learner.world_size, "engines": engines, "reward": 1} if config.cluster.gpus else {}
 
 
 def gpus_needed(config: Config) -> int:
@@ -34,7 +34,7 @@ def check_devices(config: Config) -> Iterator[PreflightCheck]:
     if needed > gpus:
         roles = ", ".join(f"{role} {count}" for role, count in gpus_by_role(config).items())
         layout = "colocated" if config.shares_devices else "disaggregated"
-        remedy = f"set cluster.gpus={needed} if there are as many, or lower learners or rollout.engines"
+        remedy = f"set cluster.gpus={needed} if there are as many, or lower learner.world_size or rollout.engines"
         if not config.shares_devices:
             remedy += ", or set cluster.layout=colocated, which shares GPUs"
         needs = f"{counted(needed, 'GPU')} ({layout}: {roles})"
@@ -49,7 +49,7 @@ def max_training_ranks(config: Config) -> int:
     """How many ranks can train at the same time. The engines keep their GPUs during training, or share the only GPU."""
     gpus = config.cluster.gpus
     if gpus and config.shares_devices:
-        return config.learners
+        return config.learner.world_size
     engines = config.rollout.engines * config.rollout.tensor_parallel
     return max(1, gpus - engines if gpus else config.cluster.cpus)
 
@@ -73,9 +73,10 @@ def check_bundles(bundles: list[NamedBundle], cluster_nodes: list[Node]) -> Iter
     for bundle, reason in unplaced(bundles, cluster_nodes):
         needed = f"{counted(bundle.gpus, 'GPU')} and {counted(bundle.cpus, 'CPU')} on one node"
         name = "rollout.tensor_parallel" if bundle.gpus > 1 else "cluster.gpus" if bundle.gpus else "cluster.cpus"
+        fewer = "lower learner.world_size or rollout.engines"
         remedy = {
-            "rollout.tensor_parallel": "set it to at most the GPUs of a node, or lower learners or rollout.engines",
-            "cluster.gpus": "lower learners or rollout.engines, or add a node",
+            "rollout.tensor_parallel": f"set it to at most the GPUs of a node, or {fewer}",
+            "cluster.gpus": f"{fewer}, or add a node",
             "cluster.cpus": "lower cluster.cpus, of which each actor needs a share, or add a larger node",
         }[name]
         yield PreflightCheck(name, f"{needed} for {bundle.who}", f"none: {reason}", False, remedy)

@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from metaalign_rl.config.schema import OBJECT_STORE_SHARE, Config
+from metaalign_rl.config.schema import Config
+from metaalign_rl.config.sections import OBJECT_STORE_SHARE
 from metaalign_rl.core.units import GIB
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.case import case_of
@@ -80,10 +81,10 @@ def _check_host(case: Case) -> PreflightCheck:
 def _check_gpus(case: Case) -> Iterator[PreflightCheck]:
     assert case.device.memory_gib is not None
     learner, engine, room = memory.learner_memory(case), memory.engine_memory(case), case.device.memory_gib * GIB
-    fewer = "set learner.zero_stage=3 or gradient_checkpointing=true, lower micro_batch_tokens, or raise learners"
+    fewer = "set learner.zero_stage=3 or gradient_checkpointing=true, lower micro_batch_tokens, or raise world_size"
     if case.config.shares_devices:
         needed = memory.colocated_memory(learner, engine)
-        remedy = f"{fewer}, or set cluster.layout=apart"
+        remedy = f"{fewer}, or set cluster.layout=disaggregated"
         yield _compare("learner", "a GPU for a learner and an engine", needed, room, remedy)
     else:
         yield _compare("learner", "a GPU for a learner", sum(learner.values()), room, fewer)

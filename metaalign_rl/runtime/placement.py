@@ -46,14 +46,14 @@ def named_bundles(config: Config) -> list[tuple[str, Bundle]]:
     if config.shares_devices:
         names = [f"{engine} and its learners" for engine in engines]
     else:
-        names = [f"learner {rank}" for rank in range(config.learners)] + ["the reward workers"]
+        names = [f"learner {rank}" for rank in range(config.learner.world_size)] + ["the reward workers"]
         names += [f"training rank {rank}" for rank in range(len(names), _learner_bundles(config))] + engines
     return list(zip(names, bundles(config), strict=True))
 
 
 def bundle_indices(config: Config, role: Role) -> list[int]:
     """The bundles of a role's actors, in the order of the actors. More actors than entries start again at the first."""
-    engines, learners = config.rollout.engines, config.learners
+    engines, learners = config.rollout.engines, config.learner.world_size
     if config.shares_devices:
         per_engine = config.rollout.tensor_parallel if role in ("learner", "training") else 1
         return [index for index in range(engines) for _ in range(per_engine)]
@@ -79,12 +79,12 @@ def actor_resources(config: Config, role: Role, count: int) -> dict[str, float]:
 
 def _learner_bundles(config: Config) -> int:
     """Bundles of learners, reward workers and training ranks: all but the engines', if disaggregated."""
-    return max(_training_bundles(config), config.learners + 1)
+    return max(_training_bundles(config), config.learner.world_size + 1)
 
 
 def _training_bundles(config: Config) -> int:
     """Bundles of training ranks. Without GPUs, extra ranks share the learners' bundles."""
-    return max(config.learners, config.reward.devices) if config.cluster.gpus else config.learners
+    return max(config.learner.world_size, config.reward.devices) if config.cluster.gpus else config.learner.world_size
 
 
 def _bundle(cpus: float, gpus: int) -> Bundle:
@@ -182,8 +182,8 @@ def _timeout_message(needed: list[Bundle], seconds: float) -> str:
     counts = [f"{needed.count(bundle)} x {_text(bundle)}" for bundle in {str(b): b for b in needed}.values()]
     return (
         f"cluster.placement_timeout: after {seconds:g} s the cluster has no room for {', '.join(counts)}, each on one "
-        f"node; free: {'; '.join(nodes)}; add nodes, stop other jobs, or lower cluster.cpus, learners or "
-        "rollout.engines"
+        f"node; free: {'; '.join(nodes)}; add nodes, stop other jobs, or lower cluster.cpus, "
+        "learner.world_size or rollout.engines"
     )
 
 

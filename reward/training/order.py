@@ -70,7 +70,7 @@ def make_order(rows: Sequence[Row], examples: Sequence[Example], config: RewardT
         [row.tags.get("flip", row.id) for row in rows],
         config.batch_size,
         config.seed,
-        first=_right_or_wrong(examples, int(config.right_first * len(rows))),
+        first=_right_or_wrong(examples, int(config.easy_first_fraction * len(rows))),
         multiple=config.batch_size // config.gradient_accumulation if devices > 1 else 1,
     )
 

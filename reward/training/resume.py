@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from metaalign_rl.core import renamed_settings
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_json
 
@@ -17,7 +18,9 @@ def claim(folder: Path, identity: dict[str, Any]) -> str | None:
     # The Trainer writes its state last: a checkpoint without it was cut short.
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     if whole:
-        other = [name for name, value in read_json(path).items() if identity[name] != value]
+        saved = read_json(path)
+        saved["config"] = renamed_settings.current(saved["config"], section="reward")
+        other = [name for name, value in saved.items() if identity[name] != value]
         if other:
             raise UserError(
                 f"{folder}: checkpoints of a training with another {' and '.join(other)}; "
