@@ -127,6 +127,6 @@ def test_a_run_keeps_its_placement_and_another_run_replaces_it(two_nodes):
 
 def test_an_error_describes_a_cluster_without_room(two_nodes):
     crowded = replace(config(1, 1, tensor_parallel=3, gpus=5), cluster=ClusterConfig(gpus=5, placement_timeout=1.0))
-    message = r"no room for 2 x 0.3 CPUs and 1 GPUs, 1 x 0.4 CPUs and 3 GPUs, each on one node; free: .*2 GPUs; .*2"
+    message = r"no room for 2 x 0.3 CPUs and 1 GPU, 1 x 0.4 CPUs and 3 GPUs, each on one node; free: .*2 GPUs; .*2"
     with pytest.raises(UserError, match=message):
         placement.get_placement(crowded)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-from metaalign_rl.core.units import GIB
+from metaalign_rl.core.units import GIB, counted
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.layout import Settings
 from metaalign_rl.plan.memory import Memory
@@ -65,14 +65,13 @@ def _headline(case: Case) -> str:
 
 def _layout(case: Case) -> str:
     config, kind = case.config, "colocated" if case.config.shares_devices else "disaggregated"
-    cpus, nodes, devices = config.cluster.cpus, case.nodes, config.rollout.tensor_parallel
     if case.device.is_cpu:
-        where = f"{cpus} CPU{_s(cpus)}, used by all roles in turns"
+        where = f"{counted(config.cluster.cpus, 'CPU')}, used by all roles in turns"
     else:
-        where = f"{config.cluster.gpus} x {case.device.title} on {nodes} node{_s(nodes)}, {kind}"
+        where = f"{config.cluster.gpus} x {case.device.title} on {counted(case.nodes, 'node')}, {kind}"
     rows = [
         ("learners", f"{config.learner.world_size}, ZeRO stage {config.learner.zero_stage}"),
-        ("engines", f"{config.rollout.engines}, {devices} device{_s(devices)} each"),
+        ("engines", f"{config.rollout.engines}, {counted(config.rollout.tensor_parallel, 'device')} each"),
         ("reward workers", str(config.ppo.reward_workers)),
     ]
     return f"Layout: {where}\n" + _table(rows)
@@ -138,11 +137,6 @@ def _source(case: Case) -> str:
     text = f"All numbers are estimates, from rates {how}: {case.device.source}."
     more = "docs/plan.md explains how they are made, and compares them with measurements on CPUs."
     return "\n".join([*wrap(text, WIDTH + 2), more])
-
-
-def _s(count: int) -> str:
-    """The ending of a plural."""
-    return "" if count == 1 else "s"
 
 
 def _value(value: Any) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metaalign_rl.core.units import counted
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -49,8 +51,3 @@ def unplaced(bundles: Sequence[NamedBundle], nodes: Sequence[Node]) -> list[tupl
         else:
             failed.append((bundle, "; ".join(f"{node.name} lacks {bundle.lacks(node)}" for node in left)))
     return failed
-
-
-def counted(amount: float, kind: str) -> str:
-    """An amount with its unit, such as "1 GPU" or "0.12 CPUs"."""
-    return f"{round(amount, 3):g} {kind}{'' if amount == 1 else 's'}"

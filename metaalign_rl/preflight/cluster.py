@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from metaalign_rl.config.schema import Config
-from metaalign_rl.core.units import GIB
-from metaalign_rl.preflight.bin_packing import NamedBundle, Node, counted, unplaced
+from metaalign_rl.core.units import GIB, counted
+from metaalign_rl.preflight.bin_packing import NamedBundle, Node, unplaced
 from metaalign_rl.preflight.checks import PreflightCheck, is_writable
 from metaalign_rl.runtime.ray_session import is_connected
 
@@ -71,7 +71,8 @@ def _node(entry: dict[str, Any]) -> Node:
 def check_bundles(bundles: list[NamedBundle], cluster_nodes: list[Node]) -> Iterator[PreflightCheck]:
     """One check for each bundle that fits no node. Ray would let its actors wait without a message."""
     for bundle, reason in unplaced(bundles, cluster_nodes):
-        needed = f"{counted(bundle.gpus, 'GPU')} and {counted(bundle.cpus, 'CPU')} on one node"
+        amounts = {"GPU": bundle.gpus, "CPU": bundle.cpus}
+        needed = " and ".join(counted(amount, kind) for kind, amount in amounts.items() if amount)
         name = "rollout.tensor_parallel" if bundle.gpus > 1 else "cluster.gpus" if bundle.gpus else "cluster.cpus"
         fewer = "lower learner.world_size or rollout.engines"
         remedy = {
@@ -79,7 +80,7 @@ def check_bundles(bundles: list[NamedBundle], cluster_nodes: list[Node]) -> Iter
             "cluster.gpus": f"{fewer}, or add a node",
             "cluster.cpus": "lower cluster.cpus, of which each actor needs a share, or add a larger node",
         }[name]
-        yield PreflightCheck(name, f"{needed} for {bundle.who}", f"none: {reason}", False, remedy)
+        yield PreflightCheck(name, f"{needed} on one node for {bundle.who}", f"none: {reason}", False, remedy)
 
 
 def check_free(bundles: list[NamedBundle]) -> Iterator[PreflightCheck]:
@@ -112,15 +113,15 @@ def check_storage(config: Config) -> Iterator[PreflightCheck]:
     pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others]
     exists = ray.remote(num_cpus=0)(os.path.exists)
     try:
-        seen = ray.get([exists.options(scheduling_strategy=node).remote(str(mark)) for node in pinned])
+        found = ray.get([exists.options(scheduling_strategy=node).remote(str(mark)) for node in pinned])
     finally:
         mark.unlink()
-    blind = [node["NodeManagerAddress"] for node, sees in zip(others, seen, strict=True) if not sees]
+    without = [node["NodeManagerAddress"] for node, is_there in zip(others, found, strict=True) if not is_there]
     yield PreflightCheck(
         "run.root",
         "storage that every node sees",
-        f"{root}, which {', '.join(blind)} cannot see" if blind else f"seen by {len(others) + 1} nodes",
-        not blind,
+        f"{root}, which {', '.join(without)} cannot see" if without else f"seen by {len(others) + 1} nodes",
+        not without,
         "give a folder on shared storage, such as a mounted volume",
     )
 

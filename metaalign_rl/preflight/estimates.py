@@ -6,13 +6,12 @@ from pathlib import Path
 
 from metaalign_rl.config.schema import Config
 from metaalign_rl.config.sections import OBJECT_STORE_SHARE
-from metaalign_rl.core.units import GIB
+from metaalign_rl.core.units import GIB, counted
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.page import memory_table
 from metaalign_rl.plan.rates import Device, find_device, names
 from metaalign_rl.plan.work import Case
-from metaalign_rl.preflight.bin_packing import counted
 from metaalign_rl.preflight.checks import PreflightCheck, free_memory, nearest_folder
 from metaalign_rl.preflight.cluster import gpus_by_role
 from metaalign_rl.runtime.ray_session import is_connected

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.units import counted
 
 Role = Literal["training", "rollout", "learner", "reward"]
 Bundle = dict[str, float]  # amounts of "CPU" and "GPU"
@@ -188,4 +189,4 @@ def _timeout_message(needed: list[Bundle], seconds: float) -> str:
 
 
 def _text(resources: Bundle) -> str:
-    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+    return f"{counted(resources.get('CPU', 0), 'CPU')} and {counted(resources.get('GPU', 0), 'GPU')}"
