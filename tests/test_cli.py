@@ -1,4 +1,4 @@
-"""The command line: what it prints, and that every mistake of a user is one short line and status 2."""
+"""The command line: what it prints, and that every user mistake is one short line and status 2."""
 
 import importlib
 import json
@@ -36,7 +36,7 @@ ROW = {
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with a config that asks for little."""
+    """An empty working folder with a config that needs few resources."""
     monkeypatch.chdir(tmp_path)
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
@@ -46,7 +46,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """The configs that `pipeline.run` was called with, which does nothing else here."""
+    """Replace `pipeline.run`; the configs that it was called with."""
     runs: list[Config] = []
     replace_module(monkeypatch, "pipeline.run", run=runs.append)
     return runs
@@ -65,7 +65,7 @@ def write_rows(name: str, *records: dict[str, Any] | str) -> None:
     Path(name).write_text("\n".join(lines) + "\n")
 
 
-# name: what is typed, and what the one line says
+# name: the command, and a part of its error message
 MISTAKES = {
     "missing config": ("run missing.yaml", "missing.yaml: No such file"),
     "unknown key": ("run config.yaml ppo.lr=1", "unknown key 'ppo.lr'; did you mean "),
@@ -143,9 +143,7 @@ def test_a_mistake_is_one_short_line_and_status_2(
     assert not pipeline
 
 
-def test_run_hands_the_config_to_the_pipeline_with_words_before_and_after_options(
-    workplace: Path, pipeline: list[Config]
-) -> None:
+def test_run_passes_the_config_with_its_words_to_the_pipeline(workplace: Path, pipeline: list[Config]) -> None:
     assert main.main(["run", "config.yaml", "ppo.steps=3", "run.stages=[data, sft]"]) == 0
     assert (pipeline[0].run.name, pipeline[0].ppo.steps, pipeline[0].run.stages) == (
         "mine",
@@ -154,7 +152,7 @@ def test_run_hands_the_config_to_the_pipeline_with_words_before_and_after_option
     )
 
 
-def test_preflight_prints_a_table_and_says_what_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preflight_prints_a_table_and_what_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["preflight", "config.yaml"]) == 0
     assert "ok  run.root" in capsys.readouterr().out
     assert main.main(["preflight", "config.yaml", "cluster.cpus=4096", "model.path=/no/model"]) == 2
@@ -164,7 +162,7 @@ def test_preflight_prints_a_table_and_says_what_is_missing(workplace: Path, caps
     assert "set cluster.cpus=" in output.err
 
 
-def test_plan_prints_settings_that_the_config_takes(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_settings_that_the_config_accepts(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["plan", "config.yaml", "--model", "7B", "--gpus", "64", "model.max_tokens=2048", "--answer-tokens", "20"]
     assert main.main(asked) == 0
     page = capsys.readouterr().out
@@ -189,7 +187,7 @@ def test_plan_for_this_machine_has_nothing_to_change(workplace: Path, capsys: py
     assert "from rates measured on a CPU" in page
 
 
-def test_config_prints_what_load_reads_back(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_reads_back_what_config_prints(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["config", "config.yaml", "sft.learning_rate=1e-4"]) == 0
     Path("resolved.yaml").write_text(capsys.readouterr().out)
     config = loader.load(Config, Path("resolved.yaml"), [])
@@ -242,7 +240,7 @@ def fail_with_a_cause() -> None:
         raise RuntimeError("the stage failed") from error
 
 
-def test_another_error_keeps_its_traceback_and_ends_in_its_root(capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_other_error_keeps_its_traceback_and_ends_with_the_root_cause(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.guarded(fail_with_a_cause, "again") == 1
     error = capsys.readouterr().err
     assert "Traceback" in error
@@ -252,7 +250,7 @@ def test_another_error_keeps_its_traceback_and_ends_in_its_root(capsys: pytest.C
     assert last.endswith("in fail_inside)")
 
 
-def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_prints_the_command_that_resumes(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
@@ -260,7 +258,7 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
     assert "metaalign-rl run config.yaml" in capsys.readouterr().err
 
 
-def test_a_users_error_is_the_root_even_when_it_has_a_cause_or_was_wrapped() -> None:
+def test_a_user_error_is_the_root_cause_even_if_it_has_a_cause_or_was_wrapped() -> None:
     def wrapped() -> None:
         try:
             try:
@@ -286,7 +284,7 @@ ValueError: shapes (2, 3) and (4,) do not fit"""
 
 
 @pytest.mark.parametrize("before", ["", "The actor died because of an error raised in its creation task, "])
-def test_the_root_is_read_from_what_ray_tells_of_another_process(before: str) -> None:
+def test_the_root_cause_is_read_from_rays_text_about_another_process(before: str) -> None:
     root = root_cause(RuntimeError(before + RAY_TEXT))
     assert str(root) == ("ValueError: shapes (2, 3) and (4,) do not fit (/w/metaalign_rl/learner/worker.py:8 in step)")
 
@@ -310,7 +308,7 @@ def test_a_job_finds_the_package_beside_its_folder_and_fails_with_the_error_last
     assert done.stderr.startswith("error: cluster.cpus: needs 4096 CPUs")
 
 
-def test_a_job_of_one_stage_runs_that_stage_alone(
+def test_a_job_of_one_stage_runs_only_that_stage(
     workplace: Path, pipeline: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
@@ -322,7 +320,7 @@ def test_a_job_of_one_stage_runs_that_stage_alone(
     assert os.environ["PYTHONPATH"] == f"{ROOT}{os.pathsep}elsewhere"
 
 
-def test_the_examples_of_the_help_name_configs_that_exist() -> None:
+def test_the_examples_in_the_help_use_configs_that_exist() -> None:
     named = {word for word in main.EXAMPLES.split() if word.startswith("configs/")}
     assert named
     assert all((ROOT / name).is_file() for name in named)

@@ -103,6 +103,7 @@ def test_a_micro_batch_holds_as_many_samples_as_its_tokens_allow(monkeypatch: py
 
 def test_settings_without_an_option_in_openrlhf_are_listed() -> None:
     assert unsupported_settings(CONFIG) == []
+    assert unsupported_settings(replace(CONFIG, learner=replace(CONFIG.learner, world_size=2))) == []
     changed = replace(CONFIG, ppo=replace(CONFIG.ppo, normalize_per_tier=True, steps=9))
     assert unsupported_settings(changed) == ["ppo.normalize_per_tier"]
 

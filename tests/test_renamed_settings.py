@@ -98,7 +98,7 @@ def test_the_config_of_an_old_run_is_read_under_the_new_names(tmp_path: Path) ->
     assert load_settings(str(tmp_path), []) == CONFIG
 
 
-def test_a_setting_under_both_names_is_given_twice(tmp_path: Path) -> None:
+def test_a_setting_given_under_both_names_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, "learners: 2\nlearner: {world_size: 2}\n")
     with pytest.raises(UserError, match="config.yaml:2: key 'learner.world_size' is already set at .*config.yaml:1"):
         loader.load_saved(Config, path, [])
@@ -115,7 +115,7 @@ def old_run(root: Path) -> RunFolder:
     return folder
 
 
-def test_an_old_run_goes_on_under_the_new_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_run_resumes_under_the_new_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = old_run(tmp_path)
     with claimed(folder, CONFIG) as run:
         assert set(run.records) == set(STAGES) and run.stages_left == []
@@ -125,13 +125,13 @@ def test_an_old_run_goes_on_under_the_new_names(tmp_path: Path, capsys: pytest.C
     assert loader.load(Config, folder.config, []) == CONFIG
 
 
-def test_a_change_of_an_old_run_s_setting_is_still_found(tmp_path: Path) -> None:
+def test_a_changed_setting_of_an_old_run_is_still_an_error(tmp_path: Path) -> None:
     config = replace(CONFIG, learner=replace(CONFIG.learner, world_size=1))
     with pytest.raises(UserError, match=r"learner\.world_size 2 → 1"), claimed(old_run(tmp_path), config):
         pass
 
 
-def test_checkpoints_of_an_old_reward_training_are_its_own(tmp_path: Path) -> None:
+def test_an_old_reward_training_resumes_from_its_checkpoints(tmp_path: Path) -> None:
     settings = asdict(RewardTraining(easy_first_fraction=0.25))
     old = {key.replace("easy_first_fraction", "right_first"): value for key, value in settings.items()}
     (tmp_path / "checkpoint-4").mkdir()
@@ -142,7 +142,9 @@ def test_checkpoints_of_an_old_reward_training_are_its_own(tmp_path: Path) -> No
         claim(tmp_path, {"base": "sft", "config": settings | {"easy_first_fraction": 0.0}})
 
 
-def test_the_reward_models_command_names_the_new_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_option_of_reward_training_is_an_error_that_names_the_new_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     words = ["train", "--base", "a", "--data", "b", "--output", "c", "--right-first", "0.1"]
     with pytest.raises(SystemExit):
         reward_cli.main(words)

@@ -1,4 +1,4 @@
-"""Settings: what YAML files and key=value words give, and what is said where they are wrong."""
+"""Settings: how YAML files and key=value words are read, the errors for wrong ones, and the documentation."""
 
 import math
 import re
@@ -107,15 +107,17 @@ def message(cls: type, path: Path | None, *words: str) -> str:
     return str(caught.value)
 
 
-@budget(deadline=None)  # a busy machine is no failure
+@budget(deadline=None)  # a busy machine is not a failure
 @given(config=values(Outer))
-@example(config=Outer(count=1, stages=["\x85", "a\u2028b", "\u2029"]))  # line breaks that only YAML knows
-def test_what_dump_prints_load_reads_back(config: Outer, tmp_path_factory: pytest.TempPathFactory) -> None:
+@example(
+    config=Outer(count=1, stages=["\x85", "a\u2028b", "\u2029"])
+)  # characters that only YAML treats as line breaks
+def test_load_reads_back_what_dump_prints(config: Outer, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = write(tmp_path_factory.getbasetemp(), loader.dump(config))
     assert loader.load(Outer, path, []) == config
 
 
-def test_the_runs_own_config_round_trips(tmp_path: Path) -> None:
+def test_a_run_config_survives_dump_and_load(tmp_path: Path) -> None:
     config = replace(
         Config(), run=replace(Config().run, name="no", stages=["ppo"]), learner=LearnerConfig(world_size=3)
     )
@@ -125,24 +127,24 @@ def test_the_runs_own_config_round_trips(tmp_path: Path) -> None:
 
 @budget(deadline=None)
 @given(name=st.from_regex(r"[a-z_]{1,12}(\.[a-z_]{1,12}){0,2}", fullmatch=True), value=TEXT)
-def test_an_unknown_key_is_always_named_with_a_hint(name: str, value: str) -> None:
+def test_an_error_names_an_unknown_key_and_gives_a_hint(name: str, value: str) -> None:
     if name not in keys_of(Config) and name not in renamed_settings.KEYS:
         said = message(Config, None, f"{name}={value}")
         assert f"unknown key {name!r}; " in said
         assert "did you mean" in said or "known: " in said
 
 
-def test_words_go_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+def test_words_override_the_file_and_the_file_overrides_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, "count: 5\nlimit: 7\ninner:\n  switch: true\n")
     config = loader.load(Outer, path, ["limit=8", "inner.mode=off"])
     assert config == Outer(count=5, limit=8, inner=Inner(rate=0.5, switch=True, mode="off"))
 
 
-def test_a_section_keeps_the_defaults_that_its_owner_gives_it() -> None:
+def test_a_section_keeps_the_defaults_of_the_class_that_contains_it() -> None:
     assert loader.load(Outer, None, ["inner.stage=1"]).inner == Inner(rate=0.5, stage=1)
 
 
-def test_sections_may_be_empty_dotted_or_given_in_one_word(tmp_path: Path) -> None:
+def test_a_section_may_be_empty_or_dotted_or_one_word(tmp_path: Path) -> None:
     assert loader.load(Outer, write(tmp_path, "inner:\n"), []) == Outer()
     assert loader.load(Outer, write(tmp_path, "inner.rate: 2\n"), []).inner.rate == 2.0
     assert loader.load(Outer, None, ["inner={rate: 2, stage: 0}"]).inner == Inner(rate=2.0, stage=0)
@@ -177,7 +179,7 @@ def test_sections_may_be_empty_dotted_or_given_in_one_word(tmp_path: Path) -> No
         ("weights={user: 2, dialog/neutral: .5}", "weights", {"user": 2.0, "dialog/neutral": 0.5}),
     ],
 )
-def test_a_value_is_read_as_what_its_field_is(word: str, key: str, value: object) -> None:
+def test_the_fields_type_decides_how_a_value_is_read(word: str, key: str, value: object) -> None:
     config = loader.load(Outer, None, [word])
     found = getattr(config.inner if word.startswith("inner.") else config, key)
     assert found == value
@@ -201,16 +203,16 @@ def test_a_value_is_read_as_what_its_field_is(word: str, key: str, value: object
             "expected a list [a number (float), a number (float)] (tuple[float, float]), found a list of 1",
         ),
         ("betas=[1, a]", "key 'betas[1]': expected a number (float), found 'a'"),
-        ("stages=ppo", "expected a list [a text (str)] (list[str]), found 'ppo'"),
+        ("stages=ppo", "expected a list [text (str)] (list[str]), found 'ppo'"),
         ("weights={user: a}", "key 'weights.user': expected a number (float), found 'a'"),
         ("weights=[1]", "expected a table {key: a number (float), …} (dict[str, float]), found a list of 1"),
         ("inner=3", "key 'inner': expected a section of keys, found '3'"),
-        ("name=null", "key 'name': expected a text (str), found nothing"),
+        ("name=null", "key 'name': expected text (str), found nothing"),
         ("weights={a", "the value is not valid YAML"),
         ("count", "'count': expected key=value, such as run.name=mine"),
     ],
 )
-def test_an_ill_typed_value_is_named_with_its_key_and_the_expected_type(word: str, says: str) -> None:
+def test_an_error_names_the_key_of_an_ill_typed_value_and_the_expected_type(word: str, says: str) -> None:
     assert says in message(Outer, None, word)
 
 
@@ -230,14 +232,14 @@ def test_an_ill_typed_value_is_named_with_its_key_and_the_expected_type(word: st
         ("name: !!python/object:os.system x\nzzz: 1", ":2: unknown key 'zzz'"),
     ],
 )
-def test_a_bad_file_is_named_with_the_line(text: str, says: str, tmp_path: Path) -> None:
+def test_an_error_names_the_file_and_line(text: str, says: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
     said = message(Outer, path)
     assert said.startswith(f"{path}{says}")
     assert "\n" not in said
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "missing.yaml: No such file" in message(Outer, tmp_path / "missing.yaml")
     assert str(tmp_path) in message(Outer, tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
@@ -255,11 +257,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("modle", "'model'?"),
     ],
 )
-def test_the_nearest_key_is_looked_for_in_all_sections(name: str, meant: str) -> None:
+def test_the_nearest_key_is_searched_in_all_sections(name: str, meant: str) -> None:
     assert meant in message(Config, None, f"{name}=1")
 
 
-def test_a_missing_required_key_is_named() -> None:
+def test_an_error_names_a_missing_required_key() -> None:
     assert "key 'name' is missing" in message(NeedsName, None)
     assert loader.load(NeedsName, None, ["name=x"]) == NeedsName(name="x")
     assert "(required)" in describe(NeedsName)

@@ -32,7 +32,7 @@ class LearnerConfig:
     )
     total_steps: int | None = setting(
         None,
-        "Optimizer steps of the whole run, for the linear schedule. `null` computes them from the `ppo` settings.",
+        "Optimizer steps of the run, for the linear schedule. `null` computes them from the `ppo` settings.",
         unit="optimizer steps",
     )
     max_grad_norm: float = setting(
@@ -88,7 +88,7 @@ class LearnerConfig:
         "off",
         "Importance weights for responses from other weights than the learner's: the probability of each token under "
         "the learner divided by that under the rollout engine. `token` and `sequence` say what is kept within bounds; "
-        "`off` treats the responses as the learner's own.",
+        "`off` treats the responses as the learner's own. docs/ppo.md has the formulas.",
     )
     correction_mode: Literal["clip", "mask"] = setting(
         "mask",

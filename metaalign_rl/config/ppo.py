@@ -16,7 +16,7 @@ class PPOConfig:
     )
     steps: int = setting(
         60,
-        "Steps of the whole run. Each one rolls out, scores, updates and syncs weights.",
+        "Steps of the run. Each one rolls out, scores, updates and syncs weights.",
         unit="steps",
         level="core",
     )

@@ -39,7 +39,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
 DERIVED = (
     "ppo.algorithm", "ppo.steps", "ppo.sampler", "ppo.model_weight", "ppo.kl", "ppo.kl_target", "ppo.kl_horizon",
     "ppo.kl_estimator", "ppo.kl_in", "learner.clip_low", "learner.clip_high", "learner.value_clip",
-    "learner.minibatch_size", "learner.micro_batch_tokens", "learner.warmup_steps",
+    "learner.minibatch_size", "learner.micro_batch_tokens", "learner.warmup_steps", "learner.world_size",
 )  # fmt: skip
 ESTIMATORS = {"ppo": "gae", "rloo": "rloo", "reinforce++": "reinforce", "grpo": "group_norm"}
 

@@ -30,7 +30,9 @@ class CommonTraining:
         level="core",
     )
     batch_size: int = setting(64, "Rows (pairs or labelled responses) per update, over all devices.", unit="rows")
-    epochs: float = setting(1.0, "Passes over the rows.", unit="passes")
+    epochs: float = setting(
+        1.0, "Passes over the rows (in a run, the pairs and the SFT policy's responses).", unit="passes"
+    )
     margin: float = setting(
         0.0,
         "Gap below which a pair's loss stays large. It is multiplied by the pair's strength if the row states one.",
