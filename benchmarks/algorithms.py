@@ -87,7 +87,7 @@ def measured(folder: RunFolder, config: Config) -> Figures:
     for suffix, decoding in (("", "sampled"), ("_greedy", "greedy")):
         of = found[f"ppo_{decoding}"]
         figures |= {f"{name}{suffix}": of[name] for name in ("following", "conflict", "distractor")}
-    figures["seconds"] = read_json(folder.progress)["ppo"]["seconds"]
+    figures["seconds"] = read_json(folder.stages)["ppo"]["seconds"]
     steps = [line for _, line in read_jsonl(folder.metrics)]
     last = steps[-max(1, len(steps) // 4) :]
     figures["kl"] = fmean(step["kl"] * step["response_tokens"] for step in last)

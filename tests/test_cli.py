@@ -169,7 +169,7 @@ def test_plan_prints_settings_that_the_config_accepts(workplace: Path, capsys: p
     assert "A policy of 7.62B parameters in bfloat16" in page
     assert "Layout: 64 x NVIDIA H100 SXM on 8 nodes" in page
     assert "not measured on such a device" in page
-    words = page.partition("behind `metaalign-rl run CONFIG`:")[2].partition("\n\n")[0].split()
+    words = page.partition("add to `metaalign-rl run CONFIG`:")[2].partition("\n\n")[0].split()
     assert main.main([*asked, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     config = loader.load(Config, Path("config.yaml"), [*words, "model.max_tokens=2048"])
@@ -182,8 +182,8 @@ def test_plan_prints_settings_that_the_config_accepts(workplace: Path, capsys: p
 def test_plan_for_this_machine_has_nothing_to_change(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["plan", "config.yaml"]) == 0
     page = capsys.readouterr().out
-    assert "Layout: 1 CPUs, taken in turns" in page
-    assert "The config says all of this already." in page
+    assert "Layout: 1 CPU, used by all roles in turns" in page
+    assert "The config has all of these settings already." in page
     assert "from rates measured on a CPU" in page
 
 

@@ -25,7 +25,7 @@ CONFIG = Config()
 def begun(folder: RunFolder, *stages: str, config: Config = CONFIG, seconds: float | None = None) -> RunFolder:
     """A run's folder in which these stages have begun, or have finished after `seconds`."""
     write_json(
-        folder.progress, {stage: {"seconds": seconds, "settings": used_settings(config, stage)} for stage in stages}
+        folder.stages, {stage: {"seconds": seconds, "settings": used_settings(config, stage)} for stage in stages}
     )
     return folder
 
@@ -58,8 +58,8 @@ def test_a_run_with_the_same_settings_resumes(folder: RunFolder) -> None:
 
 def test_only_finished_stages_are_skipped(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     begun(folder, "data", "sft", seconds=1.5)
-    records = read_json(folder.progress)
-    write_json(folder.progress, records | {"sft": records["sft"] | {"seconds": None}})
+    records = read_json(folder.stages)
+    write_json(folder.stages, records | {"sft": records["sft"] | {"seconds": None}})
     assert claim(folder, replace(CONFIG, run=RunConfig(stages=["data", "sft", "ppo"]))).stages_left == ["sft", "ppo"]
     assert capsys.readouterr().out == "data: finished before, skipped\n"
 
@@ -116,7 +116,7 @@ def test_a_table_setting_is_compared_with_all_its_entries(
 
 def test_an_added_or_removed_setting_is_a_change(folder: RunFolder) -> None:
     settings = used_settings(CONFIG, "data") | {"data.forgotten": 1}
-    write_json(folder.progress, {"data": {"seconds": 1.0, "settings": settings}})
+    write_json(folder.stages, {"data": {"seconds": 1.0, "settings": settings}})
     with pytest.raises(UserError, match=r"data\.forgotten 1 → None"):
         claim(folder, CONFIG)
 

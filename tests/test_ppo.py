@@ -23,7 +23,7 @@ from metaalign_rl.ppo.kl_controller import KLController
 from metaalign_rl.ppo.mismatch import check_engines
 from metaalign_rl.ppo.prompt_sampler import PromptSampler, PromptSource
 from metaalign_rl.preflight.run import preflight
-from metaalign_rl.runtime.placement import shares
+from metaalign_rl.runtime.placement import actor_resources
 from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
 from metaalign_rl.weights import StaleEngine
@@ -166,7 +166,7 @@ def test_actors_share_one_gpu_or_have_one_each(gpus, learners, engines, missing)
     assert needed == missing
     counts = {"learner": learners, "rollout": engines, "reward": 3}
     if not missing:
-        assert sum(n * shares(config, role, n)["num_gpus"] for role, n in counts.items()) <= gpus
+        assert sum(n * actor_resources(config, role, n)["num_gpus"] for role, n in counts.items()) <= gpus
 
 
 def test_kept_rollouts_are_read_back_step_by_step_and_a_step_done_again_replaces_its_own(rows, tmp_path):

@@ -108,10 +108,10 @@ def old_run(root: Path) -> RunFolder:
     """A run's folder whose records have the old keys."""
     folder = RunFolder(root)
     write_json(
-        folder.progress,
+        folder.stages,
         {stage: {"seconds": 1.0, "settings": old_names(used_settings(CONFIG, stage))} for stage in STAGES},
     )
-    assert {"learners", "ppo.parts"} <= read_json(folder.progress)["ppo"]["settings"].keys()
+    assert {"learners", "ppo.parts"} <= read_json(folder.stages)["ppo"]["settings"].keys()
     return folder
 
 
@@ -121,7 +121,7 @@ def test_an_old_run_resumes_under_the_new_names(tmp_path: Path, capsys: pytest.C
         assert set(run.records) == set(STAGES) and run.stages_left == []
         run.records.write("ppo", 2.0, run.records["ppo"]["settings"])
     assert "different settings" not in capsys.readouterr().out
-    assert not set(renamed_settings.KEYS) & set(read_json(folder.progress)["sft"]["settings"])
+    assert not set(renamed_settings.KEYS) & set(read_json(folder.stages)["sft"]["settings"])
     assert loader.load(Config, folder.config, []) == CONFIG
 
 

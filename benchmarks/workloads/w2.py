@@ -20,7 +20,7 @@ from benchmarks.workloads import toy
 from benchmarks.workloads.common import CPUS, machine, seconds, train, write_config
 from metaalign_rl.core.files import write_json
 from metaalign_rl.learner.batch import make_batch
-from metaalign_rl.runtime.ray_session import actor_env
+from metaalign_rl.runtime.actor_options import actor_environment
 
 CONTEXT, STEPS = 192, 2
 DTYPE, BYTES = "bfloat16", 2
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
 
 def aside(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """Do it in a process of its own with a learner's environment."""
-    os.environ |= actor_env(CPUS)
+    os.environ |= actor_environment(CPUS)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 

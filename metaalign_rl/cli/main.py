@@ -86,7 +86,8 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
 def _start(config: Config) -> None:
     from metaalign_rl.preflight.run import preflight, require
 
-    require(preflight(config))  # before the heavy imports, which take seconds
+    # Checks this machine before the seconds that Ray takes to start. `pipeline.run` checks again with Ray connected.
+    require(preflight(config))
     from metaalign_rl.pipeline import run
 
     run.run(config)

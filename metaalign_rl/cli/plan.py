@@ -78,7 +78,7 @@ def _plan(args: argparse.Namespace) -> None:
     case = replace(given, config=replace(given.config, cluster=replace(given.config.cluster, gpus=devices.gpus)))
     words = layout.propose(case, devices)
     planned, changes = layout.apply(case, words), layout.changes(given, words)
-    print(json.dumps(page.figures(planned, words), indent=2) if args.json else page.render(planned, changes))
+    print(json.dumps(page.to_json(planned, words), indent=2) if args.json else page.render(planned, changes))
 
 
 def _case(args: argparse.Namespace) -> "tuple[Case, Devices]":

@@ -11,7 +11,7 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.config = self.root / "config.yaml"
-        self.progress = self.root / "stages.json"  # each stage's seconds and settings; see pipeline.resume.StageRecords
+        self.stages = self.root / "stages.json"  # each stage's seconds and settings; see pipeline.resume.StageRecords
         self.data = self.root / "data"
         self.base = self.root / "base"  # the model that SFT starts from
         self.sft = self.root / "sft"

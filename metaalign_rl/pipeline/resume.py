@@ -95,7 +95,7 @@ class ClaimedRun:
 
 def has_begun(folder: RunFolder) -> bool:
     """Whether a stage of this run was recorded before."""
-    return folder.progress.is_file()
+    return folder.stages.is_file()
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def claimed(folder: RunFolder, config: Config) -> Iterator[ClaimedRun]:
         UserError: another process works on the run, or a setting has changed that must not.
     """
     with run_lock(folder.root):
-        records = StageRecords(folder.progress)
+        records = StageRecords(folder.stages)
         check_settings(folder, records, config)
         write_text(folder.config, loader.dump(config))
         for stage in config.run.stages:

@@ -36,8 +36,8 @@ def run(config: Config) -> None:
         # An existing run can be refused, or found finished, before Ray starts.
         existing = held.enter_context(claimed(folder, config)) if has_begun(folder) else None
         if existing is None or existing.stages_left:
-            with ray_session.connect(config), signals.on_signals():
-                require(preflight(config))
+            with ray_session.connect(config), signals.raise_on_signals():
+                require(preflight(config))  # checks the cluster: its nodes are known only when Ray is connected
                 _run_stages(config, existing or held.enter_context(claimed(folder, config)))
     if "report" in config.run.stages:
         from metaalign_rl import report

@@ -1,4 +1,4 @@
-"""From a config to what an estimate is made of."""
+"""Makes the case of an estimate from a config."""
 
 from pathlib import Path
 
@@ -11,10 +11,12 @@ from metaalign_rl.plan.work import Case, work_of
 
 
 def policy_shape(config: Config) -> Shape | None:
-    """The policy's shape, with an output layer of its own; None for a hub's model, whose shape only the hub knows.
+    """The policy's shape, with a separate output layer; None for a hub id, whose shape only the hub knows.
+
+    It is read from the run's own checkpoints if there are any, else from `model.path`.
 
     Raises:
-        UserError: the config names a checkpoint that is not estimated.
+        UserError: the checkpoint is of a kind that is not estimated.
     """
     folder, path = RunFolder.of(config), Path(config.model.path)
     for known in (folder.sft, folder.base, path):
@@ -24,7 +26,7 @@ def policy_shape(config: Config) -> Shape | None:
 
 
 def reward_shape(config: Config, policy: Shape) -> Shape | None:
-    """The reward model's shape: the config's, else it starts from the policy; None: none scores here."""
+    """The reward model's shape: of `reward.path`, else of the policy, from which it starts; None: none runs here."""
     if config.reward.url or config.ppo.model_weight == 0:
         return None
     path = Path(config.reward.path) / "config.json"
@@ -32,10 +34,13 @@ def reward_shape(config: Config, policy: Shape) -> Shape | None:
 
 
 def case_of(config: Config, device: Device | None = None, nodes: int = 1) -> Case | None:
-    """The config's case; None where its model's shape is not known before it is fetched, or is not estimated.
+    """The config's case, with the longest prompts and responses.
 
     Args:
-        device: what runs it; without one the config's CPUs.
+        device: by default the config's CPUs.
+
+    Returns:
+        None if the model's shape is not known before it is downloaded, or is of a kind that is not estimated.
     """
     try:
         policy = policy_shape(config)

@@ -18,7 +18,7 @@ def build(folder: RunFolder, mode: str) -> dict[str, float]:
         mode: which of the reward model's scores PPO used.
     """
     began = time.monotonic()
-    figures, stages = read_json(folder.evaluation / "figures.json"), read_json(folder.progress)
+    figures, stages = read_json(folder.evaluation / "figures.json"), read_json(folder.stages)
     finished = {stage: record["seconds"] for stage, record in stages.items() if record["seconds"] is not None}
     report: dict[str, float] = {f"seconds.{stage}": seconds for stage, seconds in finished.items()}
     for policy in POLICIES:

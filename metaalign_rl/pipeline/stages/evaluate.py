@@ -14,7 +14,7 @@ from metaalign_rl.evaluation.gold_metrics import JudgedResponse, consistency, he
 from metaalign_rl.evaluation.robustness import as_it_is, changeable, changes
 from metaalign_rl.evaluation.showcase import showcase_rows
 from metaalign_rl.pipeline.context import RunContext
-from metaalign_rl.runtime.ray_session import actor_options
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
 

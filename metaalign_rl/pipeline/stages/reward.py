@@ -15,11 +15,11 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_json, write_jsonl
 from metaalign_rl.data.gold import labels
 from metaalign_rl.pipeline.context import RunContext
-from metaalign_rl.runtime.actor_calls import follow
+from metaalign_rl.runtime.actor_calls import merge_streams
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.progress import ProgressBar
-from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.runtime.rendezvous import rendezvous
-from metaalign_rl.trainers.callbacks import as_trainer, saved_when_stopped
+from metaalign_rl.trainers.callbacks import save_on_interrupt, trainer_actor
 from metaalign_rl.trainers.reward import RewardTrainerActor
 from reward.training.config import CommonTraining, RewardTraining
 from reward.training.controls import modes_of
@@ -110,7 +110,7 @@ def label_answers(row: Row, answers: Sequence[str]) -> Iterator[Row]:
 def _start_trainers(context: RunContext, names: Collection[str], ranks: int) -> Trainers:
     """Start an actor per model and rank, each with its share of the CPUs."""
     threads = 1 if context.config.cluster.gpus == 0 else None  # small models gain little from a second thread
-    actor, count = as_trainer(RewardTrainerActor), len(names) * ranks
+    actor, count = trainer_actor(RewardTrainerActor), len(names) * ranks
     options = [actor_options(context.config, "training", count, index, threads) for index in range(count)]
     meeting = rendezvous(context.config) if ranks > 1 else ""
     return {
@@ -132,8 +132,8 @@ def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) ->
         )
         for rank, output in ranks
     ]
-    with ProgressBar("reward") as bar, saved_when_stopped([rank for rank, _ in ranks], streams):
-        for place, update in follow(streams):
+    with ProgressBar("reward") as bar, save_on_interrupt([rank for rank, _ in ranks], streams):
+        for place, update in merge_streams(streams):
             if place == 0:
                 bar(update)
 

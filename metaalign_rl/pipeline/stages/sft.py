@@ -3,11 +3,11 @@
 import ray
 
 from metaalign_rl.pipeline.context import RunContext
-from metaalign_rl.runtime.actor_calls import follow
+from metaalign_rl.runtime.actor_calls import merge_streams
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.progress import ProgressBar
-from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.runtime.rendezvous import rendezvous
-from metaalign_rl.trainers.callbacks import as_trainer, saved_when_stopped
+from metaalign_rl.trainers.callbacks import save_on_interrupt, trainer_actor
 from metaalign_rl.trainers.sft import SFTWorker
 
 
@@ -15,7 +15,7 @@ def run(context: RunContext) -> None:
     """Train `sft/` from the base checkpoint. An interrupted training resumes from its last checkpoint."""
     config, folder = context.config, context.folder
     ranks, demonstrations = config.learner.world_size, folder.rows("demonstrations")
-    actor, meeting = as_trainer(SFTWorker), rendezvous(config)
+    actor, meeting = trainer_actor(SFTWorker), rendezvous(config)
     workers = [
         actor.options(**actor_options(config, "training", ranks, rank)).remote(rank, ranks, meeting)
         for rank in range(ranks)
@@ -25,8 +25,8 @@ def run(context: RunContext) -> None:
     arguments = (config.sft, folder.base, demonstrations, folder.sft, folder.checkpoints / "sft")
     keywords = {"max_tokens": config.model.max_tokens, "seed": config.run.seed}
     streams = [worker.train.options(num_returns="streaming").remote(*arguments, **keywords) for worker in workers]
-    with ProgressBar("sft") as bar, saved_when_stopped(workers, streams):
-        for rank, update in follow(streams):
+    with ProgressBar("sft") as bar, save_on_interrupt(workers, streams):
+        for rank, update in merge_streams(streams):
             if rank == 0:
                 bar(update)
     for worker in workers:
