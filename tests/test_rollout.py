@@ -10,10 +10,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from metaalign_rl.core.checkpoints import tensor_names
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
-from metaalign_rl.rollout.engine_args import refuse_tied_embeddings, tensor_names
+from metaalign_rl.rollout.engine_args import refuse_tied_embeddings
 from metaalign_rl.runtime.ray_session import actor_env
 from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, mismatch, store
 from metaalign_rl.weights.sender import Sender

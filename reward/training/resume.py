@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from metaalign_rl.core.checkpoints import newest_trainer_checkpoint
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_json
 
@@ -14,9 +15,8 @@ def claim(folder: Path, identity: dict[str, Any]) -> str | None:
         UserError: it holds checkpoints of a training of another identity.
     """
     path = folder / "identity.json"
-    # The Trainer writes its state last: a checkpoint without it was cut short.
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    if whole:
+    newest = newest_trainer_checkpoint(folder)
+    if newest:
         other = [name for name, value in read_json(path).items() if identity[name] != value]
         if other:
             raise UserError(
@@ -25,4 +25,4 @@ def claim(folder: Path, identity: dict[str, Any]) -> str | None:
             )
     else:
         write_json(path, identity)
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+    return str(newest) if newest else None
