@@ -66,8 +66,9 @@ class ChatPolicy:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
         self._model = model.to(device).eval()
-        found = reward_model or (run / "reward" if (run / "reward").is_dir() else None)
-        self._scorer = reward.Scorer.from_pretrained(found) if found else None
+        own = RunFolder(run).reward
+        scoring = reward_model or (own if own.is_dir() else None)
+        self._scorer = reward.Scorer.from_pretrained(scoring) if scoring else None
         self._max_new_tokens = max_new_tokens
         self._turn = Lock()
 
