@@ -42,9 +42,7 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
     listen(host, port).close()
     load_tokenizer(path)
     on_cpu = prepare_vllm()
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
-        "1"  # the server's engine is its own process
-    )
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server's engine is its own process
     print(f"serving {path} as {name!r} on {url_of(host, port)}/v1 (Ctrl-C to stop)")
     print(EXAMPLE.format(url=url_of(host, port), name=name), flush=True)
     os.execv(sys.executable, command(path, name, host, port, [*(CPU_OPTIONS if on_cpu else ()), *options]))
