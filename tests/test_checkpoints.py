@@ -47,10 +47,10 @@ def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> No
     require_loadable(checkpoint(tmp_path / "whole"))
     with pytest.raises(UserError, match="absent: no such model folder"):
         require_loadable(tmp_path / "absent")
-    with pytest.raises(UserError, match=f"{tmp_path}: not a checkpoint, it holds no config.json"):
+    with pytest.raises(UserError, match=f"{tmp_path}: expected a checkpoint, found no config.json"):
         require_loadable(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=rf"{tmp_path}: holds no \*.safetensors"):
+    with pytest.raises(UserError, match=rf"{tmp_path}: expected \*.safetensors weights, found none"):
         require_loadable(tmp_path)
 
 

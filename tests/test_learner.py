@@ -230,7 +230,7 @@ def test_an_update_of_numbers_that_are_not_finite_is_refused(folder, name):
     learner = make_learner(folder)
     batch = evaluated(learner)
     getattr(batch, name)[0, 3:5] = float("nan")
-    with pytest.raises(Diverged, match=rf"update 1: {name} are not finite at 2 of \d+ tokens; go on from"):
+    with pytest.raises(Diverged, match=rf"update 1: {name} are not finite at 2 of \d+ tokens; resume from"):
         learner.train(batch)
     assert learner.version == 0
 

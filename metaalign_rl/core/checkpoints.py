@@ -84,7 +84,9 @@ def require_loadable(folder: Path) -> None:
     """
     _require_folder(folder)
     if not is_checkpoint(folder):
-        raise UserError(f"{folder}: not a checkpoint, it holds no config.json; give the folder of a checkpoint")
+        raise UserError(
+            f"{folder}: expected a checkpoint, found no config.json; give the folder of a Hugging Face checkpoint"
+        )
     refuse_own_code(folder)
     weight_files(folder)
 
@@ -113,7 +115,7 @@ def weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(
-            f"{folder}: holds no *.safetensors weights, and other formats, which can run code, are not loaded; "
+            f"{folder}: expected *.safetensors weights, found none; other formats can run code and are not loaded, so "
             "save the model with save_pretrained()"
         )
     return files
