@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a 
 
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import machine, train, write_config
+from metaalign_rl.core.checkpoints import weight_files
 from metaalign_rl.core.files import write_json
 
 GPUS = {"store": 0, "ipc": 1, "nccl": 2}  # what each route needs; the run chooses its route by what it has
@@ -40,7 +41,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         made = toy.make(Path(folder), TINY if args.tiny else FULL, 32, CONTEXT)
-        size = sum(file.stat().st_size for file in (Path(folder) / "policy").glob("*.safetensors")) // 2
+        size = sum(file.stat().st_size for file in weight_files(Path(folder) / "policy")) // 2
         for route in routes:
             found[route] = measure(Path(folder), made, route, size)
             print(f"{route}: {found[route]['seconds']:.3f} s, {found[route]['gb_per_s']:.2f} GB/s", flush=True)

@@ -9,40 +9,34 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
+from metaalign_rl.core.checkpoints import disable_dropout, read_config, require_loadable
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.files import read_json, replace_folder
+from metaalign_rl.core.files import replace_folder
 from metaalign_rl.core.meta_prompt import META_PROMPT_VERSION, install
 
 # What is fetched of a model on the Hugging Face hub: no pickles and no code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint's folder; a model on the Hugging Face hub (`owner/name`) is fetched first.
+def local_checkpoint(path: str | Path) -> Path:
+    """The checkpoint's folder, checked; a model on the Hugging Face hub (`owner/name`) is downloaded first.
 
     Raises:
-        UserError: no such folder or model, no config or safetensors weights in it, or it wants to run code
-            of its own.
+        UserError: there is no such folder or model, or see `metaalign_rl.core.checkpoints.require_loadable`.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
         folder = _fetch(str(path))
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: not a checkpoint, it holds no config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: it holds no *.safetensors weights; other formats can run code and are not read")
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).is_file() and "auto_map" in read_json(folder / name):
-            raise UserError(f"{folder / name}: 'auto_map' asks to run the checkpoint's own code, which is never done")
+    require_loadable(folder)
     return folder
 
 
@@ -54,21 +48,25 @@ def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     base that is such a reward model already keeps its head.
 
     Raises:
-        UserError: as `find_checkpoint`, or a model that transformers cannot load as a sequence classifier.
+        UserError: as `local_checkpoint`, or a model that transformers cannot load as a sequence classifier.
     """
-    folder = find_checkpoint(base)
+    folder = local_checkpoint(base)
     with _quiet(), _loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(
+        config = AutoConfig.from_pretrained(
             folder,
-            dtype=torch.float32,
-            use_safetensors=True,
             num_labels=len(LABELS),
             id2label=dict(enumerate(LABELS)),
             label2id={label: index for index, label in enumerate(LABELS)},
             problem_type="multi_label_classification",  # else vLLM softmaxes across the labels
+        )
+        disable_dropout(config)  # the same model must read both answers of a pair
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
             ignore_mismatched_sizes=True,  # a base may have a head of another size
-            **_without_dropout(folder),
         )
     _set_padding(model, tokenizer)
     install(tokenizer)
@@ -86,11 +84,11 @@ def load(
     """A saved reward model in evaluation mode, in the checkpoint's own type where `dtype` is None.
 
     Raises:
-        UserError: as `find_checkpoint`, or it is no reward model, or one for another version of the
+        UserError: as `local_checkpoint`, or it is no reward model, or one for another version of the
             meta-prompt.
     """
-    folder = find_checkpoint(path)
-    config = read_json(folder / "config.json")
+    folder = local_checkpoint(path)
+    config = read_config(folder)
     labels = list(config.get("id2label", {}).values())
     if labels != list(LABELS) or "metaalign" not in config:
         raise UserError(
@@ -184,12 +182,6 @@ def _fetch(name: str) -> Path:
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: neither a folder here nor a model that the hub gives ({reason})") from None
-
-
-def _without_dropout(folder: Path) -> dict[str, float]:
-    """The config's dropouts, all 0: one and the same model must read both answers of a pair."""
-    values = PretrainedConfig.get_config_dict(folder)[0]
-    return {name: 0.0 for name, value in values.items() if "drop" in name and isinstance(value, float)}
 
 
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,6 +11,7 @@ from metaalign_rl import report
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config, DataConfig, ModelConfig, PPOConfig, RolloutConfig, RunConfig, SFTConfig
+from metaalign_rl.core.checkpoints import newest_trainer_checkpoint
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_json, write_jsonl
 from metaalign_rl.pipeline.context import RunContext
@@ -149,14 +150,12 @@ def test_a_setting_out_of_range_is_an_error(make: Any, says: str) -> None:
 
 
 def test_sft_resumes_from_the_newest_complete_checkpoint(tmp_path: Path) -> None:
-    from metaalign_rl.trainers.sft import last_checkpoint
-
-    assert last_checkpoint(tmp_path / "none") is None
+    assert newest_trainer_checkpoint(tmp_path / "none") is None
     for step in (9, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if step < 11:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert newest_trainer_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ ERRORS = {
     ),
     "bad.jsonl:2: not valid JSON": lambda folder: score_line(folder, json.dumps(ROW) + "\n{broken\n"),
     "bad.jsonl:1: field 'response'": lambda folder: score_line(folder, json.dumps({**ROW, "response": 1})),
-    "bad.jsonl:1: field 'response': expected whole characters": lambda folder: score_line(
+    "bad.jsonl:1: field 'response': expected complete characters": lambda folder: score_line(
         folder, json.dumps({**ROW, "response": "half \ud83d"})
     ),
     "bad.jsonl:1: ": lambda folder: score_line(folder, json.dumps({**ROW, "system_info": "stone " * 200})),

@@ -218,7 +218,7 @@ def test_a_hub_id_that_cannot_be_fetched_is_an_error_that_names_it(monkeypatch):
 
 def test_weights_that_are_not_safetensors_are_refused(copied_model):
     (copied_model / "model.safetensors").rename(copied_model / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"holds no \*\.safetensors weights"):
+    with pytest.raises(UserError, match=r"expected \*\.safetensors weights, found none"):
         Scorer.from_pretrained(copied_model)
 
 

@@ -10,10 +10,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from metaalign_rl.core.checkpoints import tensor_names
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
-from metaalign_rl.rollout.engine_args import refuse_tied_embeddings, tensor_names
+from metaalign_rl.rollout.engine_args import refuse_tied_embeddings
 from metaalign_rl.runtime.actor_options import actor_environment
 from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, mismatch, store
 from metaalign_rl.weights.sender import Sender
@@ -311,5 +312,5 @@ def test_a_tied_model_is_refused_on_a_cpu_with_the_remedy(tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such model folder"):
         tensor_names(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"found no \*.safetensors"):
+    with pytest.raises(UserError, match=r"expected \*.safetensors weights, found none"):
         tensor_names(tmp_path)

@@ -9,10 +9,10 @@ from typing import Any
 
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
-from metaalign_rl.core.checkpoints import find_checkpoint, is_reward_model
+from metaalign_rl.core.checkpoints import find_checkpoint, is_checkpoint, is_reward_model, read_config
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.files import read_json, write_json, write_jsonl, write_text
+from metaalign_rl.core.files import write_json, write_jsonl, write_text
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.data.gold import judge
 from metaalign_rl.evaluation.endpoint import Endpoint, Tiers
@@ -82,7 +82,7 @@ def load_settings(model: str, words: list[str]) -> Config:
     runs = [folder / "config.yaml" for folder in (path, path.parent) if (folder / "config.yaml").is_file()]
     if runs:
         return loader.load_saved(Config, runs[0], words)
-    shape = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    shape = read_config(path) if is_checkpoint(path) else {}
     context = shape.get("max_position_embeddings")
     return loader.load(Config, None, [*([f"model.max_tokens={context}"] if context else []), *words])
 

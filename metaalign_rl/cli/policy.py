@@ -78,10 +78,10 @@ def _add_chat(commands: Commands) -> None:
 
 
 def _chat(args: argparse.Namespace) -> None:
-    from metaalign_rl.chat.session import ChatPolicy, Session, learnt_dialogs
+    from metaalign_rl.chat.session import ChatPolicy, Session, trained_on_dialogs
 
     policy = ChatPolicy(args.run, args.reward, args.max_new_tokens)
-    keep_dialog = learnt_dialogs(args.run) if args.dialog is None else args.dialog
+    keep_dialog = trained_on_dialogs(args.run) if args.dialog is None else args.dialog
     start = Session(policy, args.system, args.user, args.temperature, keep_dialog)
     if args.web:
         from metaalign_rl.chat.web import serve

@@ -1,4 +1,4 @@
-"""Bytes. Light."""
+"""Units of memory, in bytes."""
 
 MIB = 2**20
 GIB = 2**30

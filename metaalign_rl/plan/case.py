@@ -4,6 +4,7 @@ from pathlib import Path
 
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.checkpoints import is_checkpoint
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.plan.rates import CPU, Device, find_device
 from metaalign_rl.plan.shape import Shape, new_shape, read_shape
@@ -20,7 +21,7 @@ def policy_shape(config: Config) -> Shape | None:
     """
     folder, path = RunFolder.of(config), Path(config.model.path)
     for known in (folder.sft, folder.base, path):
-        if (known / "config.json").is_file() and (known != path or config.model.path):
+        if is_checkpoint(known) and (known != path or config.model.path):
             return read_shape(known / "config.json").untied()
     return None if config.model.path else new_shape(config.model)
 
@@ -29,8 +30,8 @@ def reward_shape(config: Config, policy: Shape) -> Shape | None:
     """The reward model's shape: of `reward.path`, else of the policy, from which it starts; None: none runs here."""
     if config.reward.url or config.ppo.model_weight == 0:
         return None
-    path = Path(config.reward.path) / "config.json"
-    return read_shape(path) if config.reward.path and path.is_file() else policy
+    path = Path(config.reward.path)
+    return read_shape(path / "config.json") if config.reward.path and is_checkpoint(path) else policy
 
 
 def case_of(config: Config, device: Device | None = None, nodes: int = 1) -> Case | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.checkpoints import is_checkpoint
 from metaalign_rl.core.units import GIB
 from metaalign_rl.data.public import ADAPTERS
 from metaalign_rl.runtime.ray_session import is_submitted
@@ -85,9 +86,9 @@ def check_sources(config: Config) -> list[PreflightCheck]:
     has_sft = "sft" in config.run.stages or RunFolder.of(config).sft.is_dir()
     starts_from_path = not has_sft and not {"reward", "ppo", "evaluate"}.isdisjoint(config.run.stages)
     if config.model.path and (starts_from_path or not _is_hub_id(config.model.path)):
-        checks.append(_check_path("model.path", config.model.path, "a checkpoint folder", _is_checkpoint))
+        checks.append(_check_path("model.path", config.model.path, "a checkpoint folder", is_checkpoint))
     if config.reward.path:
-        checks.append(_check_path("reward.path", config.reward.path, "a checkpoint folder", _is_checkpoint))
+        checks.append(_check_path("reward.path", config.reward.path, "a checkpoint folder", is_checkpoint))
     if config.reward.function:
         path = config.reward.function.rpartition(":")[0]
         checks.append(_check_path("reward.function", path, "a readable Python file", Path.is_file))
@@ -127,10 +128,6 @@ def _check_url(name: str, url: str) -> PreflightCheck:
     return PreflightCheck(
         name, "a server that is ready", f"{url!r}{found}", not found, "start it: metaalign-reward serve"
     )
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return (path / "config.json").is_file()
 
 
 def _is_hub_id(value: str) -> bool:

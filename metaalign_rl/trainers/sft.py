@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metaalign_rl.config.schema import ModelConfig, SFTConfig
+from metaalign_rl.core.checkpoints import newest_trainer_checkpoint
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import replace_folder
 from metaalign_rl.core.meta_prompt import encode_row
@@ -74,7 +75,7 @@ class SFTWorker:
             data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
             callbacks=[report_callback(report), self._stop.callback()],
         )
-        last = last_checkpoint(checkpoints)
+        last = newest_trainer_checkpoint(checkpoints)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         if self.rank == 0:
             replace_folder(output, lambda folder: _save(trainer, tokenizer, folder))
@@ -102,12 +103,6 @@ class SFTWorker:
             dataloader_pin_memory=cuda,
             deepspeed=deepspeed_config.for_sft(config.zero_stage),
         )
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a Trainer; an incomplete one lacks `trainer_state.json`, written last."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
 def tokenize(row: Row, tokenizer: Any, max_tokens: int) -> dict[str, list[int]]:

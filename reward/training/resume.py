@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from metaalign_rl.core import renamed_settings
+from metaalign_rl.core.checkpoints import newest_trainer_checkpoint
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_json
 
@@ -15,9 +16,8 @@ def claim(folder: Path, identity: dict[str, Any]) -> str | None:
         UserError: it holds checkpoints of a training of another identity.
     """
     path = folder / "identity.json"
-    # The Trainer writes its state last: a checkpoint without it was cut short.
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    if whole:
+    newest = newest_trainer_checkpoint(folder)
+    if newest:
         saved = read_json(path)
         saved["config"] = renamed_settings.current(saved["config"], section="reward")
         other = [name for name, value in saved.items() if identity[name] != value]
@@ -28,4 +28,4 @@ def claim(folder: Path, identity: dict[str, Any]) -> str | None:
             )
     else:
         write_json(path, identity)
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+    return str(newest) if newest else None
