@@ -298,4 +298,4 @@ def test_the_base_rate_of_an_empty_answer_is_shown_where_it_tells_something(
 ) -> None:
     report.build(finished_run(folder, source, empty), "tier")
     report.show(folder.root)
-    assert ("empty answer" in capsys.readouterr().out) is is_shown
+    assert ("empty response" in capsys.readouterr().out) is is_shown

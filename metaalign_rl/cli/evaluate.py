@@ -12,20 +12,28 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_json, write_jsonl, write_text
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.data.gold import judge
-from metaalign_rl.evaluation.endpoint import Endpoint, Tiers
-from metaalign_rl.evaluation.failures import FAILING, failing_kinds
+from metaalign_rl.evaluation.endpoint import Endpoint, TierFormat
 from metaalign_rl.evaluation.gold_metrics import JudgedResponse, judge_all, summary
-from metaalign_rl.evaluation.reward_models import COMPARED, CUTS, add_controls, compare, counts, find_controls, measure
+from metaalign_rl.evaluation.reward_models import (
+    BREAKDOWNS,
+    COMPARED,
+    add_controls,
+    compare,
+    counts,
+    find_controls,
+    measure,
+)
+from metaalign_rl.evaluation.weakest_kinds import WEAK_BELOW, weakest_kinds
 from metaalign_rl.pages.curves import reliability
 from metaalign_rl.pages.render import render
 from metaalign_rl.runtime.progress import ProgressBar, ProgressUpdate
 
-SHOWN = (  # figure, its name on the page, what to know of it
-    ("following", "follows what governs", "mean over relations"),
-    ("conflict", "settles conflicts by tier", "strict"),
+SHOWN = (  # metric, its label on the page, and a note
+    ("following", "follows the governing preference", "mean over relations"),
+    ("conflict", "resolves conflicts by tier", "strict"),
     ("distractor", "ignores distractors", "strict"),
-    ("consistency", "paraphrase consistency", "followed in all wordings, if in one"),
-    ("over_refusal", "over-refusal", "refusals that nobody asked for"),
+    ("consistency", "paraphrase consistency", "followed in all wordings, if in some"),
+    ("over_refusal", "over-refusal", "refusals on rows that ask for none"),
 )
 
 
@@ -37,7 +45,7 @@ def evaluate(
     sampling: Sampling,
     *,
     served: str = "",
-    tiers: Tiers = "template",
+    tiers: TierFormat = "template",
     controls: Sequence[tuple[str, Path]] = (),
 ) -> dict[str, Any]:
     """Evaluate `model` on the rows of `data` and write `figures.json`, `evaluation.html` and the answers to `output`.
@@ -122,10 +130,10 @@ def write_report(
         rows=len(judged),
         temperature=sampling.temperature,
         headlines=SHOWN,
-        figures=figures,
+        metrics=figures,
         empty=empty,
-        failures=list(failing_kinds(judged)),
-        threshold=FAILING,
+        weakest=list(weakest_kinds(judged)),
+        weak_below=WEAK_BELOW,
     )
     write_jsonl(output / "answers.jsonl", (found.record() for found in judged))
     write_json(output / "figures.json", figures)
@@ -152,7 +160,7 @@ def _evaluate_reward(
         comparison=figures["comparison"],
         counts=counts(modes[shown]),
         compared=COMPARED,
-        cuts=CUTS,
+        breakdowns=BREAKDOWNS,
     )
     write_json(output / "figures.json", figures)
     write_text(output / "evaluation.html", page)

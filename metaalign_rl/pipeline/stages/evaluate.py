@@ -11,7 +11,7 @@ from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_json, write_jsonl
 from metaalign_rl.evaluation.gold_metrics import JudgedResponse, consistency, headline, judge_all, summary
-from metaalign_rl.evaluation.robustness import as_it_is, changeable, changes
+from metaalign_rl.evaluation.robustness import changeable, changes, unchanged
 from metaalign_rl.evaluation.showcase import showcase_rows
 from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.runtime.ray_session import actor_options
@@ -66,7 +66,7 @@ def _robustness(
     """The headline figures of the PPO policy on some of the rows under each change."""
     known = {found.row.id: found.answer for found in greedily}
     rows = changeable([found.row for found in greedily], ROBUSTNESS_ROWS)
-    answers: dict[Callable[[Row], Row], list[str]] = {as_it_is: [known[row.id] for row in rows]}
+    answers: dict[Callable[[Row], Row], list[str]] = {unchanged: [known[row.id] for row in rows]}
     found: dict[str, dict[str, Any]] = {}
     for name, change in changes(context.config.data.source).items() if rows else ():
         if change.shown not in answers:
