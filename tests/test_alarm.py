@@ -117,6 +117,5 @@ def test_a_trend_is_the_slope_of_a_line_over_its_standard_error():
 def test_noise_gives_false_trends_as_rarely_as_students_t_predicts():
     random = np.random.default_rng(0)
     strengths = [trend(random.normal(size=min(alarms.WINDOWS)))[1] for _ in range(4000)]
-    assert np.mean(np.array(strengths) < -2.1009) == pytest.approx(
-        0.025, abs=0.008
-    )  # Student's t with 18 degrees of freedom, one-sided
+    quantile = -2.1009  # 2.5% of Student's t with 18 degrees of freedom
+    assert np.mean(np.array(strengths) < quantile) == pytest.approx(0.025, abs=0.008)

@@ -50,9 +50,9 @@ class TensorBoardBackend:
 class PrometheusBackend:
     """Exports the metrics of `metric_registry.EXPORTED` on the metrics page of the driver's Ray node.
 
-    Every metric has the run's name as the tag `run`. The settings' gauges exist from the start, the others from the
-    first step, all until `close`. Ray shows a gauge's value on one page only and then forgets it, so a thread sets all
-    gauges again and again.
+    Every metric has the run's name as the tag `run`. The gauges of settings exist from the start, the other gauges from
+    the first step, all until `close`. Ray exports a gauge's value once and then forgets it, so a thread sets all gauges
+    repeatedly.
     """
 
     def __init__(self, config: Config) -> None:
