@@ -13,7 +13,7 @@ from metaalign_rl.config.schema import Config, PPOConfig
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.learner.group import optimizer_steps
 from metaalign_rl.ppo.advantages import gae, token_kl, token_rewards, whiten
-from metaalign_rl.ppo.kl_controller import AdaptiveKL, FixedKL
+from metaalign_rl.ppo.kl_controller import KLController
 
 
 @given(
@@ -61,17 +61,17 @@ def test_whitened_advantages_have_mean_0_and_variance_1_over_the_mask():
 
 
 def test_the_adaptive_kl_coefficient_follows_ziegler():
-    kl = AdaptiveKL(initial=0.2, target=6.0, horizon=1000)
-    kl.update(current=6.6, n_steps=100)  # 10 % over the target
+    kl = KLController(0.2, target=6.0, horizon=1000)
+    kl.update(kl=6.6, samples=100)  # 10 % over the target
     assert kl.value == pytest.approx(0.2 * (1 + 0.1 * 0.1))
-    kl.update(current=60.0, n_steps=100)  # the error is clipped to 20 %
+    kl.update(kl=60.0, samples=100)  # the error is clipped to 20 %
     assert kl.value == pytest.approx(0.2 * 1.01 * (1 + 0.2 * 0.1))
     assert json.loads(json.dumps(kl.value)) == kl.value
 
 
 def test_the_fixed_kl_coefficient_stays():
-    kl = FixedKL(0.05)
-    kl.update(current=100.0, n_steps=100)
+    kl = KLController(0.05)
+    kl.update(kl=100.0, samples=100)
     assert kl.value == 0.05
 
 

@@ -22,6 +22,7 @@ from metaalign_rl.core.dataflow import Request, Reward, Sample, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.data.world import build
 from metaalign_rl.rollout.engine_pool import EnginePool
+from metaalign_rl.rollout.generate_call import NoEngineServing
 from metaalign_rl.runtime.actor_calls import HeartbeatDeadline, follow
 from metaalign_rl.runtime.faults import (
     ActorLost,
@@ -114,17 +115,32 @@ def engine_pool(faults, count, silence=30.0, hangs=None, **options) -> EnginePoo
         return ray.remote(num_cpus=0, max_concurrency=2)(Engine).remote(number, hangs if is_first else None)
 
     pool = EnginePool(start, count, faults, lambda: HeartbeatDeadline(30.0, silence), **options)
-    pool.load(lambda engines: ray.get([engine.take.remote(7) for engine in engines.values()]))
+    push_version(pool, 7)
     return pool
+
+
+def push_version(pool, version) -> None:
+    """Give all engines new weights, as `WeightSync.push` does."""
+    is_done = False
+    while not is_done:
+        with pool.actors.updating() as engines:
+            ray.get([engine.take.remote(version) for engine in engines.values()])
+        is_done = pool.actors.all_serve
 
 
 def answered(pool, on_first=lambda: None) -> list[Sample]:
     """All samples; `on_first` is called once one has arrived."""
-    samples = []
-    for finished in pool.generate(REQUESTS, Sampling()):
-        if not samples:
-            on_first()
-        samples += finished
+    samples, requests = [], REQUESTS
+    while requests:
+        try:
+            for finished in pool.generate(requests, Sampling()):
+                if not samples:
+                    on_first()
+                samples += finished
+            requests = []
+        except NoEngineServing as lost:
+            requests = lost.unanswered
+            push_version(pool, 7)
     return samples
 
 
@@ -140,7 +156,7 @@ def test_idle_actors_are_not_taken_for_hung(faults, tmp_path):
     scorers.result(scorers.submit(build.prompts(0, 1), ["x"]))
     scorers.begin_step()
     time.sleep(1.5)
-    pool.load(lambda engines: ray.get([engine.take.remote(8) for engine in engines.values()]))
+    push_version(pool, 8)
     scorers.result(scorers.submit(build.prompts(0, 1), ["x"]))
     assert not (tmp_path / "faults.jsonl").exists()
 
@@ -150,7 +166,7 @@ def test_an_abandoned_round_ends_though_its_engine_hangs(faults):
     with ThreadPoolExecutor(1) as thread:
         round_ = thread.submit(answered, pool)
         time.sleep(1)
-        with pool.abandoned(), pytest.raises(GenerationCancelled):
+        with pool.cancelling(), pytest.raises(GenerationCancelled):
             round_.result(timeout=20)
     assert faults.count == 0
 
@@ -159,14 +175,14 @@ def test_a_step_is_interrupted_though_another_engine_hangs(faults):
     pool = engine_pool(faults, 2, silence=3.0, hangs=6, whole_steps=True)
     began = time.monotonic()
     with pytest.raises(StepInterrupted, match="rollout engine 0"):
-        answered(pool, on_first=lambda: kill(pool.engines[0]))
+        answered(pool, on_first=lambda: kill(pool.actors.actors[0]))
     assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_what_a_killed_engine_had_not_answered_is_answered_once_and_from_the_present_weights(faults, tmp_path, count):
     pool = engine_pool(faults, count)
-    samples = answered(pool, on_first=lambda: kill(pool.engines[0]))
+    samples = answered(pool, on_first=lambda: kill(pool.actors.actors[0]))
     assert sorted(sample.index for sample in samples) == list(range(12))
     assert {sample.weight_version for sample in samples} == {7}
     assert [(line["who"], line["what"]) for line in lines(tmp_path)] == [("rollout engine 0", "died")]
@@ -174,9 +190,9 @@ def test_what_a_killed_engine_had_not_answered_is_answered_once_and_from_the_pre
 
 def test_the_engine_in_its_place_serves_from_the_next_weights_on(faults):
     pool = engine_pool(faults, 2)
-    samples = answered(pool, on_first=lambda: kill(pool.engines[0]))
+    samples = answered(pool, on_first=lambda: kill(pool.actors.actors[0]))
     assert {sample.engine for sample in samples[-3:]} == {1}
-    pool.load(lambda engines: ray.get([engine.take.remote(8) for engine in engines.values()]))
+    push_version(pool, 8)
     assert {(sample.engine, sample.weight_version) for sample in answered(pool)} == {(0, 8), (1, 8)}
 
 
@@ -190,25 +206,19 @@ def test_an_engine_that_says_nothing_is_taken_for_hung(faults, tmp_path):
 
 def test_an_engine_killed_while_it_takes_weights_is_replaced(faults, tmp_path):
     pool = engine_pool(faults, 2)
-    calls = []
-
-    def send(engines):
-        calls.append(sorted(engines))
-        if len(calls) == 1:
-            kill(engines[1])
-            raise EngineLost(1, RuntimeError("gone"))
-        ray.get([engine.take.remote(9) for engine in engines.values()])
-
-    pool.load(send)
-    assert calls == [[0, 1], [0, 1]]
+    with pool.actors.updating() as engines:
+        kill(engines[1])
+        raise EngineLost(1, RuntimeError("gone"))
+    assert sorted(pool.actors.serving) == [0]
+    push_version(pool, 9)
     assert {(sample.engine, sample.weight_version) for sample in answered(pool)} == {(0, 9), (1, 9)}
 
 
 def test_where_steps_must_be_whole_the_step_is_interrupted_and_can_be_done_again(faults):
     pool = engine_pool(faults, 2, whole_steps=True)
     with pytest.raises(StepInterrupted, match="rollout engine 0"):
-        answered(pool, on_first=lambda: kill(pool.engines[0]))
-    pool.revive()
+        answered(pool, on_first=lambda: kill(pool.actors.actors[0]))
+    push_version(pool, 7)
     assert sorted(sample.index for sample in answered(pool)) == list(range(12))
 
 

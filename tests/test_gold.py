@@ -1,6 +1,9 @@
 """Gold: what a row's checks say of an answer, what they leave open, and wrong arguments of a check."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +77,14 @@ def test_a_wrong_check_is_an_error_that_names_place_check_and_value(check, messa
     with pytest.raises(UserError, match=message) as error:
         run_check(check, "it is paris.", "rows.jsonl:3: field 'checks.system'")
     assert str(error.value).startswith("rows.jsonl:3: field 'checks.system': ")
+
+
+def test_the_package_registers_every_sources_checks_when_it_is_imported():
+    program = (
+        "from metaalign_rl.data.checks import run_check\n"
+        "print(run_check({'name': 'world.case', 'value': 'upper'}, 'PARIS'))\n"
+        "print(run_check({'name': 'verih.validate_uppercase'}, 'PARIS'))"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]

@@ -21,7 +21,7 @@ SIZES = {
     "one_gpu": ("0.5B", "l40s"),
     "one_node": ("7B", "h100"),
     "nodes_colocated": ("7B", "h100"),
-    "nodes_apart": ("7B", "h100"),
+    "nodes_disaggregated": ("7B", "h100"),
 }
 
 

@@ -36,7 +36,7 @@ FROM_NOTHING = [
 ]  # fmt: skip
 TRAINED = ["run.stages=[data,ppo]", "model.path=/runs/quickstart/sft", "reward.path=/runs/quickstart/reward"]
 GPU_JOBS = {  # what stands behind their settings: SFT and the reward model are the quickstart's
-    "nodes-apart": TRAINED,
+    "nodes-disaggregated": TRAINED,
     "nodes-colocated": TRAINED,
     "one-node": TRAINED,
     "one-node-ppo": [],

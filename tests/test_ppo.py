@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -19,13 +18,13 @@ from metaalign_rl.learner.batch import batch_of
 from metaalign_rl.monitoring.rollout_table import RolloutWriter, read_rollouts
 from metaalign_rl.ppo.advantages import scores_of
 from metaalign_rl.ppo.checkpoints import Checkpoints
-from metaalign_rl.ppo.collector import batched, in_order, whole_groups, worst_mismatch
-from metaalign_rl.ppo.kl_controller import AdaptiveKL, FixedKL
-from metaalign_rl.ppo.loop import Actors, PPOTrainer, make_kl_controller
-from metaalign_rl.ppo.prompt_sampler import PromptSampler
+from metaalign_rl.ppo.collector import chunked, complete_groups, in_order
+from metaalign_rl.ppo.kl_controller import KLController
+from metaalign_rl.ppo.mismatch import check_engines
+from metaalign_rl.ppo.prompt_sampler import PromptSampler, PromptSource
 from metaalign_rl.preflight.run import preflight
-from metaalign_rl.runtime.faults import FaultLog
 from metaalign_rl.runtime.placement import shares
+from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
 from metaalign_rl.weights import StaleEngine
 
@@ -85,11 +84,9 @@ def test_both_sides_of_a_flip_come_in_one_step(rows):
     assert [i for i in sorted(flipped) if i not in flips and i < 10_000] == sorted(set(plain) - set(conflicts))
 
 
-def test_the_controller_rolls_a_conflict_out_beside_its_flip(rows):
-    tokenizer = build_tokenizer(row.system_info for row in rows)
-    config = Config(ppo=PPOConfig(flips=True))
-    controller = make_controller(config, rows, tokenizer)
-    drawn = {row.id: row for row in (controller.rows[i] for i in controller.sampler.draw(0, 200))}
+def test_a_conflict_is_rolled_out_together_with_its_flip(rows):
+    source = PromptSource(Config(ppo=PPOConfig(flips=True, prompts_per_step=200)), rows, tokenizer_of(rows))
+    drawn = {row.id: row for row in source.draw(0)[0]}
     flipped = [row for row in drawn.values() if row.id.endswith(MARK)]
     assert flipped
     for row in flipped:
@@ -98,7 +95,7 @@ def test_the_controller_rolls_a_conflict_out_beside_its_flip(rows):
 
 
 def test_the_checks_alone_can_be_the_reward(rows):
-    worker = RewardWorker(None, "tier", model_weight=0.0, checks_weight=1.0)
+    worker = RewardWorker(RewardSpec(mode="tier", checks_weight=1.0))
     (reward,) = worker.score(rows[:1], ["please please"])
     assert (reward.value, reward.proxy, reward.gold) == (0.0, None, False)
     assert reward.passes["dialog"] is False
@@ -107,16 +104,18 @@ def test_the_checks_alone_can_be_the_reward(rows):
 
 def test_a_reward_without_a_source_is_refused():
     with pytest.raises(UserError, match="all 0"):
-        RewardWorker(None, "tier", 0.0, 0.0)
+        RewardWorker(RewardSpec(mode="tier"))
     with pytest.raises(UserError, match="no reward model"):
-        RewardWorker(None, "tier", 1.0, 0.0)
+        RewardWorker(RewardSpec(mode="tier", model_weight=1.0))
 
 
 def test_a_row_without_checks_cannot_be_rewarded_by_checks(rows):
     row = next(row for row in rows if row.tier == "system")
     for checks in ({}, {"dialog": row.checks["dialog"]}):
         with pytest.raises(UserError, match=r"checks\.system has none"):
-            RewardWorker(None, "tier", 0.0, 1.0).score([replace(row, checks=checks)], ["it is paris."])
+            RewardWorker(RewardSpec(mode="tier", checks_weight=1.0)).score(
+                [replace(row, checks=checks)], ["it is paris."]
+            )
 
 
 def test_rewards_can_be_normalised_in_each_tier_with_a_floor_on_the_deviation(rows):
@@ -141,8 +140,9 @@ def test_stale_answers_are_refused_uncorrected_and_where_engines_and_learners_ta
 
 
 def test_the_kl_controller_is_the_configs():
-    assert isinstance(make_kl_controller(Config()), FixedKL)
-    assert isinstance(make_kl_controller(Config(ppo=PPOConfig(kl="adaptive"))), AdaptiveKL)
+    assert KLController.of(PPOConfig(kl_coef=0.2)) == KLController(0.2)
+    adaptive = PPOConfig(kl="adaptive", kl_coef=0.2, kl_target=6.0, kl_horizon=1000)
+    assert KLController.of(adaptive) == KLController(0.2, target=6.0, horizon=1000)
 
 
 @pytest.mark.parametrize(
@@ -217,17 +217,17 @@ def _indices(samples):
     return [sample.index for sample in samples]
 
 
-def test_samples_go_on_in_whole_groups_and_in_parts_of_a_size():
+def test_samples_go_on_in_complete_groups_and_in_parts_of_a_size():
     finished = [[_sample(4)], [_sample(0), _sample(5)], [_sample(3), _sample(1)], [_sample(2)]]
-    arrivals = list(whole_groups(finished, copies=2))
+    arrivals = list(complete_groups(finished, copies=2))
     assert [[_indices(group) for group in groups] for groups in arrivals] == [[], [[4, 5]], [[0, 1]], [[2, 3]]]
-    assert [_indices(part) for part in batched(arrivals, 4)] == [[4, 5, 0, 1], [2, 3]]
+    assert [_indices(part) for part in chunked(arrivals, 4)] == [[4, 5, 0, 1], [2, 3]]
     assert [[_indices(group) for group in groups] for groups in in_order(arrivals, 2)] == [[[0, 1]], [[2, 3]], [[4, 5]]]
 
 
 def test_what_arrives_together_goes_on_together():
-    arrivals = whole_groups([[_sample(index) for index in range(6)]], copies=2)
-    assert [_indices(part) for part in batched(arrivals, 2)] == [[0, 1, 2, 3, 4, 5]]
+    arrivals = complete_groups([[_sample(index) for index in range(6)]], copies=2)
+    assert [_indices(part) for part in chunked(arrivals, 2)] == [[0, 1, 2, 3, 4, 5]]
 
 
 def test_a_run_may_keep_no_rollouts(rows, tmp_path):
@@ -249,7 +249,8 @@ def _drawn(row, engine, off, version=4):
 
 def _worst(rollouts):
     batch = batch_of([rollout.sample for rollout in rollouts], pad_id=0)
-    return worst_mismatch(replace(batch, logprobs=-batch.action_mask.float()), rollouts, version=4, limit=0.01)
+    evaluated = replace(batch, logprobs=-batch.action_mask.float())
+    return check_engines(evaluated, rollouts, version=4, config=Config(ppo=PPOConfig(max_mismatch=0.01)))
 
 
 def test_the_mismatch_is_the_worst_engines(rows):
@@ -264,21 +265,17 @@ def test_one_stale_engine_of_many_is_named(rows):
 
 
 def test_answers_drawn_from_other_weights_than_the_steps_stop_the_run(rows):
-    with pytest.raises(StaleEngine, match="rollout engine 1 drew answers from weight version 3, not .* 4"):
+    with pytest.raises(StaleEngine, match="rollout engine 1 sampled from weight version 3, expected version 4"):
         _worst([_drawn(rows[0], 0, 0.0), _drawn(rows[0], 1, 0.0), _drawn(rows[0], 1, 0.0, version=3)])
 
 
 def test_a_meta_prompt_that_does_not_fit_is_named_before_anything_is_rolled_out(rows):
     long = replace(rows[5], id="long", system_info="please be formal. " * 200)
+    with pytest.raises(UserError, match="row 'long'"):
+        PromptSource(Config(), [rows[0], long], tokenizer_of(rows))
+
+
+def tokenizer_of(rows):
     tokenizer = build_tokenizer(row.system_info for row in rows)
     meta_prompt.install(tokenizer)
-    with pytest.raises(UserError, match="row 'long'"):
-        next(make_controller(Config(), [rows[0], long], tokenizer).steps(Path("unused")))
-
-
-def make_controller(config, rows, tokenizer):
-    """One without actors, for what it does before it calls them."""
-    unused = Path("unused")
-    return PPOTrainer(
-        config, Actors(None, None, None), rows, tokenizer, unused, RolloutWriter(unused, 0), FaultLog(unused, 1)
-    )
+    return tokenizer

@@ -8,7 +8,8 @@ from reward_toys import make_row
 from metaalign_rl.config.schema import Config, PPOConfig, RewardConfig
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.preflight.checks import check_sources
-from metaalign_rl.scoring.user_function import RewardFunction, absolute
+from metaalign_rl.scoring.terms import RewardSpec
+from metaalign_rl.scoring.user_function import UserFunction, absolute
 from metaalign_rl.scoring.worker import RewardWorker
 
 ROWS = [make_row(id="first", tags={"goal": "red"}), make_row(id="second", tags={"goal": "blue"})]
@@ -25,7 +26,7 @@ def written(folder: Path, text: str) -> str:
 
 
 def scored(folder: Path, text: str) -> list[float]:
-    return RewardFunction(written(folder, text))(ROWS, ["red", "red"])
+    return UserFunction(written(folder, text))(ROWS, ["red", "red"])
 
 
 def test_a_function_reads_the_whole_row(tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_it_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     named = absolute("rewards.py:score")
     monkeypatch.chdir("/")
-    assert RewardFunction(named)(ROWS, ["red", "blue"]) == [1.0, 1.0]
+    assert UserFunction(named)(ROWS, ["red", "blue"]) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("given", ["np.float32(0.5)", "True", "3"])
@@ -49,7 +50,7 @@ def test_any_finite_number_is_a_reward(tmp_path: Path, given: str) -> None:
 def test_it_is_mixed_with_the_checks_by_weight(tmp_path: Path) -> None:
     row = make_row(checks={"dialog": {"name": "verih.validate_lowercase"}}, tags={"goal": "red"})
     function = written(tmp_path, BY_TAG)
-    worker = RewardWorker(None, "overall", 0.0, 1.0, function=function, function_weight=3.0)
+    worker = RewardWorker(RewardSpec(checks_weight=1.0, function=function, function_weight=3.0))
     assert [worker.score([row], [answer])[0].value for answer in ("red", "blue")] == [1.0, 0.25]
 
 
@@ -63,7 +64,9 @@ def test_what_is_no_finite_number_is_an_error_that_names_function_row_and_value(
 
 @pytest.mark.parametrize(("given", "found"), [("[0.5]", "list of 1"), ("None", "NoneType"), ("'ab'", "str of 2")])
 def test_another_number_of_rewards_is_an_error(tmp_path: Path, given: str, found: str) -> None:
-    with pytest.raises(UserError, match=f"a list of 2 numbers, one a row, found {found} for rows 'first' to 'second'"):
+    with pytest.raises(
+        UserError, match=f"a list of 2 numbers, one per row, found {found} for rows 'first' to 'second'"
+    ):
         scored(tmp_path, f"def score(rows, answers): return {given}")
 
 
@@ -91,7 +94,7 @@ def test_a_missing_file_is_found_before_anything_starts(tmp_path: Path) -> None:
     (check,) = check_sources(Config(reward=reward, ppo=PPOConfig(function_weight=1.0)))
     assert (check.name, check.ok) == ("reward.function", False)
     with pytest.raises(UserError, match="none.py: no such file"):
-        RewardFunction(reward.function)
+        UserFunction(reward.function)
 
 
 def test_function_and_weight_need_each_other() -> None:

@@ -21,6 +21,7 @@ from reward_toys import make_row, reward_model
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MetaPrompt
+from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
 from reward import Scorer, combine
 from reward.serving.app import Serving, create_app
@@ -319,7 +320,7 @@ def test_the_client_scores_as_the_scorer_does(server: Any, scorer: Scorer) -> No
 def test_ppos_reward_worker_scores_through_a_server(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METAALIGN_REWARD_TOKEN", "secret")
     rows = [make_row(system_info="say red"), make_row(user_info="say blue")]
-    near, far = (RewardWorker(model, "overall", 1.0, 0.0) for model in (reward_model(), server[0]))
+    near, far = (RewardWorker(RewardSpec(model=model, model_weight=1.0)) for model in (reward_model(), server[0]))
     for one, other in zip(near.score(rows, ["red", "red"]), far.score(rows, ["red", "red"]), strict=True):
         assert one.proxy == pytest.approx(other.proxy, abs=1e-5)
 

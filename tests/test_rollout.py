@@ -70,9 +70,9 @@ def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
     class BreakableEngine(RolloutEngine):  # here, so that Ray ships its code: workers cannot import tests
         def break_loader(self) -> None:
             """From now on weights are accepted, checksummed and confirmed, but not loaded."""
-            from metaalign_rl.weights.vllm_worker import Watched
+            from metaalign_rl.weights.vllm_worker import ChecksummedModel
 
-            Watched.load_weights = lambda self, weights: list(self._digest.watch(weights))
+            ChecksummedModel.load_weights = lambda self, weights: list(self._digest.watch(weights))
 
     actor = ray.remote(**THREADS, **ONE_THREAD)(BreakableEngine).remote(
         str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4
@@ -267,7 +267,7 @@ def test_an_update_damaged_on_its_way_is_found_by_the_checksum(engine, monkeypat
             yield bucket
 
     monkeypatch.setattr(store, "fill", fill)
-    with pytest.raises(StaleEngine, match="engine 0 did not take weight update 3: expected checksum"):
+    with pytest.raises(StaleEngine, match="engine 0 did not apply weight update 3: expected checksum"):
         send(engine, list(changed(3).named_parameters()), 3)
 
 
@@ -311,5 +311,5 @@ def test_a_tied_model_is_refused_on_a_cpu_with_the_remedy(tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such model folder"):
         tensor_names(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"holds no \*.safetensors"):
+    with pytest.raises(UserError, match=r"found no \*.safetensors"):
         tensor_names(tmp_path)

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 
 from metaalign_rl.config.schema import ClusterConfig, Config, RolloutConfig
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.ppo.weight_sync import LearnerTransfer
+from metaalign_rl.ppo.weight_sync import WeightSync
 from metaalign_rl.runtime.faults import EngineLost
 from metaalign_rl.weights import StaleEngine, ipc, nccl
 from metaalign_rl.weights.engine_client import EnginesClient
@@ -94,50 +94,61 @@ def learners(cluster: None) -> ToyGroup:
     return ToyGroup(ranks=2)
 
 
+class Sync:
+    """Weight sync to engines without a pool, in buckets of two of the five tensors."""
+
+    def __init__(self, learners: ToyGroup, timeout_s: float = 60.0) -> None:
+        self._sync = WeightSync(learners, None, "store", devices=1, bucket_bytes=1000, timeout_s=timeout_s)
+
+    def send(self, engines: dict, version: int) -> None:
+        self._sync.version = version
+        self._sync.send(engines)
+
+
 @pytest.fixture
-def transfer() -> LearnerTransfer:
-    return LearnerTransfer("store", devices=1, bucket_bytes=1000, patience_s=60.0)  # two of the five tensors
+def sync(learners: ToyGroup) -> Sync:
+    return Sync(learners)
 
 
-def test_every_engine_gets_an_update_in_buckets_between_a_start_and_a_finish(learners, transfer):
+def test_every_engine_gets_an_update_in_buckets_between_a_start_and_a_finish(sync):
     engines = {number: start_engine() for number in (0, 3)}
-    transfer.send(learners, engines, version=1)
-    transfer.send(learners, engines, version=2)
+    sync.send(engines, version=1)
+    sync.send(engines, version=2)
     for engine in engines.values():
         assert ray.get(engine.seen.remote()) == ["start", "update", "update", "update", "finish"] * 2
 
 
-def test_a_lost_engine_is_named_and_the_others_have_the_weights(learners, transfer):
+def test_a_lost_engine_is_named_and_the_others_have_the_weights(sync):
     engines = {number: start_engine("dies" if number == 1 else "") for number in range(3)}
     with pytest.raises(EngineLost, match="rollout engine 1 is lost") as caught:
-        transfer.send(learners, engines, version=1)
+        sync.send(engines, version=1)
     assert caught.value.number == 1
     assert isinstance(caught.value.cause, RayActorError)
     assert ray.get(engines[2].seen.remote())[-1] == "finish"
 
     engines[1] = start_engine()
-    transfer.send(learners, {1: engines[1]}, version=1)
-    transfer.send(learners, engines, version=2)
+    sync.send({1: engines[1]}, version=1)
+    sync.send(engines, version=2)
     assert [len(ray.get(engine.seen.remote())) for engine in engines.values()] == [10, 10, 10]
 
 
-def test_an_engine_that_took_something_else_is_named(learners, transfer):
+def test_an_engine_that_took_something_else_is_named(sync):
     engines = {4: start_engine(), 5: start_engine("damages")}
-    with pytest.raises(StaleEngine, match="rollout engine 5 did not take weight update 7: expected checksum"):
-        transfer.send(learners, engines, version=7)
+    with pytest.raises(StaleEngine, match="rollout engine 5 did not apply weight update 7: expected checksum"):
+        sync.send(engines, version=7)
 
 
-def test_an_engine_s_own_refusal_passes_through(learners, transfer):
+def test_an_engine_s_own_refusal_passes_through(sync):
     with pytest.raises(StaleEngine, match="lacks a tensor"):
-        transfer.send(learners, {0: start_engine("refuses")}, version=1)
+        sync.send({0: start_engine("refuses")}, version=1)
 
 
 def test_an_engine_that_hangs_is_lost_too(learners):
-    transfer = LearnerTransfer("store", devices=1, bucket_bytes=1000, patience_s=3.0)
+    sync = Sync(learners, timeout_s=3.0)
     engines = {1: start_engine(), 2: start_engine("hangs")}
     ray.get([engine.seen.remote() for engine in engines.values()])  # they have started
-    with pytest.raises(EngineLost, match="rollout engine 2 is lost: weights not taken for 3 s") as caught:
-        transfer.send(learners, engines, version=1)
+    with pytest.raises(EngineLost, match="rollout engine 2 is lost: did not accept weights for 3 s") as caught:
+        sync.send(engines, version=1)
     assert isinstance(caught.value.cause, TimeoutError)
 
 
@@ -178,7 +189,7 @@ def test_nccl_gives_each_engine_s_devices_ranks_of_their_own(cluster):
             return self.info
 
     engines = {number: ray.remote(num_cpus=0)(RankEngine).remote() for number in (0, 2)}
-    client = EnginesClient(engines, devices=2, patience_s=60.0)
+    client = EnginesClient(engines, devices=2, timeout_s=60.0)
     client.init_weight_transfer_engine({"world_size": 5, "rank_offset": 1})
     assert [ray.get(e.told.remote())["rank_offset"] for e in engines.values()] == [1, 3]
 

@@ -13,8 +13,8 @@ from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.rows import parse_row
 from metaalign_rl.data.checks import run_check
+from metaalign_rl.data.checks.verih import CONSTRAINTS, answers, sentences, words
 from metaalign_rl.data.verih import read_verih
-from metaalign_rl.data.verih_checks import CONSTRAINTS, answers, sentences, words
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "verih_dev.jsonl"
 BODY = "The harbour opens at dawn and closes at noon."

@@ -120,7 +120,7 @@ def test_the_checksum_of_a_tensor_does_not_depend_on_where_in_memory_it_starts()
 
 def test_an_engine_that_answers_with_another_version_or_checksum_is_named_with_what_was_expected_and_found():
     confirm((3, "ab"), (3, "ab"))
-    with pytest.raises(StaleEngine, match="engine 1 did not take weight update 3: expected version 3, found 2"):
+    with pytest.raises(StaleEngine, match="engine 1 did not apply weight update 3: expected version 3, found 2"):
         confirm((3, "ab"), (2, "ab"), engine="engine 1")
     with pytest.raises(StaleEngine, match="expected checksum ab, found 00"):
         confirm((3, "ab"), (3, "00"), engine="engine 1")
@@ -140,7 +140,7 @@ def test_mismatch_of_padded_tensors_counts_masked_tokens_only():
 def test_a_mismatch_above_the_limit_or_not_a_number_says_that_the_engine_is_stale():
     assert_fresh(0.009, limit=0.01, version=4)
     for bad in (0.02, math.nan):
-        with pytest.raises(StaleEngine, match=r"engine 0 says that it holds weight version 4.*stale or wrong"):
+        with pytest.raises(StaleEngine, match=r"engine 0 reports weight version 4.*stale or wrong"):
             assert_fresh(bad, limit=0.01, version=4, engine="engine 0")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError, nearest
 from metaalign_rl.core.files import read_json, read_jsonl
-from metaalign_rl.data.verih_checks import CONSTRAINTS, QUANTIFIERS
+from metaalign_rl.data.checks.verih import CONSTRAINTS, QUANTIFIERS
 
 FIELDS = ("sys_prompt", "user_prompt", "gt", "type")
 RELATIONS = {"conflict": "conflict", "aligned": "system_only"}

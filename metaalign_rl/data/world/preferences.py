@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from metaalign_rl.data.world import answers
 from metaalign_rl.data.world.facts import TOPICS
 
 
@@ -48,81 +47,73 @@ FILLERS = {
 }  # fmt: skip
 
 
-def _wordings() -> dict[Preference, Wording]:
-    return {
-        Preference("case", "upper"): Wording(
-            ("write in capitals", "use big letters only"), ("have weak eyes", "read from far away"), "capitals"
-        ),
-        Preference("case", "lower"): Wording(
-            ("write without capitals", "use small letters only"),
-            ("hate big letters", "love quiet pages"),
-            "small letters",
-        ),
-        Preference("length", "short"): Wording(
-            ("answer in two words", "be as brief as you can"), ("have little time", "pay for each word"), "two words"
-        ),
-        Preference("length", "long"): Wording(
-            ("answer at length", "write as much as you can"),
-            ("love whole stories", "have the whole day"),
-            "whole stories",
-        ),
-        Preference("tone", "formal"): Wording(
-            ("be formal", "speak as in a court"), ("come from a royal house", "dress in black ties"), "formal words"
-        ),
-        Preference("tone", "casual"): Wording(
-            ("be casual", "speak as to a buddy"), ("come from the beach", "dress in old jeans"), "casual words"
-        ),
-        Preference("format", "bullet"): Wording(
-            ("write a list item", "use bullets"), ("keep a list of answers", "keep notes with a dash"), "bullets"
-        ),
-        Preference("format", "quote"): Wording(
-            ("write a block quote", "use quotes"), ("print quotes", "cite your words in papers"), "quotes"
-        ),
-        Preference("language", "french"): Wording(
-            ("answer in french", "use the language of france"),
-            ("grew up in france", "went to french schools"),
-            "french",
-        ),
-        Preference("language", "spanish"): Wording(
-            ("answer in spanish", "use the language of spain"),
-            ("grew up in spain", "went to spanish schools"),
-            "spanish",
-        ),
-        Preference("certainty", "hedge"): Wording(
-            ("show doubt", "sound careful"), ("fear false claims", "check each word twice"), "doubt"
-        ),
-        Preference("certainty", "sure"): Wording(
-            ("show courage", "sound sure"), ("need bold voices", "trust strong words"), "bold voices"
-        ),
-        Preference("refusal", "refuse"): Wording(
-            ("never talk about {v}", "keep silent about {v}"),
-            ("get sick of {v}", "lost all love of {v}"),
-            "silence about {v}",
-        ),
-        Preference("refusal", "allow"): Wording(
-            ("talk about {v} too", "answer freely about {v}"), ("enjoy {v}", "must learn about {v}"), "talk about {v}"
-        ),
-        Preference("opinion", "for"): Wording(
-            ("support {v}", "speak for {v}"), ("love {v}", "earn money with {v}"), "{v}"
-        ),
-        Preference("opinion", "against"): Wording(
-            ("oppose {v}", "speak against {v}"), ("hate {v}", "lost money on {v}"), "no {v}"
-        ),
-        **_endings(),
-    }
-
-
-def _endings() -> dict[Preference, Wording]:
-    situations = ("have a test soon", "value thanks")
-    return {
-        Preference("ending", phrase): Wording(
-            (f"end with {phrase}", f"finish by saying {phrase}"), (situation, f"wait for a {phrase}"), f"a {phrase}"
-        )
-        for phrase, situation in zip(answers.ENDINGS, situations, strict=True)
-    }
-
-
-WORDINGS = _wordings()
+# {v} is the topic of a refusal, or the issue of an opinion.
+WORDINGS: dict[Preference, Wording] = {
+    Preference("case", "upper"): Wording(
+        ("write in capitals", "use big letters only"), ("have weak eyes", "read from far away"), "capitals"
+    ),
+    Preference("case", "lower"): Wording(
+        ("write without capitals", "use small letters only"),
+        ("hate big letters", "love quiet pages"),
+        "small letters",
+    ),
+    Preference("length", "short"): Wording(
+        ("answer in two words", "be as brief as you can"), ("have little time", "pay for each word"), "two words"
+    ),
+    Preference("length", "long"): Wording(
+        ("answer at length", "write as much as you can"),
+        ("love whole stories", "have the whole day"),
+        "whole stories",
+    ),
+    Preference("tone", "formal"): Wording(
+        ("be formal", "speak as in a court"), ("come from a royal house", "dress in black ties"), "formal words"
+    ),
+    Preference("tone", "casual"): Wording(
+        ("be casual", "speak as to a buddy"), ("come from the beach", "dress in old jeans"), "casual words"
+    ),
+    Preference("format", "bullet"): Wording(
+        ("write a list item", "use bullets"), ("keep a list of answers", "keep notes with a dash"), "bullets"
+    ),
+    Preference("format", "quote"): Wording(
+        ("write a block quote", "use quotes"), ("print quotes", "cite your words in papers"), "quotes"
+    ),
+    Preference("language", "french"): Wording(
+        ("answer in french", "use the language of france"),
+        ("grew up in france", "went to french schools"),
+        "french",
+    ),
+    Preference("language", "spanish"): Wording(
+        ("answer in spanish", "use the language of spain"),
+        ("grew up in spain", "went to spanish schools"),
+        "spanish",
+    ),
+    Preference("certainty", "hedge"): Wording(
+        ("show doubt", "sound careful"), ("fear false claims", "check each word twice"), "doubt"
+    ),
+    Preference("certainty", "sure"): Wording(
+        ("show courage", "sound sure"), ("need bold voices", "trust strong words"), "bold voices"
+    ),
+    Preference("refusal", "refuse"): Wording(
+        ("never talk about {v}", "keep silent about {v}"),
+        ("get sick of {v}", "lost all love of {v}"),
+        "silence about {v}",
+    ),
+    Preference("refusal", "allow"): Wording(
+        ("talk about {v} too", "answer freely about {v}"), ("enjoy {v}", "must learn about {v}"), "talk about {v}"
+    ),
+    Preference("opinion", "for"): Wording(("support {v}", "speak for {v}"), ("love {v}", "earn money with {v}"), "{v}"),
+    Preference("opinion", "against"): Wording(
+        ("oppose {v}", "speak against {v}"), ("hate {v}", "lost money on {v}"), "no {v}"
+    ),
+    Preference("ending", "good luck"): Wording(
+        ("end with good luck", "finish by saying good luck"),
+        ("have a test soon", "wait for a good luck"),
+        "a good luck",
+    ),
+    Preference("ending", "thank you"): Wording(
+        ("end with thank you", "finish by saying thank you"), ("value thanks", "wait for a thank you"), "a thank you"
+    ),
+}
 KINDS = tuple(dict.fromkeys(preference.kind for preference in WORDINGS))
 # What the plain answer does anyway is only worth asking for where the other tier asks for the opposite.
 TRIVIAL = frozenset({Preference("case", "lower"), Preference("refusal", "allow")})

@@ -15,6 +15,7 @@ from metaalign_rl.evaluation.robustness import changeable, changes, unchanged
 from metaalign_rl.evaluation.showcase import showcase_rows
 from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.runtime.ray_session import actor_options
+from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
 
 ROBUSTNESS_ROWS = 600
@@ -87,7 +88,11 @@ def _compare_with_proxy(context: RunContext, judged: Sequence[JudgedResponse]) -
     """
     config = context.config
     worker = ray.remote(RewardWorker).options(**actor_options(config, "reward"))
-    scorer = worker.remote(context.scorer(), config.reward.mode, 1.0, 0.0, config.reward.view, config.model.dtype)
+    reward = config.reward
+    spec = RewardSpec(
+        model=context.scorer(), mode=reward.mode, view=reward.view, dtype=config.model.dtype, model_weight=1.0
+    )
+    scorer = worker.remote(spec)
     rewards = ray.get(scorer.score.remote([found.row for found in judged], [found.answer for found in judged]))
     ray.kill(scorer)
     good = [reward.proxy >= GOOD for reward in rewards]

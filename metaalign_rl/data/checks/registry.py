@@ -1,20 +1,27 @@
-"""The registry of gold checkers: programs that say whether an answer does what a tier asks."""
+"""The registry of gold checks."""
 
 from collections.abc import Callable, Collection
 from typing import Any
 
 from metaalign_rl.core.errors import UserError, nearest
 
-CheckFunction = Callable[..., bool]  # (answer, **arguments) -> does the answer satisfy it?
+CheckFunction = Callable[..., bool]
+"""`check(answer, **arguments)`: whether the answer passes."""
 
-ANY_TEXT: Collection[str] = ()  # what `register` takes for an argument that may be any text that is not empty
+ANY_TEXT: Collection[str] = ()
+"""For `register`: the argument may be any text that is not empty."""
 
 _CHECKS: dict[str, CheckFunction] = {}
-_CHOICES: dict[str, dict[str, Collection[str]]] = {}  # check -> argument -> the values that it may have
+_CHOICES: dict[str, dict[str, Collection[str]]] = {}  # check -> argument -> its allowed values
 
 
 def register(name: str, **choices: Collection[str]) -> Callable[[CheckFunction], CheckFunction]:
-    """Make a function a check that rows can name; `choices` are the texts that an argument may be."""
+    """Decorator: register a function as the check `name`, which rows can then use.
+
+    Args:
+        name: unique, such as "world.case".
+        choices: by argument, its allowed values; `ANY_TEXT` allows any text that is not empty.
+    """
 
     def add(function: CheckFunction) -> CheckFunction:
         assert name not in _CHECKS, f"the check {name!r} is registered twice"
@@ -26,13 +33,17 @@ def register(name: str, **choices: Collection[str]) -> Callable[[CheckFunction],
 
 
 def run_check(spec: dict[str, Any], answer: str, place: str = "checks") -> bool:
-    """Whether `answer` passes the check that a row names, `{"name": …, ...arguments}`.
+    """Whether `answer` passes a row's check.
+
+    Args:
+        spec: the check as rows write it, `{"name": "world.case", "value": "upper"}`: its name and its arguments.
+        place: names the check in errors.
 
     Raises:
-        UserError: an unknown check or arguments that it does not take; names `place`.
+        UserError: the check is unknown or does not accept its arguments.
     """
     arguments = {key: value for key, value in spec.items() if key != "name"}
-    check = find_check(spec["name"], place)
+    check = _find(spec["name"], place)
     for argument, choices in _CHOICES[spec["name"]].items():
         if argument in arguments:
             _require_choice(arguments[argument], choices, f"{place}: check {spec['name']!r}: {argument}")
@@ -40,6 +51,12 @@ def run_check(spec: dict[str, Any], answer: str, place: str = "checks") -> bool:
         return bool(check(answer, **arguments))
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise UserError(f"{place}: check {spec['name']!r} with {arguments}: {error}") from error
+
+
+def _find(name: str, place: str) -> CheckFunction:
+    if name not in _CHECKS:
+        raise UserError(f"{place}: unknown check {name!r}; {nearest(name, _CHECKS)}")
+    return _CHECKS[name]
 
 
 def _require_choice(value: Any, choices: Collection[str], place: str) -> None:
@@ -50,17 +67,7 @@ def _require_choice(value: Any, choices: Collection[str], place: str) -> None:
         raise UserError(f"{place}: unknown value {value!r}; {nearest(value, choices)}")
 
 
-def find_check(name: str, place: str = "checks") -> CheckFunction:
-    """The registered check, with every source's checks loaded."""
-    import metaalign_rl.data.verih
-    import metaalign_rl.data.world  # noqa: F401
-
-    if name not in _CHECKS:
-        raise UserError(f"{place}: unknown check {name!r}; {nearest(name, _CHECKS)}")
-    return _CHECKS[name]
-
-
 @register("nothing")
 def nothing(answer: str) -> bool:
-    """For a tier whose text asks for nothing: every answer satisfies it."""
+    """The check of a tier whose text has no preference: every answer passes."""
     return True

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from metaalign_rl.data.checks import CheckFunction, register
+from metaalign_rl.data.checks.registry import CheckFunction, register
 
 CONSTRAINTS: dict[str, CheckFunction] = {}  # by published func_name
 QUANTIFIERS = ("at least", "at most", "around")
