@@ -42,16 +42,16 @@ def test_conflict_and_distractor_also_require_that_the_other_tier_is_not_followe
     assert headline(rows) == {"following": 1.0, "conflict": 0.5, "distractor": 0.0}
 
 
-def test_the_breakdown_counts_rows_by_every_cut() -> None:
+def test_the_breakdown_counts_rows_by_each_property() -> None:
     rows = [judged("agree", True, tags={"kind": "case"}), judged("agree", False, tags={"kind": "case"})]
     rows.append(judged("conflict", True, tags={"split": "topic"}))
-    cuts = breakdown(rows)
-    assert cuts["relation"] == {"agree": {"following": 0.5, "rows": 2}, "conflict": {"following": 1.0, "rows": 1}}
-    assert cuts["kind"] == {"case": {"following": 0.5, "rows": 2}, "none": {"following": 1.0, "rows": 1}}
-    assert set(cuts) == {"tier", "relation", "family", "kind", "split"}
+    found = breakdown(rows)
+    assert found["relation"] == {"agree": {"following": 0.5, "rows": 2}, "conflict": {"following": 1.0, "rows": 1}}
+    assert found["kind"] == {"case": {"following": 0.5, "rows": 2}, "none": {"following": 1.0, "rows": 1}}
+    assert set(found) == {"tier", "relation", "family", "kind", "split"}
 
 
-def test_a_row_without_a_check_of_its_governing_tier_is_never_counted_as_followed() -> None:
+def test_a_row_without_a_check_of_its_governing_tier_is_never_counted() -> None:
     row = judged("system_only", True).row
     with pytest.raises(AssertionError, match="governing tier"):
         headline(judge_all([row], ["anything"]))
@@ -59,7 +59,7 @@ def test_a_row_without_a_check_of_its_governing_tier_is_never_counted_as_followe
 
 def test_a_preference_is_consistent_if_it_is_followed_in_every_wording() -> None:
     def wordings(name: str, *following: bool) -> list[JudgedResponse]:
-        return [judged("agree", one, tags={"paraphrases": name}) for one in following]
+        return [judged("agree", followed, tags={"paraphrases": name}) for followed in following]
 
     rows = [*wordings("always", True, True), *wordings("once", True, False), *wordings("never", False, False)]
     assert consistency(rows) == 0.5  # "never" shows nothing about wordings

@@ -14,7 +14,7 @@ from metaalign_rl.config.schema import Config
 from metaalign_rl.core.dataflow import Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_jsonl
-from metaalign_rl.evaluation.reward_models import COMPARED, CUTS, add_controls, compare, find_controls, measure
+from metaalign_rl.evaluation.reward_models import BREAKDOWNS, COMPARED, add_controls, compare, find_controls, measure
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def test_other_models_are_given_by_name_and_folder(model: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "folder", "says"),
     [
-        ("tier-blind", reward_model(), "'tier_blind' is .*run/controls/tier_blind already; leave it out"),
-        ("reward", reward_model(), "'reward' is .*run/reward already; give another name"),
-        ("old", language_model(), "--control old=.*: not a reward model"),
+        ("tier-blind", reward_model(), "found 'tier_blind', which is .*run/controls/tier_blind; leave out this option"),
+        ("reward", reward_model(), "found 'reward', which is .*run/reward; give another name"),
+        ("old", language_model(), "--control old=.*: expected a reward model"),
         ("old", Path("nowhere"), "nowhere: expected a run's folder"),
     ],
 )
@@ -108,16 +108,16 @@ def test_the_page_has_a_column_for_each_model_and_a_row_for_each_metric(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    figures = evaluate(str(model), data, output, Config(), Sampling(), controls=[("old", reward_model())])
-    assert read_json(output / "figures.json") == figures
-    assert list(figures["models"]) == list(figures["comparison"]) == ["reward", "scalar", "tier_blind", "old"]
+    metrics = evaluate(str(model), data, output, Config(), Sampling(), controls=[("old", reward_model())])
+    assert read_json(output / "figures.json") == metrics
+    assert list(metrics["models"]) == list(metrics["comparison"]) == ["reward", "scalar", "tier_blind", "old"]
     rows = table((output / "evaluation.html").read_text("utf-8"))
-    assert rows[""] == ["reward", "scalar", "tier_blind", "old", "of", ""]
-    assert rows["mode"][:2] == [figures["comparison"]["reward"]["mode"], "overall"]
-    groups = [group for cut in CUTS for group in figures["comparison"]["reward"][cut]]
+    assert rows[""] == ["reward", "scalar", "tier_blind", "old", "n", ""]
+    assert rows["mode"][:2] == [metrics["comparison"]["reward"]["mode"], "overall"]
+    groups = [group for key in BREAKDOWNS for group in metrics["comparison"]["reward"][key]]
     assert {"accuracy", "flips", *(name for name, _, _ in COMPARED), *groups} <= set(rows)
     assert rows["accuracy"][4] == "40"
-    assert rows["accuracy"][1] == f"{figures['models']['scalar']['overall']['accuracy']:.3f}"
+    assert rows["accuracy"][1] == f"{metrics['models']['scalar']['overall']['accuracy']:.3f}"
     assert rows["paraphrases, right"][:4] == ["–"] * 4
 
 

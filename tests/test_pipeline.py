@@ -321,4 +321,4 @@ def test_the_score_of_an_empty_response_is_shown_where_it_is_informative(
 ) -> None:
     report.build(finished_run(folder, source, empty), "tier")
     report.show(folder.root)
-    assert ("empty answer" in capsys.readouterr().out) is is_shown
+    assert ("empty response" in capsys.readouterr().out) is is_shown

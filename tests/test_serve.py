@@ -195,7 +195,7 @@ def test_the_error_of_an_address_without_a_server_names_it(tiny_run: Path, tmp_p
     url = "http://127.0.0.1:9/v1"
     done = metaalign_rl("evaluate", url, "--data", str(rows), "--output", str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {url}: no OpenAI-compatible endpoint answers there")
+    assert done.stderr.startswith(f"error: {url}: expected an OpenAI-compatible endpoint")
 
 
 def test_rows_without_a_check_cannot_be_judged(tiny_run: Path, tmp_path: Path) -> None:
@@ -214,12 +214,12 @@ def test_an_endpoint_whose_template_drops_user_info_is_detected(server: str, tin
             return {"messages": row.messages}
 
     rows = list(read_rows(tiny_run / "data" / "held_out_prompts.jsonl"))
-    with pytest.raises(UserError, match="with User Info and without.*give --tiers message"):
+    with pytest.raises(UserError, match="ignores User Info: give --tiers message"):
         list(Deaf(server, "", "template").answer(rows, Sampling(0.0, 4)))
 
 
 def test_the_error_of_an_unknown_model_of_an_endpoint_names_it(server: str) -> None:
     from metaalign_rl.evaluation.endpoint import Endpoint
 
-    with pytest.raises(UserError, match="--served-model big: .* serves tiny"):
+    with pytest.raises(UserError, match=r"--served-model: .* serves \(tiny\), found 'big'"):
         Endpoint(server, "big", "template")

@@ -76,7 +76,9 @@ def ppo(metric: str, labels: str = RUN) -> str:
 
 def metric(title: str, unit: str, *names: str, limit: float | None = None) -> Panel:
     """Return a panel of step metrics, with their descriptions from the documentation."""
-    queries = [(ppo(name, ALL if name in metric_registry.ANSWERS else RUN), f"{{{{run}}}} {name}") for name in names]
+    queries = [
+        (ppo(name, ALL if name in metric_registry.RESPONSE_METRICS else RUN), f"{{{{run}}}} {name}") for name in names
+    ]
     text = METRICS[names[0]] if len(names) == 1 else "\n".join(f"- `{name}`: {METRICS[name]}" for name in names)
     return panel(title, text, unit, *queries, limit=limit)
 

@@ -15,17 +15,25 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_json, write_jsonl, write_text
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.data.gold import judge
-from metaalign_rl.evaluation.endpoint import Endpoint, Tiers
-from metaalign_rl.evaluation.failures import FAILING, failing_kinds
+from metaalign_rl.evaluation.endpoint import Endpoint, TierFormat
 from metaalign_rl.evaluation.gold_metrics import JudgedResponse, judge_all, summary
-from metaalign_rl.evaluation.reward_models import COMPARED, CUTS, add_controls, compare, counts, find_controls, measure
+from metaalign_rl.evaluation.reward_models import (
+    BREAKDOWNS,
+    COMPARED,
+    add_controls,
+    compare,
+    counts,
+    find_controls,
+    measure,
+)
+from metaalign_rl.evaluation.weakest_kinds import WEAK_BELOW, weakest_kinds
 from metaalign_rl.pages.curves import reliability
 from metaalign_rl.pages.render import render
 from metaalign_rl.runtime.progress import ProgressBar, ProgressUpdate
 
 HEADLINES = (  # a metric, its name on the page, a note
     ("following", "follows the governing preference", "mean over relations"),
-    ("conflict", "settles conflicts by tier", "strict"),
+    ("conflict", "resolves conflicts by tier", "strict"),
     ("distractor", "ignores distractors", "strict"),
     ("consistency", "paraphrase consistency", "followed in all wordings, if in one"),
     ("over_refusal", "over-refusal", "refusals that no tier asks for"),
@@ -40,7 +48,7 @@ def evaluate(
     sampling: Sampling,
     *,
     served: str = "",
-    tiers: Tiers = "template",
+    tiers: TierFormat = "template",
     controls: Sequence[tuple[str, Path]] = (),
 ) -> dict[str, Any]:
     """Evaluate `model` on the rows of `data`, write the results to `output`, and return the metrics.
@@ -130,10 +138,10 @@ def write_report(
         rows=len(judged),
         temperature=sampling.temperature,
         headlines=HEADLINES,
-        figures=metrics,
+        metrics=metrics,
         empty=of_empty,
-        failures=list(failing_kinds(judged)),
-        threshold=FAILING,
+        weakest=list(weakest_kinds(judged)),
+        weak_below=WEAK_BELOW,
     )
     write_jsonl(output / "answers.jsonl", (found.record() for found in judged))
     _write_results(output, metrics, page)
@@ -162,7 +170,7 @@ def _evaluate_reward_model(
         comparison=metrics["comparison"],
         counts=counts(modes[mode]),
         compared=COMPARED,
-        cuts=CUTS,
+        breakdowns=BREAKDOWNS,
     )
     _write_results(output, metrics, page)
     return metrics

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypedDict
@@ -146,7 +146,10 @@ def used_settings(config: Config, stage: str) -> Settings:
     """The settings that a stage's result depends on."""
     used: Settings = {"run.seed": config.run.seed}
     for name in USED[stage]:
-        value = attrgetter(name)(config)
-        used |= {f"{name}.{key}": item for key, item in asdict(value).items()} if is_dataclass(value) else {name: value}
+        section = attrgetter(name)(config)
+        if isinstance(section, str | int):
+            used[name] = section
+        else:
+            used |= {f"{name}.{key}": value for key, value in asdict(section).items()}
     found: Settings = json.loads(json.dumps(used))
     return found

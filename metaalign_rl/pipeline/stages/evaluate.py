@@ -11,7 +11,7 @@ from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_json, write_jsonl
 from metaalign_rl.evaluation.gold_metrics import JudgedResponse, consistency, headline, judge_all, summary
-from metaalign_rl.evaluation.robustness import as_it_is, changeable, changes
+from metaalign_rl.evaluation.robustness import changeable, changes, unchanged
 from metaalign_rl.evaluation.showcase import showcase_rows
 from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.runtime.actor_options import actor_options
@@ -77,7 +77,7 @@ def _robustness(context: RunContext, judged: Sequence[JudgedResponse], sampling:
     """
     known = {found.row.id: found.answer for found in judged}
     rows = changeable([found.row for found in judged], ROBUSTNESS_ROWS)
-    responses: dict[Callable[[Row], Row], list[str]] = {as_it_is: [known[row.id] for row in rows]}
+    responses: dict[Callable[[Row], Row], list[str]] = {unchanged: [known[row.id] for row in rows]}
     metrics: dict[str, Metrics] = {}
     for name, change in changes(context.config.data.source).items() if rows else ():
         if change.shown not in responses:
