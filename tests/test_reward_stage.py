@@ -1,4 +1,4 @@
-"""The reward stage: what it makes of the SFT policy's own answers."""
+"""The reward stage: the rows that it makes from the SFT policy's answers, and its training."""
 
 import threading
 from pathlib import Path
@@ -31,7 +31,7 @@ ROW = Row(
 )
 
 
-def test_each_bad_answer_makes_a_pair_with_a_good_one() -> None:
+def test_each_bad_answer_becomes_a_pair_with_a_good_one() -> None:
     rows = list(label_answers(ROW, ["IT IS PARIS.", "it is paris.", "PARIS.", "IT IS ROME.", "it is rome."]))
     assert [(row.chosen, row.rejected) for row in rows] == [
         ("IT IS PARIS.", "it is paris."),
@@ -42,7 +42,7 @@ def test_each_bad_answer_makes_a_pair_with_a_good_one() -> None:
     assert rows[1].labels["rejected"] == {"system": True, "dialog": False, "overall": False}
 
 
-def test_answers_that_are_all_good_or_all_bad_are_labelled_one_by_one() -> None:
+def test_answers_that_are_all_good_or_all_bad_become_single_labelled_rows() -> None:
     rows = list(label_answers(ROW, ["IT IS PARIS.", "PARIS."]))
     assert [(row.response, row.labels["response"]["overall"]) for row in rows] == [
         ("IT IS PARIS.", True),
@@ -51,13 +51,13 @@ def test_answers_that_are_all_good_or_all_bad_are_labelled_one_by_one() -> None:
     assert not any(row.chosen for row in rows)
 
 
-def test_answers_that_differ_in_outer_white_space_are_one() -> None:
-    """The template strips them, so the reward model could not tell them apart."""
+def test_answers_that_differ_only_in_outer_white_space_count_once() -> None:
+    """The template strips white space, so the reward model would read the same text."""
     assert [row.response for row in label_answers(ROW, ["it is rome.", "\x1f it is rome."])] == ["it is rome."]
 
 
-def test_work_in_a_thread_of_its_own_returns_its_result_and_leaves_no_thread() -> None:
-    before = set(threading.enumerate())  # some of which may end meanwhile
+def test_in_thread_returns_the_result_and_leaves_no_thread() -> None:
+    before = set(threading.enumerate())  # some of them may end during the test
     assert in_thread(lambda: threading.current_thread() is not threading.main_thread())
     assert set(threading.enumerate()) <= before
 
@@ -79,6 +79,6 @@ def test_several_devices_train_the_reward_model_and_then_its_controls(tmp_path: 
         assert set(read_json(context.folder.reward_evaluation)) == {"whole", "tier_blind"}
 
 
-def test_devices_that_do_not_share_a_batch_evenly_are_refused() -> None:
+def test_a_batch_that_does_not_divide_among_the_devices_is_an_error() -> None:
     with pytest.raises(UserError, match=r"reward.batch_size: expected a multiple of reward.devices=3, found 16"):
         RewardConfig(devices=3)
