@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected, or labels")
     train.add_argument("--eval-data", type=Path, help="JSONL of rows whose loss is logged after each epoch")
     train.add_argument("--output", type=Path, required=True, help="folder for the model; must be new or empty")
-    _add_control(train, "train a control: hide the meta-prompt, hide which tier a text belongs to, or train overall alone")
+    _add_control(train, "train a control: hide the meta-prompt, hide the tier of each text, or train overall alone")
     _add_training(train)
 
     export = _command(commands, "export", _export, "write a checkpoint for tools that load only one label")

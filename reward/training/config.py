@@ -1,4 +1,4 @@
-"""Settings of the reward model's training. Imports no heavy packages."""
+"""Settings of the reward model's training. No torch here."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -22,49 +22,49 @@ _NOT_NEGATIVE = (
 
 
 def _setting(default: Any, help: str) -> Any:
-    """A field with its default and the text that the command line shows."""
+    """A field with its meaning, which the command line shows."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardTraining:
-    """Settings of the reward model's training. The metadata of each field says what it means."""
+    """How the reward model is trained."""
 
     learning_rate: float = _setting(1e-5, "peak learning rate; about 1e-3 for a model of a million parameters")
-    batch_size: int = _setting(64, "rows per update: pairs or labelled answers")
-    gradient_accumulation: int = _setting(1, "forward and backward passes per update; more passes need less memory")
+    batch_size: int = _setting(64, "rows (pairs or labelled answers) an update")
+    gradient_accumulation: int = _setting(1, "passes that an update's rows are spread over, to save memory")
     epochs: float = _setting(1.0, "passes over the rows")
-    warmup_ratio: float = _setting(0.05, "share of the updates during which the learning rate rises")
-    schedule: Literal["cosine", "linear"] = _setting("cosine", "how the learning rate falls after the warmup")
-    weight_decay: float = _setting(0.0, "weight decay of AdamW")
+    warmup_ratio: float = _setting(0.05, "share of the updates in which the learning rate rises")
+    schedule: Literal["cosine", "linear"] = _setting("cosine", "how the learning rate falls after that")
+    weight_decay: float = _setting(0.0, "AdamW's")
     bt_weight: float = _setting(1.0, "weight of the Bradley-Terry loss on pairs")
     bce_weight: float = _setting(1.0, "weight of the binary cross-entropy on absolute labels")
     margin: float = _setting(
-        0.0, "gap of a pair's scores, in logits, below which its loss stays large; scaled by the row's strength, if any"
+        0.0, "gap, in logits, below which a pair's loss stays large; times the pair's strength where a row states one"
     )
-    label_smoothing: float = _setting(0.0, "assumed share of wrong pairs and wrong labels, below 0.5")
+    label_smoothing: float = _setting(0.0, "share of the pairs and labels that are taken to be wrong, below a half")
     token_weight: float = _setting(
         0.0,
-        "weight of the cross-entropy at every token from the first one in which a pair's answers differ; decoders only",
+        "weight of the cross-entropy at each token from where a pair's answers part, not only the last; decoders only",
     )
     right_first: float = _setting(
         0.0,
         "share of the rows that come first: pairs of a right and a wrong answer, which is slow to learn among others",
     )
     labels: Literal["all", "overall"] = _setting(
-        "all", "labels to train; overall alone trains the control scalar, a reward model as in other libraries"
+        "all", "which labels to train; overall alone makes the control scalar, a reward model as other libraries train"
     )
     lora_rank: int = _setting(
-        0, "rank of LoRA adapters in the backbone's linear layers, trained together with the head; 0: train all weights"
+        0, "train adapters of this rank in the backbone's linear layers, and the head; 0: all weights"
     )
-    lora_alpha: float = _setting(32.0, "LoRA adapters are scaled by lora_alpha / lora_rank")
-    max_tokens: int = _setting(1024, "tokens per text; a longer text loses the start of its dialog, never a tier")
-    calibration_share: float = _setting(0.05, "share of the labelled rows held out to fit the temperatures")
-    checkpoint_steps: int = _setting(500, "updates between two checkpoints")
-    log_steps: int = _setting(10, "updates between two log lines")
-    bf16: bool = _setting(False, "compute in bfloat16, with weights in float32; for GPUs")
+    lora_alpha: float = _setting(32.0, "an adapter's product counts lora_alpha / lora_rank times")
+    max_tokens: int = _setting(1024, "tokens a text; a longer dialog loses its left end, a tier never")
+    calibration_share: float = _setting(0.05, "share of the labelled rows kept from training to fit the temperatures")
+    checkpoint_steps: int = _setting(500, "updates between two checkpoints to resume from")
+    log_steps: int = _setting(10, "updates between two lines of the log")
+    bf16: bool = _setting(False, "compute in bfloat16, with weights in float32 (a GPU)")
     gradient_checkpointing: bool = _setting(False, "recompute activations to save memory")
-    seed: int = _setting(0, "seed of the new head, the held-out rows and the order of the rows")
+    seed: int = _setting(0, "of the new head, the held-out rows and the order")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -95,7 +95,7 @@ class RewardTraining:
     def trained_labels(self) -> tuple[str, ...]:
         """The labels that get a loss, a gradient and a temperature.
 
-        Training `overall` alone is equivalent to training a head with one output. The labels are rows of one linear
-        layer, and a row without a loss sends no gradient to itself or to the layers below.
+        With `overall` alone that is as good as a head with one output: the labels' outputs are rows of one linear
+        layer, and where nothing is asked of a row, no gradient of its own reaches it or the layers below.
         """
         return LABELS if self.labels == "all" else ("overall",)

@@ -10,7 +10,7 @@ from shutil import rmtree
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
@@ -49,16 +49,15 @@ def train(
         base: the checkpoint to start from, such as the SFT model's.
         output: the folder to write; it must be new or empty.
         callbacks: callbacks of transformers' Trainer, for example to report progress.
-        deepspeed: DeepSpeed's settings, up to ZeRO stage 2. They set the type to compute in, so `config.bf16` is not
-            used. Without them, several processes train with torch's distributed data parallel.
+        deepspeed: DeepSpeed's settings, up to ZeRO stage 2, with the type to compute in; `config.bf16` is then ignored.
+            Default: several processes train with torch's distributed data parallel.
 
     Returns:
-        The content of `OUTPUT/training.json`: `steps`, `seconds` (with tokenising, without loading), the mean `loss`,
-        `temperature` by label, and `log`, the metrics by step.
+        `steps`, `seconds` (with tokenising, without loading), the mean `loss`, `temperature` by label, and `log`, the
+        metrics by step. `OUTPUT/training.json` holds these and `base` and `config`.
 
     Raises:
-        UserError: a row, the base or the output cannot be used, or `OUTPUT.checkpoints` belongs to a training with
-            other settings, rows or devices.
+        UserError: a row, the base or the output is wrong, or another training owns `OUTPUT.checkpoints`.
     """
     output = Path(output)
     require_empty(output)
@@ -67,7 +66,6 @@ def train(
     with arguments.main_process_first(local=False):
         checkpoint = claim_checkpoint_folder(folder, _identity(config, rows, base, arguments.world_size, deepspeed))
     scorer = _build_scorer(config, base)
-
     began = time.monotonic()
     kept, held_out = hold_out(rows, config)
     trained = add_lora(scorer.model, config.lora_rank, config.lora_alpha) if config.lora_rank else scorer.model
@@ -84,7 +82,7 @@ def train(
         "log": trainer.state.log_history,
     }
     if trainer.is_world_process_zero():
-        _write(output, scorer.model, scorer.tokenizer, {"base": str(base), "config": asdict(config), **result})
+        _write(output, scorer, {"base": str(base), "config": asdict(config), **result})
         rmtree(folder)
     trainer.accelerator.wait_for_everyone()
     return result
@@ -126,9 +124,9 @@ def _make_trainer(
     return RewardTrainer(config, arguments, scorer.model, trained, examples, sampler, eval_examples, callbacks)
 
 
-def _write(output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> None:
+def _write(output: Path, scorer: Scorer, record: dict[str, Any]) -> None:
     def fill(folder: Path) -> None:
-        save(model, tokenizer, folder)
+        save(scorer.model, scorer.tokenizer, folder)
         write_json(folder / "training.json", record)
 
     replace_folder(output, fill)
