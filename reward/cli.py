@@ -5,16 +5,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
+from metaalign_rl.core import renamed_settings
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_jsonl, write_json, write_jsonl
 from metaalign_rl.core.rows import read_rows
+from metaalign_rl.core.settings import documentation
 from metaalign_rl.core.views import CONTROLS, apply_view
 from reward.score import MODES, Mode, Score
 from reward.training import controls
@@ -257,13 +259,27 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     for field in fields(RewardTraining):
-        flag, text = (
-            f"--{field.name.replace('_', '-')}",
-            f"{field.metadata['help']} (default: {field.default})",
-        )
+        meaning = documentation(field).meaning
+        flag, text = _flag(field.name), f"{meaning} (default: {field.default})"
         if field.type is bool:
-            parser.add_argument(flag, action="store_true", help=field.metadata["help"])
+            parser.add_argument(flag, action="store_true", help=meaning)
         elif field.type in (int, float):
             parser.add_argument(flag, type=field.type, default=field.default, help=text)
         else:
             parser.add_argument(flag, choices=get_args(field.type), default=field.default, help=text)
+    for old, new in renamed_settings.KEYS.items():
+        if old.startswith("reward."):
+            parser.add_argument(_flag(old), type=_refuse(_flag(new)), help=argparse.SUPPRESS)
+
+
+def _flag(key: str) -> str:
+    return f"--{key.removeprefix('reward.').replace('_', '-')}"
+
+
+def _refuse(new: str) -> Callable[[str], None]:
+    """The type of an option that was renamed: every value is an error."""
+
+    def refuse(value: str) -> None:
+        raise argparse.ArgumentTypeError(f"was renamed to {new}; use the new option")
+
+    return refuse

@@ -102,7 +102,7 @@ MISTAKES = {
     "setting out of range": ("run config.yaml ppo.steps=0", "ppo.steps: expected 1 or more, found 0"),
     "unknown control": (
         "run config.yaml reward.controls=[tier]",
-        "'reward.training.controls[0]': expected one of preference_",
+        "'reward.controls[0]': expected one of preference_",
     ),
     "no run": ("report nowhere", "nowhere: no such folder"),
     "unknown GPU": ("plan config.yaml --gpus 8 --gpu h1000", "--gpu h1000: unknown device; did you mean 'h100'"),
@@ -170,7 +170,7 @@ def test_plan_prints_settings_that_the_config_takes(workplace: Path, capsys: pyt
     figures = json.loads(capsys.readouterr().out)
     config = loader.load(Config, Path("config.yaml"), [*words, "model.max_tokens=2048"])
     assert config.cluster.gpus == 64
-    assert config.learners == figures["settings"]["learners"]
+    assert config.learner.world_size == figures["settings"]["learner.world_size"]
     assert config.learner.zero_stage == figures["settings"]["learner.zero_stage"]
     assert figures["seconds"]["step"] > 0 and figures["memory_gib"]["engine"]["KV cache"] > 0
 

@@ -91,7 +91,7 @@ def test_models_share_gpus_where_there_are_too_few(gpus: int, shared: bool, monk
 
 def test_two_learners_cannot_share_their_gpus_with_one_engine() -> None:
     with pytest.raises(UserError, match="cluster.gpus: expected 7, or as many engines as learners"):
-        flags(replace(CONFIG, learners=2, cluster=ClusterConfig(gpus=2)), PLACES)
+        flags(replace(CONFIG, learner=replace(CONFIG.learner, world_size=2), cluster=ClusterConfig(gpus=2)), PLACES)
 
 
 def test_a_micro_batch_holds_as_many_samples_as_its_tokens_allow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from metaalign_rl import report
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config, DataConfig, ModelConfig, PPOConfig, RolloutConfig, RunConfig, SFTConfig
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_json, write_jsonl
 from metaalign_rl.pipeline.context import RunContext
-from metaalign_rl.pipeline.run import OPEN, OPERATIONAL, STAGES, USED, claim_folder, used_settings
+from metaalign_rl.pipeline.resume import OPEN, OPERATIONAL, USED, ClaimedRun, claimed, has_begun, used_settings
+from metaalign_rl.pipeline.run import STAGES
 from metaalign_rl.pipeline.stages import data, evaluate
 from metaalign_rl.pipeline.stages.data import USES
 
@@ -33,43 +35,63 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
+def claim(folder: RunFolder, config: Config) -> ClaimedRun:
+    """The run as another driver would find it."""
+    with claimed(folder, config) as run:
+        return run
+
+
 def test_a_new_run_may_have_any_settings_and_they_are_saved_with_it(folder: RunFolder) -> None:
-    assert claim_folder(folder, CONFIG) == {}
+    assert not has_begun(folder)
+    run = claim(folder, CONFIG)
+    assert (list(run.records), run.stages_left) == ([], list(STAGES))
     assert "prompts_per_step" in folder.config.read_text()
 
 
-def test_the_same_settings_go_on(folder: RunFolder) -> None:
+def test_a_run_with_the_same_settings_resumes(folder: RunFolder) -> None:
     begun(folder, *STAGES, seconds=1.5)
-    assert claim_folder(folder, CONFIG)["sft"]["seconds"] == 1.5
+    assert has_begun(folder)
+    run = claim(folder, CONFIG)
+    assert run.records["sft"]["seconds"] == 1.5
+    assert run.stages_left == []
+
+
+def test_only_finished_stages_are_skipped(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    begun(folder, "data", "sft", seconds=1.5)
+    records = read_json(folder.progress)
+    write_json(folder.progress, records | {"sft": records["sft"] | {"seconds": None}})
+    assert claim(folder, replace(CONFIG, run=RunConfig(stages=["data", "sft", "ppo"]))).stages_left == ["sft", "ppo"]
+    assert capsys.readouterr().out == "data: finished before, skipped\n"
 
 
 @pytest.mark.parametrize("seconds", [None, 3.0], ids=["begun", "finished"])
 def test_another_setting_of_a_stage_that_was_begun_is_refused(folder: RunFolder, seconds: float | None) -> None:
     begun(folder, "sft", seconds=seconds)
-    with pytest.raises(UserError, match=r"stage sft .*sft.learning_rate from 0.002 to 0.1; give another run.name"):
-        claim_folder(folder, replace(CONFIG, sft=SFTConfig(learning_rate=0.1)))
+    with pytest.raises(UserError, match=r"stage `sft` .*\(sft.learning_rate 0.002 → 0.1\); give another run.name"):
+        claim(folder, replace(CONFIG, sft=SFTConfig(learning_rate=0.1)))
 
 
 def test_another_setting_of_a_stage_before_is_refused(folder: RunFolder) -> None:
     begun(folder, "ppo")
     for config in (replace(CONFIG, model=ModelConfig(layers=2)), replace(CONFIG, run=RunConfig(seed=7))):
         with pytest.raises(UserError, match=r"model\.layers|run\.seed"):
-            claim_folder(folder, config)
+            claim(folder, config)
 
 
 def test_how_the_work_is_done_may_change_and_the_change_is_shown(
     folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun(folder, "reward", seconds=9.0)
-    claim_folder(folder, replace(CONFIG, rollout=RolloutConfig(engines=4)))
-    assert capsys.readouterr().out == "resumed with other settings: rollout.engines from 1 to 4\n"
+    claim(folder, replace(CONFIG, rollout=RolloutConfig(engines=4)))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "resumed with different settings: rollout.engines 1 → 4"
 
 
 def test_a_stage_under_way_may_get_more_steps_and_a_finished_one_may_not(folder: RunFolder) -> None:
     longer = replace(CONFIG, ppo=PPOConfig(steps=99))
-    claim_folder(begun(folder, "ppo"), longer)
-    with pytest.raises(UserError, match=r"ppo\.steps from 60 to 99"):
-        claim_folder(begun(folder, "ppo", seconds=5.0), longer)
+    claim(begun(folder, "ppo"), longer)
+    with pytest.raises(UserError, match=r"ppo\.steps 60 → 99"):
+        claim(begun(folder, "ppo", seconds=5.0), longer)
 
 
 def test_settings_name_only_what_there_is() -> None:
@@ -80,7 +102,7 @@ def test_settings_name_only_what_there_is() -> None:
 def test_another_setting_of_a_later_stage_is_allowed(folder: RunFolder) -> None:
     begun(folder, "data", "sft", seconds=1.0)
     later = replace(CONFIG, ppo=PPOConfig(steps=3), rollout=RolloutConfig(engines=2))
-    assert set(claim_folder(folder, later)) == {"data", "sft"}
+    assert set(claim(folder, later).records) == {"data", "sft"}
 
 
 @pytest.mark.parametrize(("before", "now"), [({}, {"user": 1.0}), ({"user": 1.0}, {}), ({"user": 1.0}, {"user": 2.0})])
@@ -88,15 +110,15 @@ def test_a_setting_that_is_a_table_is_compared_whole(
     folder: RunFolder, before: dict[str, float], now: dict[str, float]
 ) -> None:
     begun(folder, "ppo", config=replace(CONFIG, ppo=PPOConfig(sampler=before)))
-    with pytest.raises(UserError, match=r"ppo\.sampler from "):
-        claim_folder(folder, replace(CONFIG, ppo=PPOConfig(sampler=now)))
+    with pytest.raises(UserError, match=r"ppo\.sampler .* → "):
+        claim(folder, replace(CONFIG, ppo=PPOConfig(sampler=now)))
 
 
 def test_a_setting_that_is_new_or_gone_since_is_a_difference(folder: RunFolder) -> None:
     settings = used_settings(CONFIG, "data") | {"data.forgotten": 1}
     write_json(folder.progress, {"data": {"seconds": 1.0, "settings": settings}})
-    with pytest.raises(UserError, match=r"data\.forgotten from 1 to None"):
-        claim_folder(folder, CONFIG)
+    with pytest.raises(UserError, match=r"data\.forgotten 1 → None"):
+        claim(folder, CONFIG)
 
 
 def test_a_stage_uses_what_the_stages_before_it_use() -> None:
@@ -108,13 +130,13 @@ def test_a_stage_uses_what_the_stages_before_it_use() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: RunConfig(name="a/b"), "run.name: expected one folder's name"),
+        (lambda: RunConfig(name="a/b"), "run.name: expected a folder's name"),
         (lambda: RunConfig(name=".."), "run.name"),
         (lambda: ModelConfig(hidden_size=100, heads=3), "model.heads: expected a divisor of model.hidden_size=100"),
         (lambda: PPOConfig(steps=0), "ppo.steps: expected 1 or more, found 0"),
-        (lambda: PPOConfig(model_weight=0), "all 0, which leaves no reward"),
+        (lambda: PPOConfig(model_weight=0), "all are 0, so there is no reward"),
         (lambda: PPOConfig(sampler={"user": -1.0}), r"ppo.sampler.user: expected 0 or more, found -1.0"),
-        (lambda: Config(learners=0), "learners: expected 1 or more"),
+        (lambda: LearnerConfig(world_size=0), "learner.world_size: expected 1 or more"),
         (lambda: Config(model=ModelConfig(max_tokens=32)), "rollout.max_new_tokens: expected less than"),
     ],
 )
@@ -140,9 +162,9 @@ def test_sft_goes_on_from_the_newest_checkpoint_that_was_written_to_its_end(tmp_
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("", "run the stage sft, or give a checkpoint"),
-        ("owner/model", "without the stage sft it must be a checkpoint folder"),
-        (".", "cannot be started from as it is; run the stage sft"),
+        ("", "model.path: there is no policy to start from; run the stage sft, or give a checkpoint"),
+        ("owner/model", "expected a checkpoint folder without the stage sft, found 'owner/model'"),
+        (".", "expected a checkpoint with the meta-prompt's template, found '.'; run the stage sft"),
     ],
 )
 def test_without_sft_a_policy_must_be_a_prepared_checkpoint(
@@ -155,7 +177,7 @@ def test_without_sft_a_policy_must_be_a_prepared_checkpoint(
 
 def test_an_evaluation_without_a_trained_policy_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:
     config = replace(CONFIG, run=RunConfig(root=str(tmp_path)))
-    with RunContext(config) as context, pytest.raises(UserError, match="run the stage ppo before it"):
+    with RunContext(config) as context, pytest.raises(UserError, match="run the stage ppo first"):
         evaluate.run(context)
 
 
@@ -202,7 +224,7 @@ def test_a_use_that_a_stage_needs_is_missed_at_once(tmp_path: Path, use: str) ->
     if use in OPTIONAL:
         data.run(config, tmp_path / "data")
         return
-    with pytest.raises(UserError, match=rf"{use}\.jsonl: no .* which the stage \w+ needs"):
+    with pytest.raises(UserError, match=rf"{use}\.jsonl: expected .* for the stage \w+, found none; add some"):
         data.run(config, tmp_path / "data")
 
 

@@ -7,6 +7,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import ClusterConfig, Config, RewardConfig, RolloutConfig
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.runtime import placement
@@ -15,17 +16,17 @@ from metaalign_rl.runtime.ray_session import actor_options
 
 def config(learners: int, engines: int, tensor_parallel: int = 1, devices: int = 1, **cluster: object) -> Config:
     return Config(
-        learners=learners,
+        learner=LearnerConfig(world_size=learners),
         rollout=RolloutConfig(engines=engines, tensor_parallel=tensor_parallel),
         reward=RewardConfig(devices=devices, batch_size=devices),
         cluster=ClusterConfig(**{"cpus": 4, "placement_timeout": 20.0} | cluster),
     )
 
 
-def test_apart_each_learner_and_engine_has_a_place_and_the_reward_workers_one():
-    apart = config(2, 2, tensor_parallel=2, gpus=8)
-    assert [bundle["GPU"] for bundle in placement.bundles(apart)] == [1, 1, 1, 2, 2]
-    roles = {role: placement.places(apart, role) for role in ("learner", "training", "reward", "rollout")}
+def test_disaggregated_each_learner_and_engine_has_a_place_and_the_reward_workers_one():
+    disaggregated = config(2, 2, tensor_parallel=2, gpus=8)
+    assert [bundle["GPU"] for bundle in placement.bundles(disaggregated)] == [1, 1, 1, 2, 2]
+    roles = {role: placement.places(disaggregated, role) for role in ("learner", "training", "reward", "rollout")}
     assert roles == {"learner": [0, 1], "training": [0, 1], "reward": [2], "rollout": [3, 4]}
 
 
@@ -48,7 +49,7 @@ CONFIGS = {
     "colocated on CPUs": config(3, 3, cpus=4, layout="colocated"),
     "one GPU": config(1, 1, gpus=1),
     "colocated": config(4, 2, tensor_parallel=2, gpus=4, layout="colocated"),
-    "apart": config(2, 3, tensor_parallel=2, devices=3, gpus=9),
+    "disaggregated": config(2, 3, tensor_parallel=2, devices=3, gpus=9),
 }
 
 
@@ -60,7 +61,7 @@ def test_what_works_at_a_time_fits_into_its_places_and_these_into_the_run(name, 
     for amount, most in (("CPU", run.cluster.cpus + 0.001), ("GPU", run.cluster.gpus)):
         assert sum(bundle.get(amount, 0) for bundle in bundles) <= most, amount
     in_training = {"training": crowd * run.reward.devices, "rollout": run.rollout.engines}
-    in_ppo = {"learner": run.learners, "rollout": run.rollout.engines, "reward": crowd}
+    in_ppo = {"learner": run.learner.world_size, "rollout": run.rollout.engines, "reward": crowd}
     for together in (in_training, in_ppo):
         left = [dict(bundle) for bundle in bundles]
         for role, count in together.items():
@@ -107,7 +108,7 @@ def test_colocated_engines_see_their_learners_devices_on_two_nodes(two_nodes):
     assert sorted(devices[2:4]) == sorted(devices[4:6]) == ["0", "1"]
 
 
-def test_apart_learners_and_engines_land_on_two_nodes_without_gpus_too(two_nodes):
+def test_disaggregated_learners_and_engines_land_on_two_nodes_without_gpus_too(two_nodes):
     run = config(2, 2, cpus=4)
     everyone = start(run, "learner", 2) + start(run, "rollout", 2) + start(run, "reward", 1)
     homes = [home for home, _ in ray.get([tenant.where.remote() for tenant in everyone])]

@@ -106,7 +106,7 @@ def test_zero_3_of_a_7b_on_8_gpus_is_what_the_paper_says() -> None:
     """16 bytes a weight in bfloat16, an eighth of them on each of 8 devices: 7.616e9 * 16 / 8 = 15.23e9 bytes."""
     states = memory.model_states(7.616e9, ranks=8, stage=3, dtype="bfloat16")
     assert sum(states.values()) == pytest.approx(15.23e9, rel=1e-3)
-    found = memory.learner_memory(case("7B", replace(WORK, learners=8)))
+    found = memory.learner_memory(case("7B", world_size=8))
     assert sum(found[part] for part in states) == pytest.approx(15.23e9, rel=1e-3)
 
 
@@ -135,7 +135,7 @@ def test_more_gpus_never_need_more_memory_a_device(
     size: str, some: int, more: int, stage: int, checkpointing: bool, tokens: int
 ) -> None:
     def total(ranks: int) -> float:
-        config = replace(WORK, learners=ranks, sft=replace(WORK.sft, batch_size=128))
+        config = replace(WORK, learner=replace(WORK.learner, world_size=ranks), sft=replace(WORK.sft, batch_size=128))
         changed = {"zero_stage": stage, "gradient_checkpointing": checkpointing, "micro_batch_tokens": tokens}
         return sum(memory.learner_memory(case(size, config, **changed)).values())
 
@@ -146,7 +146,7 @@ def test_more_gpus_never_need_more_memory_a_device(
 @settings(max_examples=50, deadline=None)
 @given(SIZES, RANKS, DTYPES)
 def test_a_higher_zero_stage_never_needs_more(size: str, ranks: int, dtype: str) -> None:
-    config = replace(WORK, learners=ranks, sft=replace(WORK.sft, batch_size=128))
+    config = replace(WORK, learner=replace(WORK.learner, world_size=ranks), sft=replace(WORK.sft, batch_size=128))
     config = replace(config, model=replace(config.model, dtype=dtype))
     totals = [sum(memory.learner_memory(case(size, config, zero_stage=stage)).values()) for stage in (1, 2, 3)]
     assert totals == sorted(totals, reverse=True)
@@ -158,7 +158,7 @@ def test_a_higher_zero_stage_never_needs_more(size: str, ranks: int, dtype: str)
 @settings(max_examples=20, deadline=None)
 @given(SIZES, st.integers(1, 64))
 def test_checkpointing_and_offloading_only_ever_save(size: str, ranks: int) -> None:
-    config = replace(WORK, learners=ranks, sft=replace(WORK.sft, batch_size=128))
+    config = replace(WORK, learner=replace(WORK.learner, world_size=ranks), sft=replace(WORK.sft, batch_size=128))
     plain = memory.learner_memory(case(size, config))
     saving = memory.learner_memory(case(size, config, gradient_checkpointing=True, offload_optimizer=True))
     assert all(saving[part] <= plain[part] for part in plain)
@@ -183,7 +183,9 @@ def test_the_parts_of_a_plan_sum_to_its_totals() -> None:
 
 def test_training_takes_6_operations_a_weight_and_token() -> None:
     """One epoch over 512 answers of 2,048 tokens on 8 GPUs at the rate of the table, attention and critic apart."""
-    found = case("7B", replace(WORK, learners=8), zero_stage=3, micro_batch_tokens=2048)
+    found = case(
+        "7B", replace(WORK, learner=replace(WORK.learner, world_size=8)), zero_stage=3, micro_batch_tokens=2048
+    )
     alone = replace(found, device=replace(found.device, seconds=dict.fromkeys(found.device.seconds, 0.0)))
     tokens, body = 512 * 2048, found.policy.body
     heads = 2 * body * tokens + found.policy.attention_flops(2048) * tokens
@@ -202,7 +204,10 @@ def test_decoding_one_sequence_is_bound_by_reading_the_weights() -> None:
 
 @pytest.mark.parametrize("size", ["0.5B", "7B"])
 def test_more_of_each_is_faster(size: str) -> None:
-    few, many = (replace(WORK, learners=n, rollout=replace(WORK.rollout, engines=n)) for n in (2, 8))
+    few, many = (
+        replace(WORK, learner=replace(WORK.learner, world_size=n), rollout=replace(WORK.rollout, engines=n))
+        for n in (2, 8)
+    )
     before, after = speed.step_seconds(case(size, few)), speed.step_seconds(case(size, many))
     assert after["learn"] < before["learn"]
     assert after["reference"] < before["reference"]
@@ -219,7 +224,7 @@ def test_a_proposed_layout_is_a_config_that_fits(size: str, gpus: int) -> None:
     words = layout.propose(before, devices)
     planned = layout.apply(before, words)
     assert layout.fits(planned)
-    used = planned.config.learners, planned.config.rollout.engines * planned.config.rollout.tensor_parallel
+    used = planned.config.learner.world_size, planned.config.rollout.engines * planned.config.rollout.tensor_parallel
     assert (max(used) if planned.config.shares_devices else sum(used) + 1) <= gpus
     assert planned.config.rollout.tensor_parallel <= devices.a_node
     assert not planned.config.shares_devices or used[0] == used[1]

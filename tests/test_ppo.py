@@ -129,7 +129,10 @@ def test_rewards_can_be_normalised_in_each_tier_with_a_floor_on_the_deviation(ro
 
 @pytest.mark.parametrize(
     ("learner", "layout", "message"),
-    [("off", "apart", "learner.correction: .* beside ppo.staleness=1"), ("token", "colocated", "cluster.layout: ")],
+    [
+        ("off", "disaggregated", "learner.correction: .* with ppo.staleness=1"),
+        ("token", "colocated", "cluster.layout: "),
+    ],
 )
 def test_stale_answers_are_refused_uncorrected_and_where_engines_and_learners_take_turns(learner, layout, message):
     with pytest.raises(UserError, match=message):
@@ -157,7 +160,7 @@ def test_the_kl_controller_is_the_configs():
 )
 def test_actors_share_one_gpu_or_have_one_each(gpus, learners, engines, missing):
     devices = ClusterConfig(gpus=gpus)
-    config = Config(learners=learners, cluster=devices, rollout=RolloutConfig(engines=engines))
+    config = Config(learner=LearnerConfig(world_size=learners), cluster=devices, rollout=RolloutConfig(engines=engines))
     checks = preflight(config)
     needed = [check.needed.partition(" (")[0] for check in checks if check.name == "cluster.gpus" and not check.ok]
     assert needed == missing

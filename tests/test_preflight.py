@@ -49,7 +49,7 @@ def test_two_nodes_that_have_everything(workplace: Path, capsys: pytest.CaptureF
     output = capsys.readouterr().out
     assert "MISSING" not in output
     assert "4 CPUs, 2 GPUs" in output and "2 CPUs, 2 GPUs" in output
-    assert "GPUs: learners 1, engines 2, reward 1 (apart)" in output
+    assert "GPUs: learners 1, engines 2, reward 1 (disaggregated)" in output
     assert "optimizer states" in output and "KV cache" in output
     assert "seen by 2 nodes" in output
 
@@ -57,7 +57,7 @@ def test_two_nodes_that_have_everything(workplace: Path, capsys: pytest.CaptureF
 def test_an_engine_wider_than_a_node_names_each_node_and_what_it_lacks(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["cluster.cpus=2", "learners=4", "rollout.tensor_parallel=4", "cluster.layout=colocated"]
+    words = ["cluster.cpus=2", "learner.world_size=4", "rollout.tensor_parallel=4", "cluster.layout=colocated"]
     assert main.main(["preflight", "config.yaml", *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: rollout.tensor_parallel: needs 4 GPUs and ")
@@ -73,17 +73,17 @@ def test_a_run_stops_before_it_starts_anything(workplace: Path, capsys: pytest.C
 
 
 def test_gpus_that_the_roles_do_not_fit_on(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["preflight", "config.yaml", "learners=3"]) == 2
+    assert main.main(["preflight", "config.yaml", "learner.world_size=3"]) == 2
     error = capsys.readouterr().err
-    assert "cluster.gpus: needs 5 GPUs (apart: learners 3, engines 1, reward 1), found 4" in error
+    assert "cluster.gpus: needs 5 GPUs (disaggregated: learners 3, engines 1, reward 1), found 4" in error
     assert "cluster.layout=colocated" in error
-    colocated = ["learners=4", "rollout.engines=4", "cluster.layout=colocated"]
+    colocated = ["learner.world_size=4", "rollout.engines=4", "cluster.layout=colocated"]
     assert main.main(["preflight", "config.yaml", *colocated]) == 0
 
 
 def test_too_few_gpus_are_one_thing_that_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And not also one for each actor that then has no place."""
-    assert main.main(["preflight", "config.yaml", "cluster.gpus=8", "learners=6"]) == 2
+    assert main.main(["preflight", "config.yaml", "cluster.gpus=8", "learner.world_size=6"]) == 2
     error = capsys.readouterr().err
     assert "cluster.gpus: needs 8 GPUs, found 4" in error and "on one node" not in error
 
@@ -170,15 +170,14 @@ def test_nothing_is_estimated_where_ppo_does_not_run_or_the_model_is_the_hubs(tm
 
 
 def test_what_actors_ask_of_ray_by_layout() -> None:
-    """Apart, every learner and engine adds its GPUs; colocated, only the engines do."""
+    """Disaggregated, every learner and engine adds its GPUs; colocated, only the engines do."""
     config = Config(
         cluster=ClusterConfig(cpus=8, gpus=9),
-        learner=LearnerConfig(zero_stage=3),
-        learners=4,
+        learner=LearnerConfig(zero_stage=3, world_size=4),
         rollout=RolloutConfig(engines=2, tensor_parallel=2),
     )
-    apart = {who: bundle["GPU"] for who, bundle in placement.named_bundles(config)}
-    assert apart["rollout engine 0"] == 2
-    assert sum(apart.values()) == 4 + 4 + 1
+    disaggregated = {who: bundle["GPU"] for who, bundle in placement.named_bundles(config)}
+    assert disaggregated["rollout engine 0"] == 2
+    assert sum(disaggregated.values()) == 4 + 4 + 1
     colocated = replace(config, cluster=replace(config.cluster, layout="colocated"))
     assert sum(bundle["GPU"] for _, bundle in placement.named_bundles(colocated)) == 4

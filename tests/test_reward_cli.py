@@ -167,5 +167,5 @@ def test_the_help_of_train_shows_settings_and_defaults(capsys):
     with pytest.raises(SystemExit):
         run("train", "--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert "--learning-rate LEARNING_RATE peak learning rate" in text
+    assert "--learning-rate LEARNING_RATE Peak learning rate" in text
     assert "(default: 1e-05)" in text

@@ -122,5 +122,5 @@ def test_training_the_scalar_control_leaves_the_other_labels_unchanged(scalar):
 def test_only_the_scalar_control_changes_the_training_settings():
     assert training_of("tier_blind", QUICK) == QUICK
     assert training_of("scalar", QUICK) == replace(QUICK, labels="overall")
-    with pytest.raises(UserError, match="labels: expected all or overall, found 'user'"):
+    with pytest.raises(UserError, match="labels: expected one of all, overall, found 'user'"):
         RewardTraining(labels="user")

@@ -97,7 +97,7 @@ def test_preflight_finds_a_missing_file(tmp_path: Path) -> None:
 def test_a_function_needs_a_weight_and_a_weight_needs_a_function() -> None:
     with pytest.raises(UserError, match="ppo.function_weight: expected 0 without reward.function"):
         Config(ppo=PPOConfig(function_weight=1.0))
-    with pytest.raises(UserError, match="ppo.function_weight: expected above 0 beside reward.function"):
+    with pytest.raises(UserError, match="ppo.function_weight: expected a number above 0 with reward.function"):
         Config(reward=RewardConfig(function="a.py:score"))
     with pytest.raises(UserError, match="reward.function: expected path/to/file.py:name, found 'a.py'"):
         RewardConfig(function="a.py")

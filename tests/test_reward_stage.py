@@ -1,6 +1,7 @@
 """The reward stage: the rows that it makes from the SFT policy's answers, and its training."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_jsonl
 from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.pipeline.stages import reward as stage
-from metaalign_rl.pipeline.stages.reward import label_answers
+from metaalign_rl.pipeline.stages.reward import label_answers, training_settings
 from metaalign_rl.runtime import ray_session
 from metaalign_rl.runtime.progress import in_thread
+from reward.training.config import RewardTraining
 
 ROW = Row(
     id="row",
@@ -60,6 +62,16 @@ def test_in_thread_returns_the_result_and_leaves_no_thread() -> None:
     before = set(threading.enumerate())  # some of them may end during the test
     assert in_thread(lambda: threading.current_thread() is not threading.main_thread())
     assert set(threading.enumerate()) <= before
+
+
+def test_the_trainer_gets_the_runs_settings() -> None:
+    reward = RewardConfig(learning_rate=0.5, batch_size=6, epochs=2, margin=0.1, label_smoothing=0.2, lora_rank=3)
+    reward = replace(reward, lora_alpha=4.0, token_weight=0.7, easy_first_fraction=0.9)
+    model = ModelConfig(max_tokens=77, dtype="bfloat16")
+    assert training_settings(Config(run=RunConfig(seed=5), model=model, reward=reward)) == RewardTraining(
+        learning_rate=0.5, batch_size=6, epochs=2, margin=0.1, label_smoothing=0.2, lora_rank=3, lora_alpha=4.0,
+        token_weight=0.7, easy_first_fraction=0.9, max_tokens=77, bf16=True, seed=5,
+    )  # fmt: skip
 
 
 @pytest.mark.slow

@@ -133,13 +133,13 @@ def test_gradient_accumulation_changes_nothing_but_rounding(tmp_path, token_weig
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 0.0}, "learning_rate: expected more than 0, found 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a number above 0, found 0.0"),
         ({"warmup_ratio": -1.0}, "warmup_ratio: expected 0 or more"),
         ({"label_smoothing": 0.5}, "label_smoothing: expected a share below 0.5"),
         ({"lora_rank": -1}, "lora_rank: expected 0 or more"),
         ({"calibration_share": 1.0}, "calibration_share: expected a share below 1"),
-        ({"schedule": "steps"}, "schedule: expected cosine or linear"),
-        ({"gradient_accumulation": 5}, "choose a multiple of gradient_accumulation"),
+        ({"schedule": "steps"}, "schedule: expected one of cosine, linear"),
+        ({"gradient_accumulation": 5}, "batch_size: expected a multiple of gradient_accumulation=5"),
         ({"bt_weight": 0.0, "bce_weight": 0.0}, "both are 0"),
     ],
 )

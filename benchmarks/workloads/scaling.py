@@ -17,12 +17,12 @@ AXES: dict[str, tuple[str, tuple[int, ...]]] = {  # name: the setting, and its v
     "samples": ("ppo.prompts_per_step", (32, 64, 128, 256)),
     "response tokens": ("rollout.max_new_tokens", (16, 32, 64, 128)),
     "engines": ("rollout.engines", (1, 2)),
-    "learners": ("learners", (1, 2)),
+    "learners": ("learner.world_size", (1, 2)),
 }
 SETTINGS = {
     "rollout.engines": 1,
     "rollout.max_new_tokens": 32,
-    "learners": 1,
+    "learner.world_size": 1,
     "learner.minibatch_size": 512,
     "ppo.prompts_per_step": 128,
     "ppo.samples_per_prompt": 1,

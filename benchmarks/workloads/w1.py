@@ -64,8 +64,8 @@ RLOO = {
     "learner.share_prompts": True,
     "learner.old_logprobs": "engine",
     "rollout.engines": CPUS,  # small models gain little from a second thread; more processes take longer to start
-    "learners": CPUS,
-    "ppo.parts": 1,  # all answers end at about the same time
+    "learner.world_size": CPUS,
+    "ppo.stream_chunks": 1,  # all answers end at about the same time
     "ppo.prompts_per_step": SAMPLES // 2,
     "ppo.samples_per_prompt": 2,
 }

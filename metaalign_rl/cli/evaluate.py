@@ -74,7 +74,7 @@ def load_settings(model: str, words: list[str]) -> Config:
     path = Path(model)
     runs = [folder / "config.yaml" for folder in (path, path.parent) if (folder / "config.yaml").is_file()]
     if runs:
-        return loader.load(Config, runs[0], words)
+        return loader.load_saved(Config, runs[0], words)
     shape = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     context = shape.get("max_position_embeddings")
     return loader.load(Config, None, [*([f"model.max_tokens={context}"] if context else []), *words])

@@ -14,7 +14,7 @@ import metaalign_rl
 from metaalign_rl.cli.arguments import Commands, add_command
 from metaalign_rl.cli.plan import add_plan_commands
 from metaalign_rl.cli.policy import add_policy_commands
-from metaalign_rl.config import loader
+from metaalign_rl.config import loader, settings_table
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.arguments import at_least_one
 from metaalign_rl.core.errors import UserError
@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _config(args: argparse.Namespace) -> None:
     if args.describe:
-        print(loader.describe(Config))
+        print(settings_table.describe(Config))
     elif args.config is None:
         raise UserError("give a config file, such as configs/quickstart.yaml, or --describe for every setting")
     else:

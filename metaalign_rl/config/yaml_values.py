@@ -134,9 +134,10 @@ def type_name(annotation: Any) -> str:
         return " | ".join(map(str, get_args(annotation)))
     if get_origin(annotation) in (Union, UnionType):
         return " | ".join(map(type_name, get_args(annotation)))
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return "null" if annotation is NoneType else annotation.__name__
-    return str(annotation).replace("typing.", "")
+    if get_args(annotation):
+        arguments = ("..." if kind is Ellipsis else type_name(kind) for kind in get_args(annotation))
+        return f"{get_origin(annotation).__name__}[{', '.join(arguments)}]"
+    return "null" if annotation is NoneType else str(annotation.__name__)
 
 
 def shown(node: yaml.Node) -> str:

@@ -110,7 +110,7 @@ class LearnerGroup:
 
     def _launch(self) -> None:
         config = self._config
-        actor, ranks = ray.remote(Learner), config.learners
+        actor, ranks = ray.remote(Learner), config.learner.world_size
         settings = replace(config.learner, total_steps=config.learner.total_steps or optimizer_steps(config))
         self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
         self.ranks = [

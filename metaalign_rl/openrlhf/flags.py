@@ -114,7 +114,7 @@ def _places(config: Config, places: Places) -> Iterator[tuple[str, Any]]:
 
 def _devices(config: Config) -> Iterator[tuple[str, Any]]:
     """A GPU for each rank of each model and each engine; where there are fewer, all share them in turns."""
-    ranks, engines = config.learners, config.rollout.engines * config.rollout.tensor_parallel
+    ranks, engines = config.learner.world_size, config.rollout.engines * config.rollout.tensor_parallel
     for model in ("actor", "ref", "critic", "reward"):
         yield f"--{model}.num_gpus_per_node", ranks
     models = 3 if _estimator(config) == "gae" else 2
@@ -122,7 +122,7 @@ def _devices(config: Config) -> Iterator[tuple[str, Any]]:
         if ranks != engines:
             raise UserError(
                 f"cluster.gpus: expected {models * ranks + engines}, or as many engines as learners, which then share "
-                f"GPUs; found {config.cluster.gpus} for learners={ranks} and engines on {engines}"
+                f"GPUs; found {config.cluster.gpus} for learner.world_size={ranks} and engines on {engines}"
             )
         yield from (("--train.colocate_all", True), ("--vllm.enable_sleep", True), ("--ds.enable_sleep", True))
     yield "--vllm.enforce_eager", config.cluster.gpus == 0
@@ -132,9 +132,12 @@ def _batches(config: Config) -> Iterator[tuple[str, Any]]:
     """OpenRLHF counts a micro-batch in samples, of which a minibatch holds a whole number on each rank."""
     samples = config.ppo.prompts_per_step * config.ppo.samples_per_prompt
     minibatch = min(config.learner.minibatch_size, samples)
-    share, rest = divmod(minibatch, config.learners)
+    share, rest = divmod(minibatch, config.learner.world_size)
     if rest:
-        raise UserError(f"learner.minibatch_size: expected a multiple of learners={config.learners}, found {minibatch}")
+        raise UserError(
+            f"learner.minibatch_size: expected a multiple of learner.world_size={config.learner.world_size}, "
+            f"found {minibatch}"
+        )
     fitting = max(1, config.learner.micro_batch_tokens // config.model.max_tokens)
     micro = max(size for size in range(1, min(share, fitting) + 1) if share % size == 0)
     yield "--train.batch_size", minibatch

@@ -39,7 +39,7 @@ def compare(run: Path, device: str = "", prompt_tokens: float | None = None) -> 
     if not folder.metrics.is_file():
         raise UserError(f"{run}: no {folder.metrics.name} there; give the folder of a run that did the stage ppo")
     steps = [line for _, line in read_jsonl(folder.metrics)]
-    config = loader.load(Config, folder.config, [f"run.root={run.absolute().parent}", f"run.name={run.name}"])
+    config = loader.load_saved(Config, folder.config, [f"run.root={run.absolute().parent}", f"run.name={run.name}"])
     gpus = config.cluster.gpus
     found = find_device(device or ("h100" if gpus else CPU), config.cluster.cpus)
     case = case_of(config, found, nodes=-(-gpus // 8) or 1)

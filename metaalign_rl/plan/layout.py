@@ -40,7 +40,7 @@ def propose(case: Case, devices: Devices) -> Words:
         UserError: none fits; says how much the least one needs.
     """
     if not devices.gpus:
-        return {"cluster.gpus": 0, "learners": 1, "rollout.engines": 1, "rollout.tensor_parallel": 1}
+        return {"cluster.gpus": 0, "learner.world_size": 1, "rollout.engines": 1, "rollout.tensor_parallel": 1}
     for offload in (False, True):  # slower, so only where nothing else fits
         fitting = [words for words in _layouts(case, devices, offload) if fits(apply(case, words))]
         if fitting:
@@ -54,9 +54,8 @@ def apply(case: Case, words: Words) -> Case:
     for key, value in words.items():
         section, _, name = key.rpartition(".")
         sections.setdefault(section, {})[name] = value
-    top = sections.pop("", {})
     changed = {name: replace(getattr(case.config, name), **values) for name, values in sections.items()}
-    return replace(case, config=replace(case.config, **changed, **top))
+    return replace(case, config=replace(case.config, **changed))
 
 
 def changes(case: Case, words: Words) -> Words:
@@ -82,9 +81,9 @@ def _layouts(case: Case, devices: Devices, offload: bool) -> Iterator[Words]:
         if engines < 1:
             continue
         base: Words = {
-            "cluster.gpus": devices.gpus, "cluster.layout": layout, "learners": learners, "rollout.engines": engines,
-            "rollout.tensor_parallel": parallel, "ppo.reward_workers": 1, "model.dtype": "bfloat16",
-            "sft.batch_size": max(case.config.sft.batch_size, learners),
+            "cluster.gpus": devices.gpus, "cluster.layout": layout, "learner.world_size": learners,
+            "rollout.engines": engines, "rollout.tensor_parallel": parallel, "ppo.reward_workers": 1,
+            "model.dtype": "bfloat16", "sft.batch_size": max(case.config.sft.batch_size, learners),
         }  # fmt: skip
         for stage, checkpointing, tokens in product((1, 2, 3), (False, True), MICRO_BATCHES):
             words = base | {
@@ -94,10 +93,10 @@ def _layouts(case: Case, devices: Devices, offload: bool) -> Iterator[Words]:
             yield words | {"rollout.gpu_memory_utilization": _engine_share(apply(case, words))}
 
 
-def _kinds(case: Case, devices: Devices) -> tuple[Literal["apart", "colocated"], ...]:
+def _kinds(case: Case, devices: Devices) -> tuple[Literal["disaggregated", "colocated"], ...]:
     if case.config.ppo.staleness:
-        return ("apart",)
-    return ("apart", "colocated") if devices.gpus > 1 else ("colocated",)
+        return ("disaggregated",)
+    return ("disaggregated", "colocated") if devices.gpus > 1 else ("colocated",)
 
 
 def _learners(case: Case, devices: Devices) -> list[int]:

@@ -57,14 +57,14 @@ def logits(shape: Shape, tokens: float, dtype: str) -> float:
 def micro_batch(case: Case) -> float:
     """Tokens of one micro-batch on one rank."""
     learner, length = case.config.learner, case.work.length
-    share = learner.minibatch_size / case.config.learners * length
+    share = learner.minibatch_size / case.config.learner.world_size * length
     return max(length, min(learner.micro_batch_tokens, share))
 
 
 def learner_memory(case: Case) -> Memory:
     """Of one learner: policy, critic, reference and the largest micro-batch."""
     config, learner, shape, dtype = case.config, case.config.learner, case.policy, case.dtype
-    ranks, stage = config.learners, learner.zero_stage
+    ranks, stage = config.learner.world_size, learner.zero_stage
     tokens = micro_batch(case)
     found = model_states(shape.parameters, ranks, stage, dtype, learner.offload_optimizer)
     if case.has_critic:
@@ -84,7 +84,7 @@ def _buffers(case: Case) -> float:
     config, shape = case.config, case.policy
     stage, size = config.learner.zero_stage, BYTES[case.dtype]
     bucket = size * (min(BUCKET, shape.parameters) if case.device.is_cpu or stage == 0 else BUCKET)
-    return bucket + (gathered(shape.parameters, config.learners, case.dtype) if stage == 3 else 0.0)
+    return bucket + (gathered(shape.parameters, config.learner.world_size, case.dtype) if stage == 3 else 0.0)
 
 
 def engine_memory(case: Case) -> Memory:
@@ -148,13 +148,13 @@ def host_memory(case: Case) -> Memory:
     found = {"driver and Ray": DRIVER, "object store": min(in_store(case), config.cluster.object_store_bytes)}
     if case.device.is_cpu:
         return found | {
-            "learners": config.learners * sum(learner_memory(case).values()),
+            "learners": config.learner.world_size * sum(learner_memory(case).values()),
             "engines": config.rollout.engines * sum(engine_memory(case).values()),
             "reward workers": config.ppo.reward_workers * sum(reward_memory(case).values()),
         }
     # A rank reads a whole checkpoint into main memory before it goes to the device, at stage 3 only its share.
-    sharded = config.learners if config.learner.zero_stage == 3 else 1
-    found["learners"] = config.learners * (PROCESS + weights / sharded) + _offloaded(case)
+    sharded = config.learner.world_size if config.learner.zero_stage == 3 else 1
+    found["learners"] = config.learner.world_size * (PROCESS + weights / sharded) + _offloaded(case)
     found["engines"] = config.rollout.engines * config.rollout.tensor_parallel * PROCESS
     found["reward workers"] = config.ppo.reward_workers * PROCESS
     return found

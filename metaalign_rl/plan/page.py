@@ -64,14 +64,14 @@ def _headline(case: Case) -> str:
 
 
 def _layout(case: Case) -> str:
-    config, kind = case.config, "colocated" if case.config.shares_devices else "apart"
+    config, kind = case.config, "colocated" if case.config.shares_devices else "disaggregated"
     where = f"{config.cluster.cpus} CPUs, taken in turns" if case.device.is_cpu else (
         f"{config.cluster.gpus} x {case.device.title} on {case.nodes} node{'' if case.nodes == 1 else 's'}, {kind}"
     )  # fmt: skip
     engines = f"{config.rollout.engines} of {config.rollout.tensor_parallel} device" + "s" * (
         config.rollout.tensor_parallel > 1
     )
-    rows = [("learners", f"{config.learners}, ZeRO stage {config.learner.zero_stage}"), ("engines", engines),
+    rows = [("learners", f"{config.learner.world_size}, ZeRO stage {config.learner.zero_stage}"), ("engines", engines),
             ("reward workers", str(config.ppo.reward_workers))]  # fmt: skip
     return f"Layout: {where}\n" + _table(rows)
 

@@ -105,7 +105,7 @@ def learn_seconds(case: Case) -> float:
     seconds = case.device.seconds["call"]
     for parameters, part in models:
         compute = forwards * forward_seconds(case, case.policy, part, ranks, training=True)
-        sharded = config.learners if learner.zero_stage > 0 else 1
+        sharded = config.learner.world_size if learner.zero_stage > 0 else 1
         moved = UPDATE_PASSES * parameters * (3 * BYTES[case.dtype] + 12) / sharded
         speed = case.device.offload if learner.offload_optimizer else case.device.bandwidth
         update = minibatches * (moved / speed + case.device.seconds["update"])
@@ -129,7 +129,7 @@ def _reduce_seconds(case: Case, parameters: float, minibatches: int, compute: fl
 
 def _comm_seconds(case: Case, parameters: float, passes: float) -> float:
     """Of a collective operation that moves each weight `passes` times over the slowest link; none on one rank."""
-    ranks = case.config.learners
+    ranks = case.config.learner.world_size
     if ranks == 1:
         return 0.0
     speed = case.device.network if case.nodes > 1 else case.device.link
@@ -138,7 +138,7 @@ def _comm_seconds(case: Case, parameters: float, passes: float) -> float:
 
 def micro_batches(case: Case) -> int:
     """Forward passes of one rank over a step's answers."""
-    return ceil(case.work.samples * case.work.length / case.config.learners / micro_batch(case))
+    return ceil(case.work.samples * case.work.length / case.config.learner.world_size / micro_batch(case))
 
 
 def transfer_seconds(case: Case) -> float:
@@ -175,4 +175,4 @@ def _without_output(reading: Reading) -> Reading:
 
 def _ranks(case: Case) -> int:
     """Devices that learners compute on side by side: on CPUs they share the cores."""
-    return 1 if case.device.is_cpu else case.config.learners
+    return 1 if case.device.is_cpu else case.config.learner.world_size

@@ -75,7 +75,7 @@ class Collector:
         groups = whole_groups(finished, copies)
         if ppo.deterministic:  # a part's samples must not depend on who finished first
             groups = in_order(groups, copies)
-        return batched(groups, max(copies, len(requests) // ppo.parts))
+        return batched(groups, max(copies, len(requests) // ppo.stream_chunks))
 
     def _send_on(self, asked: Sequence[Row], samples: list[Sample]) -> RolloutChunk:
         rows, answers = [asked[sample.index] for sample in samples], [sample.text for sample in samples]

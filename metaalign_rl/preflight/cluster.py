@@ -15,10 +15,10 @@ from metaalign_rl.runtime.ray_session import is_connected
 def gpus_by_role(config: Config) -> dict[str, int]:
     """GPUs that each role has: "learners", "engines", "reward"; colocated roles share theirs.
 
-    Apart, each learner has one, each engine as many as work on it together, and the reward workers share one.
+    Disaggregated, each learner has one, each engine as many as work on it together, and the reward workers share one.
     """
     engines = config.rollout.engines * config.rollout.tensor_parallel
-    return {"learners": config.learners, "engines": engines, "reward": 1} if config.cluster.gpus else {}
+    return {"learners": config.learner.world_size, "engines": engines, "reward": 1} if config.cluster.gpus else {}
 
 
 def gpus_needed(config: Config) -> int:
@@ -32,8 +32,8 @@ def check_devices(config: Config) -> Iterator[PreflightCheck]:
     gpus, needed = config.cluster.gpus, gpus_needed(config)
     if needed > gpus:
         roles = ", ".join(f"{role} {count}" for role, count in gpus_by_role(config).items())
-        kind = "colocated" if config.shares_devices else "apart"
-        less = "lower learners or rollout.engines"
+        kind = "colocated" if config.shares_devices else "disaggregated"
+        less = "lower learner.world_size or rollout.engines"
         other = less if kind == "colocated" else f"{less}, or set cluster.layout=colocated, which shares GPUs"
         remedy = f"set cluster.gpus={needed} where there are as many, {other}"
         yield PreflightCheck("cluster.gpus", f"{needed} GPUs ({kind}: {roles})", str(gpus), False, remedy)
@@ -49,7 +49,7 @@ def training_room(config: Config) -> int:
     """How many ranks can train at once; the engines keep their GPUs meanwhile, or share the only one."""
     gpus = config.cluster.gpus
     if gpus and config.shares_devices:
-        return config.learners
+        return config.learner.world_size
     engines = config.rollout.engines * config.rollout.tensor_parallel
     return max(1, gpus - engines if gpus else config.cluster.cpus)
 
@@ -75,7 +75,7 @@ def check_places(bundles: list[NamedBundle], found: list[Node]) -> Iterator[Pref
         name = "rollout.tensor_parallel" if bundle.gpus > 1 else "cluster.gpus" if bundle.gpus else "cluster.cpus"
         remedy = {
             "rollout.tensor_parallel": "lower it to at most a node's GPUs, or the actors beside it",
-            "cluster.gpus": "set learners or rollout.engines lower, or add a node",
+            "cluster.gpus": "set learner.world_size or rollout.engines lower, or add a node",
             "cluster.cpus": "set cluster.cpus lower: each actor asks for its share of them; or add a larger node",
         }[name]
         yield PreflightCheck(name, f"{needed} for {bundle.who}", reason, False, remedy)

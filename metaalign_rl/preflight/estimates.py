@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from metaalign_rl.config.schema import OBJECT_STORE_SHARE, Config
+from metaalign_rl.config.schema import Config
+from metaalign_rl.config.sections import OBJECT_STORE_SHARE
 from metaalign_rl.core.units import GIB
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.case import case_of
@@ -74,10 +75,12 @@ def _check_host(case: Case) -> PreflightCheck:
 def _check_gpus(case: Case) -> Iterator[PreflightCheck]:
     assert case.device.memory_gib is not None
     learner, engine, room = memory.learner_memory(case), memory.engine_memory(case), case.device.memory_gib * GIB
-    fewer = "set learner.zero_stage=3, gradient_checkpointing=true, micro_batch_tokens lower, or learners higher"
+    fewer = "set learner.zero_stage=3, gradient_checkpointing=true, micro_batch_tokens lower, or world_size higher"
     if case.config.shares_devices:
         needed = memory.colocated_memory(learner, engine)
-        yield compare("learner", "a GPU for a learner and an engine", needed, room, f"{fewer}; or cluster.layout=apart")
+        yield compare(
+            "learner", "a GPU for a learner and an engine", needed, room, f"{fewer}; or cluster.layout=disaggregated"
+        )
     else:
         yield compare("learner", "a GPU for a learner", sum(learner.values()), room, fewer)
     reward = sum(memory.reward_memory(case).values()) * case.config.ppo.reward_workers
@@ -109,7 +112,7 @@ def _check_disk(case: Case) -> PreflightCheck:
 def describe(config: Config, case: Case | None) -> str:
     """What the PPO stage takes, for reading: devices by role, memory by part, ports."""
     roles = ", ".join(f"{role} {count}" for role, count in gpus_by_role(config).items())
-    kind = "colocated" if config.shares_devices else "apart"
+    kind = "colocated" if config.shares_devices else "disaggregated"
     devices = (
         f"GPUs: {roles} ({kind})"
         if roles

@@ -43,14 +43,14 @@ def named_bundles(config: Config) -> list[tuple[str, Bundle]]:
     if config.shares_devices:
         names = [f"{engine} and its learners" for engine in engines]
     else:
-        names = [f"learner {rank}" for rank in range(config.learners)] + ["the reward workers"]
+        names = [f"learner {rank}" for rank in range(config.learner.world_size)] + ["the reward workers"]
         names += [f"training rank {rank}" for rank in range(len(names), _workers(config))] + engines
     return list(zip(names, bundles(config), strict=True))
 
 
 def places(config: Config, role: Role) -> list[int]:
     """The bundles in which a role's actors work, in the order of their numbers; what comes after begins again."""
-    engines, learners = config.rollout.engines, config.learners
+    engines, learners = config.rollout.engines, config.learner.world_size
     if config.shares_devices:
         crowd = config.rollout.tensor_parallel if role in ("learner", "training") else 1
         return [place for place in range(engines) for _ in range(crowd)]
@@ -75,12 +75,12 @@ def shares(config: Config, role: Role, count: int) -> dict[str, float]:
 
 
 def _workers(config: Config) -> int:
-    return max(_training(config), config.learners + 1)
+    return max(_training(config), config.learner.world_size + 1)
 
 
 def _training(config: Config) -> int:
     """How many ranks train side by side; without GPUs what is more shares the learners' places."""
-    return max(config.learners, config.reward.devices) if config.cluster.gpus else config.learners
+    return max(config.learner.world_size, config.reward.devices) if config.cluster.gpus else config.learner.world_size
 
 
 def _bundle(cpus: float, gpus: int) -> Bundle:
@@ -178,7 +178,8 @@ def _no_room(asked: list[Bundle], seconds: float) -> str:
     places = [f"{asked.count(bundle)} x {_text(bundle)}" for bundle in {str(b): b for b in asked}.values()]
     return (
         f"cluster.placement_timeout: after {seconds:g} s the cluster has no room for {', '.join(places)}, each on one "
-        f"node; free are {'; '.join(nodes)}. Add nodes, free some, or lower cluster.cpus, learners or rollout.engines"
+        f"node; free are {'; '.join(nodes)}. Add nodes, free some, or lower cluster.cpus, learner.world_size or "
+        "rollout.engines"
     )
 
 

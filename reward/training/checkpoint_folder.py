@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from metaalign_rl.core import renamed_settings
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_json
 
@@ -25,7 +26,9 @@ def claim_checkpoint_folder(folder: Path, identity: dict[str, Any]) -> str | Non
     if not complete:
         write_json(path, identity)
         return None
-    changed = [name for name, value in read_json(path).items() if identity[name] != value]
+    saved = read_json(path)
+    saved["config"] = renamed_settings.current(saved["config"], section="reward")
+    changed = [name for name, value in saved.items() if identity[name] != value]
     if changed:
         raise UserError(
             f"{folder}: expected this training's checkpoints, found another training's: "

@@ -75,7 +75,7 @@ def make_sampler(rows: Sequence[Row], examples: Sequence[Example], config: Rewar
         [row.tags.get("flip", row.id) for row in rows],
         config.batch_size,
         config.seed,
-        first=_right_or_wrong(examples, int(config.right_first * len(rows))),
+        first=_right_or_wrong(examples, int(config.easy_first_fraction * len(rows))),
         multiple=config.batch_size // config.gradient_accumulation if devices > 1 else 1,
     )
 

@@ -1,4 +1,4 @@
-"""The SFT stage: the warm start on demonstrations, by ranks of transformers' Trainer on DeepSpeed."""
+"""The SFT stage: fine-tune the base model on demonstrations, with one rank of transformers' Trainer per device."""
 
 import ray
 
@@ -12,19 +12,17 @@ from metaalign_rl.trainers.sft import SFTWorker
 
 
 def run(context: RunContext) -> None:
-    """Train `sft/` from the base checkpoint; an interrupted training goes on from its last checkpoint."""
+    """Train `sft/` from the base checkpoint. An interrupted training resumes from its last checkpoint."""
     config, folder = context.config, context.folder
-    ranks = config.learners
+    ranks, demonstrations = config.learner.world_size, folder.rows("demonstrations")
     actor, meeting = as_trainer(SFTWorker), rendezvous(config)
     workers = [
         actor.options(**actor_options(config, "training", ranks, rank)).remote(rank, ranks, meeting)
         for rank in range(ranks)
     ]
     if not folder.base.is_dir():
-        ray.get(
-            workers[0].prepare_base.remote(config.model, folder.rows("demonstrations"), config.run.seed, folder.base)
-        )
-    arguments = (config.sft, folder.base, folder.rows("demonstrations"), folder.sft, folder.checkpoints / "sft")
+        ray.get(workers[0].prepare_base.remote(config.model, demonstrations, config.run.seed, folder.base))
+    arguments = (config.sft, folder.base, demonstrations, folder.sft, folder.checkpoints / "sft")
     keywords = {"max_tokens": config.model.max_tokens, "seed": config.run.seed}
     streams = [worker.train.options(num_returns="streaming").remote(*arguments, **keywords) for worker in workers]
     with ProgressBar("sft") as bar, saved_when_stopped(workers, streams):
