@@ -322,8 +322,8 @@ def test_the_client_gives_the_scorers_scores(server: Any, scorer: Scorer) -> Non
 def test_ppos_reward_worker_scores_through_a_server(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METAALIGN_REWARD_TOKEN", "secret")
     rows = [make_row(system_info="say red"), make_row(user_info="say blue")]
-    local, remote = (RewardWorker(model, "overall", 1.0, 0.0) for model in (reward_model(), server[0]))
-    for one, other in zip(local.score(rows, ["red", "red"]), remote.score(rows, ["red", "red"]), strict=True):
+    near, far = (RewardWorker(model, "overall", 1.0, 0.0) for model in (reward_model(), server[0]))
+    for one, other in zip(near.score(rows, ["red", "red"]), far.score(rows, ["red", "red"]), strict=True):
         assert one.proxy == pytest.approx(other.proxy, abs=1e-5)
 
 
