@@ -24,7 +24,7 @@ def drawn(*goods: int) -> list[JudgedResponse]:
     ]
 
 
-def test_drawn_pairs_are_counted_where_a_prompt_has_good_and_bad_answers() -> None:
+def test_pair_accuracy_counts_prompts_with_good_and_bad_answers() -> None:
     assert BEST_OF == 8
     falling, even = [-float(i) for i in range(8)], [0.0] * 8
     assert pair_accuracy(drawn(3), falling) == 1
@@ -32,7 +32,7 @@ def test_drawn_pairs_are_counted_where_a_prompt_has_good_and_bad_answers() -> No
     assert pair_accuracy(drawn(3, 4, 8, 0), [*falling, *even, *even, *even]) == 0.5
 
 
-def test_the_best_of_what_was_drawn_is_the_one_with_the_highest_value() -> None:
+def test_best_of_takes_the_answer_with_the_highest_value() -> None:
     answers = drawn(*[1] * len(RELATIONS))
     first = [1.0] + [0.0] * 7
     assert set(best_of(answers, first * len(RELATIONS)).values()) == {1.0}

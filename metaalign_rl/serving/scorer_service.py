@@ -16,7 +16,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from metaalign_rl.core.errors import UserError
 from reward.score import Mode
 from reward.serving.client import TOKEN_VARIABLE
-from reward.serving.metrics import NAMES, ROWS, SECONDS
+from reward.serving.server_metrics import NAMES, ROWS, SECONDS
 
 SCALING = {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 32}
 MOST_ONGOING = 256  # requests that a replica accepts at the same time
@@ -70,7 +70,7 @@ def build_app(arguments: Arguments) -> Any:
         UserError: a token is needed and not set, or the reward model cannot be loaded.
     """
     from reward import Scorer
-    from reward.serving.app import Serving, create_app
+    from reward.serving.app import ServingConfig, create_app
 
     token = os.environ.get(TOKEN_VARIABLE, "")
     if not token and not arguments.without_token:
@@ -80,7 +80,7 @@ def build_app(arguments: Arguments) -> Any:
         )
     scorer = Scorer.from_pretrained(arguments.model, dtype=arguments.dtype or None)
     name = arguments.model.rstrip("/").rpartition("/")[2]
-    return create_app(scorer, Serving(name, token=token, mode=arguments.mode), ServeMetrics())
+    return create_app(scorer, ServingConfig(name, token=token, mode=arguments.mode), ServeMetrics())
 
 
 class ServeMetrics:
@@ -99,17 +99,17 @@ class ServeMetrics:
         self._queue = Gauge(*NAMES["queue"])
 
     def answered(self, path: str, status: int, seconds: float) -> None:
-        """See `Metrics`."""
+        """See `ServerMetrics`."""
         self._requests.inc(tags={"path": path, "status": str(status)})
         self._seconds.observe(max(seconds, 1e-9), tags={"path": path})
 
     def scored(self, rows: int, tokens: int, seconds: float) -> None:
-        """See `Metrics`."""
+        """See `ServerMetrics`."""
         self._rows.inc(rows)
         self._tokens.inc(tokens)
         self._busy.inc(seconds)
         self._batch.observe(rows)
 
     def queued(self, tokens: int) -> None:
-        """See `Metrics`."""
+        """See `ServerMetrics`."""
         self._queue.set(tokens)
