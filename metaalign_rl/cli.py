@@ -61,8 +61,6 @@ def job(stages: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="key=value", help=WORDS)
     args = _parse(parser, sys.argv[1:])
     words = [*args.words, f"run.stages=[{', '.join(stages)}]"] if stages else args.words
-    # Where the package is not installed, Ray's workers on this machine find it as the script did.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
     resume = shlex.join(["python", *sys.argv])
     return guarded(lambda: _start(settings.load(Config, args.config, words)), resume)
 

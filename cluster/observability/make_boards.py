@@ -5,15 +5,12 @@ A panel says what docs/metrics.md says of its metric: what it is, what it looks 
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+from metaalign_rl.ppo import catalog
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from metaalign_rl.ppo import catalog  # noqa: E402
-
 FOLDER = Path(__file__).parent / "dashboards"
 COLUMNS, WIDTH, HEIGHT = 24, 8, 8  # Grafana's grid, and a panel's part of it
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
