@@ -31,7 +31,7 @@ WHY = {  # shown where PPO is not ahead
     "0.5, on 97 %.",
     "per_tier": "The rewards of the two tiers have a similar spread here: 0.29 for system and 0.27 for user over one "
     "run. Dividing by it changes little.",
-    "flips": "Without it, about 40 of the 128 prompts of a step are conflicts too, in whatever order they come.",
+    "flips": "Without it, about 40 of the 128 prompts of a step are conflicts too, in no special order.",
 }
 COLORS = ("#2f6fde", "#d9822b", "#188150", "#9a4fc4", "#c43b3b", "#17899b", "#7a7a2a", "#5d6778")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 360, 40, 190, 12, 28

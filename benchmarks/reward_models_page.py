@@ -36,7 +36,7 @@ SAMPLED = """### Answers sampled from the SFT policy
 The SFT policy samples eight answers to each held-out prompt at temperature 1.
 
 - `sampled pairs`: in pairs of a good and a bad answer to one prompt, how often the good one has the higher score.
-- `best of 8`: the metrics of the answer with the highest score, judged by the checks of the rows.
+- `best of 8`: the answer with the highest score, judged by the checks of the rows.
 """
 QUESTION = """### Does scoring by tier help?
 
