@@ -1,7 +1,7 @@
 """Measure the speed of PPO on one workload.
 
     python -m benchmarks.ppo --workload w1 --json OUT        # compared with OpenRLHF and TRL; 15 minutes on 2 cores
-    python -m benchmarks.ppo --workload w2 --json OUT        # 25M parameters: share of the machine's peak
+    python -m benchmarks.ppo --workload w2 --json OUT        # 23M parameters: share of the machine's peak
     python -m benchmarks.ppo --workload scaling --json OUT   # samples, answer length, engines, learners; also OUT.svg
 
 `benchmarks/README.md` explains the results. All runs are on this machine, one after the other.

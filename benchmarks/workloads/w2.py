@@ -1,4 +1,4 @@
-"""W2: measure the share of the machine's peak that rollout and learning reach, with 25M parameters.
+"""W2: measure the share of the machine's peak that rollout and learning reach, with 23M parameters.
 
 First a real run of two steps, with 256 prompts and 128 new tokens, in bfloat16. Then, in a process with the environment
 of a learner: the peak rates of matrix products and copies, and a profile of one update of policy and critic.
