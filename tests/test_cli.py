@@ -290,8 +290,9 @@ def test_the_root_cause_is_read_from_rays_text_about_another_process(before: str
 
 
 def run_job(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """A job's script as a process that finds the package only by the script's place."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    """Run jobs/reward.py with the checkout on PYTHONPATH, as Ray does for an uploaded working directory."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = str(ROOT)
     command = [
         sys.executable,
         str(ROOT / "jobs" / "reward.py"),
@@ -302,7 +303,7 @@ def run_job(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_job_finds_the_package_beside_its_folder_and_fails_with_the_error_last(workplace: Path) -> None:
+def test_a_job_imports_the_package_reward_not_its_own_script_and_fails_with_the_error_last(workplace: Path) -> None:
     done = run_job(workplace, "cluster.cpus=4096")
     assert done.returncode == 2
     assert done.stderr.startswith("error: cluster.cpus: needs 4096 CPUs")
@@ -311,13 +312,10 @@ def test_a_job_finds_the_package_beside_its_folder_and_fails_with_the_error_last
 def test_a_job_of_one_stage_runs_only_that_stage(
     workplace: Path, pipeline: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", "elsewhere")
-    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     monkeypatch.setattr(sys, "argv", ["jobs/sft.py", "run.name=a", "--config", "config.yaml", "run.seed=3"])
     assert main.job(["sft"]) == 0
     assert pipeline[0].run.stages == ["sft"]
     assert (pipeline[0].run.name, pipeline[0].run.seed) == ("a", 3)
-    assert os.environ["PYTHONPATH"] == f"{ROOT}{os.pathsep}elsewhere"
 
 
 def test_the_examples_in_the_help_use_configs_that_exist() -> None:

@@ -98,7 +98,15 @@ def test_metaalign_rl_imports_no_job(path: Path) -> None:
 def test_a_job_is_a_short_script(name: str) -> None:
     path = ROOT / "jobs" / f"{name}.py"
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 15
-    assert set(imports(path)) == {"sys", "pathlib.Path", "metaalign_rl.cli.main.job"}
+    assert set(imports(path)) == {"sys", "metaalign_rl.cli.job.run_stages"}
+
+
+def test_what_a_job_imports_first_imports_no_module_that_a_script_beside_it_hides() -> None:
+    scripts = {path.stem for path in under("jobs")}
+    assert (
+        not {name.split(".")[0] for name in loaded_at_start(("metaalign_rl.cli.job", "metaalign_rl.openrlhf.script"))}
+        & scripts
+    )
 
 
 @pytest.mark.parametrize(

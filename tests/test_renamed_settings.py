@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from reward.training.resume import claim
 
 from metaalign_rl.cli.evaluate import load_settings
 from metaalign_rl.config import loader
@@ -18,7 +19,6 @@ from metaalign_rl.pipeline.resume import claimed, used_settings
 from metaalign_rl.pipeline.run import STAGES
 from reward import cli as reward_cli
 from reward.training.config import RewardTraining
-from reward.training.resume import claim
 
 CONFIG = Config(
     cluster=ClusterConfig(layout="disaggregated"),

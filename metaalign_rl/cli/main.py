@@ -4,7 +4,6 @@ Imports no heavy packages: each command imports what it needs.
 """
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -56,8 +55,6 @@ def job(stages: list[str] | None = None) -> int:
     add_words(parser)
     args = _parse(parser, sys.argv[1:])
     words = [*args.words, f"run.stages=[{', '.join(stages)}]"] if stages else args.words
-    # Where the package is not installed, Ray's workers on this machine find it as the script did.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
     resume = shlex.join(["python", *sys.argv])
     return guarded(lambda: _start(loader.load(Config, args.config, words)), resume)
 
