@@ -31,11 +31,14 @@ def openrlhf_module(name: str) -> ModuleType:
 @contextmanager
 def _deepspeed_left_out() -> Iterator[None]:
     """Let a module import an empty deepspeed where the process has no other: ours use it nowhere."""
-    if "deepspeed" in sys.modules:
+    if sys.modules.get("deepspeed") is not None:
         yield
         return
+    is_blocked = "deepspeed" in sys.modules  # None there makes an import of it fail
     sys.modules["deepspeed"] = ModuleType("deepspeed")
     try:
         yield
     finally:
         del sys.modules["deepspeed"]
+        if is_blocked:
+            sys.modules["deepspeed"] = None  # type: ignore[assignment]
