@@ -1,1 +1,1 @@
-"""Shared by the driver and the actors of a run: Ray, placement, faults, signals, and the setup of vLLM and DeepSpeed."""
+"""Shared by driver and actors of a run: Ray, placement, faults, signals, and the setup of vLLM and DeepSpeed."""
