@@ -84,7 +84,7 @@ def test_a_wrong_setting_is_named():
 
 
 def test_bfloat16_needs_zero():
-    with pytest.raises(UserError, match=r"learner\.zero_stage: expected 1, 2 or 3 under model.dtype=bfloat16, found 0"):
+    with pytest.raises(UserError, match=r"learner\.zero_stage: expected 1, 2 or 3 with model.dtype=bfloat16, found 0"):
         LearnerConfig(zero_stage=0).check_dtype("bfloat16")
     LearnerConfig(zero_stage=2).check_dtype("bfloat16")
 

@@ -192,9 +192,9 @@ def test_the_kl_goes_where_the_algorithms_paper_has_it_unless_told_otherwise():
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 def test_what_compares_a_prompts_answers_needs_two_of_them(algorithm):
-    with pytest.raises(UserError, match=rf"ppo.samples_per_prompt: expected 2 or more under .*{algorithm}.*, found 1"):
+    with pytest.raises(UserError, match=rf"ppo.samples_per_prompt: expected 2 or more with .*{algorithm}.*, found 1"):
         PPOConfig(algorithm=algorithm, samples_per_prompt=1)
-    with pytest.raises(UserError, match="ppo.gamma: expected 1 under"):
+    with pytest.raises(UserError, match="ppo.gamma: expected 1 with"):
         PPOConfig(algorithm=algorithm, gamma=0.9)
     PPOConfig(algorithm="reinforce++", samples_per_prompt=1)
 
@@ -202,10 +202,10 @@ def test_what_compares_a_prompts_answers_needs_two_of_them(algorithm):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"correction_bounds": (5.0, 0.5)}, "correction_bounds: expected 0 or more, and more than that"),
+        ({"correction_bounds": (5.0, 0.5)}, "correction_bounds: expected two numbers from 0 up, the second one larger"),
         ({"correction": "sequence", "correction_mode": "clip"}, "correction_mode: expected mask"),
         ({"correction_gate": "tv", "correction_mode": "clip", "correction_bounds": (0, 1)}, "correction_mode"),
-        ({"correction_gate": "tv"}, "correction_bounds: expected 0 first under correction_gate=tv"),
+        ({"correction_gate": "tv"}, "correction_bounds: expected 0 as the lower bound with learner.correction_gate=tv"),
         ({"correction_gate": "kl"}, "correction_gate: expected one of ratio, binary_kl, tv, found 'kl'"),
     ],
 )
@@ -258,7 +258,7 @@ def clipped(row: int, t: int, low: float = 0.2, high: float = 0.2, dual: float |
 @pytest.mark.parametrize("by_sample", [False, True])
 @pytest.mark.parametrize(("high", "dual"), [(0.2, None), (0.4, None), (0.2, 1.5)])
 def test_the_policy_loss_is_clipped_higher_and_doubly_as_the_settings_say(high, dual, by_sample):
-    config = LearnerConfig(clip_high=high, dual_clip=dual, loss_mean="samples" if by_sample else "tokens")
+    config = LearnerConfig(clip_high=high, dual_clip=dual, loss_aggregation="samples" if by_sample else "tokens")
     expected = mean_loss(lambda row, t: clipped(row, t, high=high, dual=dual), by_sample)
     assert policy_loss(config)[0] == pytest.approx(expected, rel=1e-5)
 
@@ -318,7 +318,7 @@ def test_off_policy_correction_weights_or_leaves_out_what_the_engine_drew_otherw
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 @pytest.mark.parametrize("by_sample", [False, True])
 def test_the_kl_in_the_loss_has_the_gradient_of_its_formula(estimator, by_sample):
-    config = LearnerConfig(loss_mean="samples" if by_sample else "tokens")
+    config = LearnerConfig(loss_aggregation="samples" if by_sample else "tokens")
     plain, plain_gradient, _ = policy_loss(config)
     loss, gradient, metrics = policy_loss(config, Penalty(0.3, estimator))
     now, reference = (torch.tensor([value for row in rows for value in row]) for rows in (NOW, REFERENCE))
@@ -354,10 +354,12 @@ def test_k1_in_the_loss_has_the_gradient_of_the_kl_itself():
 
 
 def test_growth_is_measured_against_the_running_mean_of_what_was_accepted():
-    watch = DivergenceMonitor(max_growth=10.0)
+    watch = DivergenceMonitor(spike_limit=10.0)
     for norm in (1.0, 2.0, 9.0):
         watch.check({"grad_norm": norm, "policy_loss": -1e9 * norm}, "here")
-    with pytest.raises(Diverged, match="here: grad_norm is 15, above learner.max_growth=10 times its running mean 1.4"):
+    with pytest.raises(
+        Diverged, match="here: grad_norm is 15, above learner.spike_limit=10 times its running mean 1.4"
+    ):
         watch.check({"grad_norm": 15.0}, "here")
     watch.check({"grad_norm": 14.0}, "here")
     DivergenceMonitor(None).check({"grad_norm": 1e30}, "off by default")

@@ -1,4 +1,4 @@
-"""A policy's metrics from its rows' verdicts."""
+"""The metrics of a policy, computed from the verdicts on its responses."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def judged(
     return JudgedResponse(row, answer, Verdict({}, following, following if strict is None else strict))
 
 
-def test_following_is_the_mean_over_relations_regardless_of_their_numbers_of_rows() -> None:
+def test_following_is_the_mean_over_relations_independent_of_their_sizes() -> None:
     rows = [judged("agree", True)] * 3 + [judged("neutral", False)]
     assert headline(rows) == {"following": 0.5}
 
@@ -57,17 +57,17 @@ def test_a_row_without_a_check_of_its_governing_tier_is_never_counted() -> None:
         headline(judge_all([row], ["anything"]))
 
 
-def test_a_preference_is_consistent_when_it_is_followed_in_every_wording() -> None:
+def test_a_preference_is_consistent_if_it_is_followed_in_every_wording() -> None:
     def wordings(name: str, *following: bool) -> list[JudgedResponse]:
         return [judged("agree", followed, tags={"paraphrases": name}) for followed in following]
 
     rows = [*wordings("always", True, True), *wordings("once", True, False), *wordings("never", False, False)]
-    assert consistency(rows) == 0.5  # "never" is not counted: it is followed in no wording
+    assert consistency(rows) == 0.5  # "never" shows nothing about wordings
     assert consistency(wordings("never", False, False)) is None
     assert consistency([judged("agree", True)]) is None
 
 
-def test_a_refusal_is_an_over_refusal_only_if_the_row_does_not_ask_for_it() -> None:
+def test_a_refusal_is_an_over_refusal_only_if_no_tier_asks_for_it() -> None:
     refusal = "sorry, i can not talk about zoos."
     wanted = judged("system_only", True, answer=refusal, checks={"dialog": {"name": "world.refuses", "topic": "zoos"}})
     rows = [wanted, judged("agree", False, answer=refusal), judged("agree", True)]

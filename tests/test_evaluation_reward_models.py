@@ -1,4 +1,4 @@
-"""`metaalign-rl evaluate` of a reward model: compared with its run's controls and others, as JSON and as a page."""
+"""`metaalign-rl evaluate` on a reward model: compared with its run's controls and others, as JSON and as a page."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ from metaalign_rl.evaluation.reward_models import BREAKDOWNS, COMPARED, add_cont
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A run's reward model with two finished controls and an unfinished one."""
+    """The reward model of a run that has two finished controls and an unfinished one."""
     run = tmp_path / "run"
     for name in ("reward", "controls/scalar", "controls/tier_blind"):
         shutil.copytree(reward_model(), run / name)
@@ -39,7 +39,7 @@ def test_the_controls_of_a_run_are_found_automatically(model: Path) -> None:
     assert find_controls(reward_model()) == {}
 
 
-def test_more_models_can_be_given_by_name_and_folder(model: Path) -> None:
+def test_other_models_are_given_by_name_and_folder(model: Path) -> None:
     given = [("preference-blind", reward_model()), ("old-one", reward_model())]
     models = add_controls(model, find_controls(model), given)
     assert list(models) == ["reward", "scalar", "tier_blind", "preference_blind", "old-one"]
@@ -54,9 +54,7 @@ def test_more_models_can_be_given_by_name_and_folder(model: Path) -> None:
         ("old", Path("nowhere"), "nowhere: expected a run's folder"),
     ],
 )
-def test_a_control_that_cannot_be_added_is_an_error_that_names_it(
-    model: Path, name: str, folder: Path, says: str
-) -> None:
+def test_an_error_names_a_control_that_cannot_be_added(model: Path, name: str, folder: Path, says: str) -> None:
     with pytest.raises(UserError, match=says):
         add_controls(model, find_controls(model), [(name, folder)])
 
@@ -66,12 +64,12 @@ def test_a_policy_has_no_controls(data: Path, tmp_path: Path) -> None:
         evaluate(str(language_model()), data, tmp_path, Config(), Sampling(), controls=[("scalar", tmp_path)])
 
 
-def test_a_blind_control_sees_less_and_has_mode_overall_only(model: Path) -> None:
+def test_a_blind_control_sees_less_and_is_read_in_mode_overall(model: Path) -> None:
     rows = color_pairs(40)
     assert set(measure("reward", model, rows)) == {"tier", "overall", "composed"}
     assert set(measure("scalar", model, rows)) == {"overall"}
     blind = measure("tier_blind", model, rows)["overall"]
-    assert blind["tier_flip"]["accuracy"] == 0  # it gives both pairs of a flip the same outcome
+    assert blind["tier_flip"]["accuracy"] == 0  # the same both ways
 
 
 def test_each_model_is_compared_in_its_most_accurate_mode(model: Path) -> None:
@@ -84,7 +82,7 @@ def test_each_model_is_compared_in_its_most_accurate_mode(model: Path) -> None:
     assert found["length bias"] == best["length_bias"]["model"]
 
 
-def test_a_metric_that_is_undefined_for_the_data_or_the_control_is_null(model: Path) -> None:
+def test_a_metric_that_the_data_or_a_control_cannot_have_is_null(model: Path) -> None:
     texts = ("say red", "red please")
     rows = [
         make_row(id=text, system_info=text, chosen="red", rejected="blue", tags={"paraphrases": "red"})
@@ -96,7 +94,7 @@ def test_a_metric_that_is_undefined_for_the_data_or_the_control_is_null(model: P
         assert found[name]["ece"] is found[name]["over-refusal"] is found[name]["flips"] is None
         assert found[name]["paraphrases, right"] is not None
     assert found["reward"]["paraphrases, alike"] is not None
-    assert found["preference_blind"]["paraphrases, alike"] is None  # it cannot fail this metric
+    assert found["preference_blind"]["paraphrases, alike"] is None  # true by construction
 
 
 def table(page: str) -> dict[str, list[str]]:

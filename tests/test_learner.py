@@ -230,7 +230,7 @@ def test_an_update_of_numbers_that_are_not_finite_is_refused(folder, name):
     learner = make_learner(folder)
     batch = evaluated(learner)
     getattr(batch, name)[0, 3:5] = float("nan")
-    with pytest.raises(Diverged, match=rf"update 1: {name} are not finite at 2 of \d+ tokens; go on from"):
+    with pytest.raises(Diverged, match=rf"update 1: {name} are not finite at 2 of \d+ tokens; resume from"):
         learner.train(batch)
     assert learner.version == 0
 
@@ -251,12 +251,12 @@ def test_a_loss_that_is_not_finite_stops_training_before_the_step(folder, stage)
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_gradient_that_outgrows_its_history_stops_training_before_the_step(folder, stage):
-    learner = make_learner(folder, replace(CONFIG, zero_stage=stage, max_growth=50.0))
+    learner = make_learner(folder, replace(CONFIG, zero_stage=stage, spike_limit=50.0))
     batch = evaluated(learner)
     learner.train(batch)
     before = learner.evaluate(batch).logprobs
     batch.advantages *= 1000
-    with pytest.raises(Diverged, match=r"update 2.*: grad_norm is .* above learner.max_growth=50 times"):
+    with pytest.raises(Diverged, match=r"update 2.*: grad_norm is .* above learner.spike_limit=50 times"):
         learner.train(batch)
     assert torch.equal(learner.evaluate(batch).logprobs, before)
 
@@ -395,7 +395,7 @@ def test_ranks_meet_in_a_new_file_of_the_run_and_old_ones_are_removed(tmp_path):
 
 
 PLAIN: tuple[dict[str, object], float] = ({}, 0.0)  # settings, and the coefficient of the KL in the loss
-EVERYTHING: tuple[dict[str, object], float] = ({"loss_mean": "samples", "correction": "sequence"}, 0.1)
+EVERYTHING: tuple[dict[str, object], float] = ({"loss_aggregation": "samples", "correction": "sequence"}, 0.1)
 VARIANTS = {0: PLAIN, 1: EVERYTHING, 2: EVERYTHING, 3: PLAIN}  # by ZeRO stage
 
 

@@ -23,7 +23,7 @@ from metaalign_rl.ppo.kl_controller import KLController
 from metaalign_rl.ppo.mismatch import check_engines
 from metaalign_rl.ppo.prompt_sampler import PromptSampler, PromptSource
 from metaalign_rl.preflight.run import preflight
-from metaalign_rl.runtime.placement import shares
+from metaalign_rl.runtime.placement import actor_resources
 from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
 from metaalign_rl.weights import StaleEngine
@@ -128,7 +128,10 @@ def test_rewards_can_be_normalised_in_each_tier_with_a_floor_on_the_deviation(ro
 
 @pytest.mark.parametrize(
     ("learner", "layout", "message"),
-    [("off", "apart", "learner.correction: .* beside ppo.staleness=1"), ("token", "colocated", "cluster.layout: ")],
+    [
+        ("off", "disaggregated", "learner.correction: .* with ppo.staleness=1"),
+        ("token", "colocated", "cluster.layout: "),
+    ],
 )
 def test_stale_answers_are_refused_uncorrected_and_where_engines_and_learners_take_turns(learner, layout, message):
     with pytest.raises(UserError, match=message):
@@ -157,13 +160,13 @@ def test_the_kl_controller_is_the_configs():
 )
 def test_actors_share_one_gpu_or_have_one_each(gpus, learners, engines, missing):
     devices = ClusterConfig(gpus=gpus)
-    config = Config(learners=learners, cluster=devices, rollout=RolloutConfig(engines=engines))
+    config = Config(learner=LearnerConfig(world_size=learners), cluster=devices, rollout=RolloutConfig(engines=engines))
     checks = preflight(config)
     needed = [check.needed.partition(" (")[0] for check in checks if check.name == "cluster.gpus" and not check.ok]
     assert needed == missing
     counts = {"learner": learners, "rollout": engines, "reward": 3}
     if not missing:
-        assert sum(n * shares(config, role, n)["num_gpus"] for role, n in counts.items()) <= gpus
+        assert sum(n * actor_resources(config, role, n)["num_gpus"] for role, n in counts.items()) <= gpus
 
 
 def test_kept_rollouts_are_read_back_step_by_step_and_a_step_done_again_replaces_its_own(rows, tmp_path):

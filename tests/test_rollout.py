@@ -10,11 +10,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from metaalign_rl.core.checkpoints import tensor_names
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
-from metaalign_rl.rollout.engine_args import refuse_tied_embeddings, tensor_names
-from metaalign_rl.runtime.ray_session import actor_env
+from metaalign_rl.rollout.engine_args import refuse_tied_embeddings
+from metaalign_rl.runtime.actor_options import actor_environment
 from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, mismatch, store
 from metaalign_rl.weights.sender import Sender
 from metaalign_rl.weights.sync_plan import SyncPlan
@@ -22,7 +23,7 @@ from metaalign_rl.weights.sync_plan import SyncPlan
 EOS = 1
 VOCABULARY = ["<pad>", "<eos>", "<User>", *(f"w{i}" for i in range(297))]
 MAX_TOKENS = 64
-ONE_THREAD = {"runtime_env": {"env_vars": actor_env(1)}}
+ONE_THREAD = {"runtime_env": {"env_vars": actor_environment(1)}}
 PROMPTS = [[2, 10 + i, 20 + i, 30 + i] for i in range(8)]
 REQUESTS = [Request(100 + i, prompt) for i, prompt in enumerate(PROMPTS)]
 
@@ -311,5 +312,5 @@ def test_a_tied_model_is_refused_on_a_cpu_with_the_remedy(tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such model folder"):
         tensor_names(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"found no \*.safetensors"):
+    with pytest.raises(UserError, match=r"expected \*.safetensors weights, found none"):
         tensor_names(tmp_path)

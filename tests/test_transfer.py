@@ -152,7 +152,11 @@ def test_an_engine_that_hangs_is_lost_too(learners):
     assert isinstance(caught.value.cause, TimeoutError)
 
 
-WAYS = {"store": [(0, "apart"), (0, "colocated")], "ipc": [(1, "apart"), (8, "colocated")], "nccl": [(8, "apart")]}
+WAYS = {
+    "store": [(0, "disaggregated"), (0, "colocated")],
+    "ipc": [(1, "disaggregated"), (8, "colocated")],
+    "nccl": [(8, "disaggregated")],
+}
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,7 @@ def test_the_devices_choose_the_way(gpus, layout, backend):
 
 
 def test_colocated_learners_are_as_many_as_the_engines_devices():
-    with pytest.raises(UserError, match=r"learners: expected rollout.engines \* rollout.tensor_parallel = 4"):
+    with pytest.raises(UserError, match=r"learner.world_size: expected rollout.engines \* rollout.tensor_parallel = 4"):
         Config(cluster=ClusterConfig(layout="colocated"), rollout=RolloutConfig(engines=2, tensor_parallel=2))
 
 

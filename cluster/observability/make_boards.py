@@ -5,15 +5,12 @@ Each panel's description is the metric's row in docs/metrics.md: its meaning, he
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+from metaalign_rl.monitoring import metric_registry
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from metaalign_rl.monitoring import metric_registry  # noqa: E402
-
 FOLDER = Path(__file__).parent / "dashboards"
 COLUMNS, WIDTH, HEIGHT = 24, 8, 8  # columns of Grafana's grid, width and height of a panel
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}

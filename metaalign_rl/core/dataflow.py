@@ -44,9 +44,9 @@ class Row:
         response: a demonstration (SFT), or the response to be scored.
         chosen, rejected: a pair for the reward model.
         strength: how much better the chosen response is, from 0 (hardly) to 1, if the data state it.
-        checks: gold check by tier, `{"name": registered check, ...its arguments}`.
-        labels: absolute labels by response field and label name, `{"chosen": {"system": True, "overall": True}}`.
-        tags: free facts for reports, such as `{"kind": "case", "split": "paraphrase"}`.
+        checks: the gold check of each tier, `{"name": registered check, ...its arguments}`.
+        labels: absolute labels, by response field and label, `{"chosen": {"system": True, "overall": True}}`.
+        tags: free-form facts for reports, such as `{"kind": "case", "split": "paraphrase"}`.
     """
 
     id: str
@@ -137,7 +137,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What one response is worth, with its breakdown.
+    """The reward of one response, with its breakdown.
 
     Example:
         >>> Reward(

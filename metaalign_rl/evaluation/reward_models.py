@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from metaalign_rl.config.run_folder import RunFolder
-from metaalign_rl.core.checkpoints import find_checkpoint, is_reward_model
+from metaalign_rl.core.checkpoints import find_checkpoint, is_checkpoint, is_reward_model
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.views import CONTROLS, apply_view
@@ -39,7 +39,7 @@ MEANINGLESS = {"preference_blind": ("consistency.alike",)}
 def find_controls(model: Path) -> dict[str, Path]:
     """The controls of the reward model's run by name. Empty if the model is not in a run's folder."""
     folders = sorted(RunFolder(model.parent).controls.glob("*"))
-    return {folder.name: folder for folder in folders if (folder / "config.json").is_file()}
+    return {folder.name: folder for folder in folders if is_checkpoint(folder)}
 
 
 def add_controls(model: Path, found: Mapping[str, Path], given: Sequence[tuple[str, Path]]) -> dict[str, Path]:

@@ -15,39 +15,15 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.core.units import MIB
+from metaalign_rl.runtime import deepspeed_config
 
 GATHERED_BYTES = 256 * MIB  # gathered at a time when all weights are collected
 
 
-def deepspeed_config(config: LearnerConfig, dtype: torch.dtype, learning_rate: float | None) -> dict[str, Any]:
-    """DeepSpeed's settings. Without a learning rate, those of a frozen model.
-
-    The batch size is set to one micro-batch of one sample. The learner weights its losses and sets the boundaries of
-    optimizer steps, so DeepSpeed must not scale by batch sizes of its own.
-    """
-    zero: dict[str, Any] = {"stage": config.zero_stage}
-    settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "steps_per_print": None,
-        "zero_optimization": zero,
-    }
-    if learning_rate is not None:
-        settings |= _optimization(config, learning_rate)
-        if config.offload_optimizer:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return settings
-
-
-def _optimization(config: LearnerConfig, learning_rate: float) -> dict[str, Any]:
-    """torch's fused AdamW, because DeepSpeed's is compiled at first use."""
-    parameters = {"lr": learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
-    return {
-        "optimizer": {"type": "AdamW", "params": {**parameters, "torch_adam": True, "fused": True}},
-        "zero_force_ds_cpu_optimizer": False,
-        "gradient_clipping": config.max_grad_norm,
-    }
+def _settings(config: LearnerConfig, dtype: torch.dtype, learning_rate: float | None = None) -> dict[str, Any]:
+    """DeepSpeed's settings. Without a learning rate, those of a frozen model."""
+    bf16, cuda = dtype == torch.bfloat16, torch.cuda.is_available()
+    return deepspeed_config.for_learner(config, bf16=bf16, learning_rate=learning_rate, pin_memory=cuda)
 
 
 def build(load: Callable[[], nn.Module], config: LearnerConfig, learning_rate: float, dtype: torch.dtype) -> Any:
@@ -57,7 +33,7 @@ def build(load: Callable[[], nn.Module], config: LearnerConfig, learning_rate: f
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
     engine, *_ = deepspeed.initialize(
         model=module,
-        config=deepspeed_config(config, dtype, learning_rate),
+        config=_settings(config, dtype, learning_rate),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, config.rate_factor),
     )
     # Gradient checkpointing works in training mode only. Dropout is off in either mode.
@@ -72,13 +48,13 @@ def build_frozen(
     module = _load(load, config, dtype).requires_grad_(False).eval()
     if config.zero_stage < 3:
         return module.to(device)
-    engine, *_ = deepspeed.initialize(model=module, config=deepspeed_config(config, dtype, learning_rate=None))
+    engine, *_ = deepspeed.initialize(model=module, config=_settings(config, dtype))
     return engine
 
 
 def _load(load: Callable[[], nn.Module], config: LearnerConfig, dtype: torch.dtype) -> nn.Module:
     # transformers finds this object through a weak reference. With stage 3 it shards weights while loading them.
-    sharding = HfDeepSpeedConfig(deepspeed_config(config, dtype, learning_rate=None))
+    sharding = HfDeepSpeedConfig(_settings(config, dtype))
     module = load()
     del sharding
     return module

@@ -37,14 +37,14 @@ class DivergenceMonitor:
     """Checks each minibatch's metrics between its backward passes and its optimizer step.
 
     Args:
-        max_growth: a gradient norm or value loss may be this many times its running mean; None: no limit.
+        spike_limit: a gradient norm or value loss may be this many times its running mean; None: no limit.
 
     Attributes:
         means: running means by metric, saved in checkpoints.
     """
 
-    def __init__(self, max_growth: float | None) -> None:
-        self._max_growth = max_growth
+    def __init__(self, spike_limit: float | None) -> None:
+        self._spike_limit = spike_limit
         self.means: dict[str, float] = {}
 
     def check(self, metrics: dict[str, float], where: str) -> None:
@@ -56,14 +56,14 @@ class DivergenceMonitor:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Diverged(f"{where}: {name} is {value}; {REMEDY}")
-        for name in WATCHED if self._max_growth else ():
+        for name in WATCHED if self._spike_limit else ():
             if name in metrics:
                 self._compare(name, metrics[name], where)
 
     def _compare(self, name: str, value: float, where: str) -> None:
-        assert self._max_growth is not None
+        assert self._spike_limit is not None
         mean = self.means.get(name, value)
-        if value > self._max_growth * mean > 0:
-            limit = f"above learner.max_growth={self._max_growth:g} times its running mean {mean:.3g}"
+        if value > self._spike_limit * mean > 0:
+            limit = f"above learner.spike_limit={self._spike_limit:g} times its running mean {mean:.3g}"
             raise Diverged(f"{where}: {name} is {value:.3g}, {limit}; {REMEDY}")
         self.means[name] = MEMORY * mean + (1 - MEMORY) * value

@@ -11,8 +11,8 @@ from metaalign_rl.config.schema import Config
 from metaalign_rl.core.dataflow import Batch
 from metaalign_rl.learner.worker import Learner
 from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get, kill
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.faults import LearnersLost
-from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.runtime.rendezvous import rendezvous
 
 # Seconds until Ray reports the rank whose death made another rank's collective operation fail. Ray reports a dead
@@ -92,10 +92,10 @@ class LearnerGroup:
         waiting, deadline = dict(zip(call.answers, range(len(call.answers)), strict=True)), self._deadline()
         answers: dict[int, Any] = {}
         while waiting:
-            answer = first_ready(list(waiting), deadline.left())
+            answer = first_ready(list(waiting), deadline.seconds_left())
             if answer is None:
                 ranks = ", ".join(map(str, waiting.values()))
-                raise LearnersLost(f"learner rank {ranks}", deadline.error(call.method))
+                raise LearnersLost(f"learner rank {ranks}", deadline.timeout_error(call.method))
             try:
                 answers[waiting[answer]] = get(answer)
             except Exception as error:
@@ -107,7 +107,7 @@ class LearnerGroup:
 
     def _launch(self) -> None:
         config = self._config
-        actor, ranks = ray.remote(Learner), config.learners
+        actor, ranks = ray.remote(Learner), config.learner.world_size
         settings = replace(config.learner, total_steps=config.learner.total_steps or optimizer_steps(config))
         self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
         self.ranks = [
@@ -126,7 +126,7 @@ class LearnerGroup:
         """The rank that died, if any: when one rank dies, the others merely fail in their collectives."""
         deadline = HeartbeatDeadline(GRACE, GRACE)
         left = dict(waiting)
-        while left and (answer := first_ready(list(left), deadline.left())) is not None:
+        while left and (answer := first_ready(list(left), deadline.seconds_left())) is not None:
             rank = left.pop(answer)
             try:
                 get(answer)

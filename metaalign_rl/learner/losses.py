@@ -42,7 +42,7 @@ class PolicyObjective:
 
     def __init__(self, config: LearnerConfig) -> None:
         self._losses, self._utils = openrlhf_module("models.loss"), openrlhf_module("models.utils")
-        self._by_token, self._by_sequence = config.loss_mean == "tokens", config.correction == "sequence"
+        self._by_token, self._by_sequence = config.loss_aggregation == "tokens", config.correction == "sequence"
         self._trusts_engine = config.old_logprobs == "engine"
         self._corrects, self._entropy_coef = config.correction != "off", config.entropy_coef
         self._clipped = self._losses.PolicyLoss(

@@ -14,12 +14,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from metaalign_rl.core.checkpoints import is_reward_model, refuse_own_code
+from metaalign_rl.core.checkpoints import disable_dropout, is_reward_model, require_loadable, tensors_of
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.learner.attention import attention_for
 from metaalign_rl.learner.micro_batches import Inputs
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
-from metaalign_rl.weights.store import tensors_of
 
 ENTROPY_ROWS = 1024  # tokens at a time; with a large vocabulary, a full micro-batch would not fit in memory
 HEAD_DEVIATION = 0.01  # of a new value head's weights, so that values start near 0
@@ -85,9 +84,9 @@ def load_policy(path: Path, dtype: torch.dtype) -> Policy:
     """The causal language model in the folder `path`.
 
     Raises:
-        UserError: see `check_folder`.
+        UserError: see `require_loadable`.
     """
-    check_folder(path)
+    require_loadable(path)
     model = AutoModelForCausalLM.from_pretrained(path, config=_config(path), **_options(dtype))
     return Policy(model)
 
@@ -96,9 +95,9 @@ def load_critic(path: Path, dtype: torch.dtype, seed: int) -> Critic:
     """A critic checkpoint, or any language or reward model with a new value head on its backbone.
 
     Raises:
-        UserError: see `check_folder`; or the backbone's weights are not in the checkpoint.
+        UserError: see `require_loadable`; or the backbone's weights are not in the checkpoint.
     """
-    check_folder(path)
+    require_loadable(path)
     config = _config(path, num_labels=1, classifier_dropout=0.0)
     weights = {"state_dict": _without_head(path)} if is_reward_model(path) else {}
     where = None if weights else path
@@ -132,19 +131,6 @@ def _initialise(model: PreTrainedModel, names: set[str], seed: int) -> None:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def check_folder(path: Path) -> None:
-    """Check that a model folder is safe to load.
-
-    Raises:
-        UserError: there is no such folder, it has no safetensors, or its config asks to run its own code.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such model folder; give the folder of a Hugging Face checkpoint")
-    refuse_own_code(path)
-    if not any(path.glob("*.safetensors")):
-        raise UserError(f"{path}: no *.safetensors there, and other formats are not loaded; use save_pretrained")
-
-
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer and its chat template file by file, so that nothing changes."""
     for name in TOKENIZER_FILES:
@@ -155,9 +141,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def _config(path: Path, **changes: Any) -> Any:
     """The config with dropout off. Otherwise the ratio of new to old probabilities would be noisy."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
-    for name, value in vars(config).items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)
+    disable_dropout(config)
     return config
 
 

@@ -30,11 +30,14 @@ def openrlhf_module(name: str) -> ModuleType:
 @contextmanager
 def _deepspeed_left_out() -> Iterator[None]:
     """Let a module import an empty `deepspeed`, unless the real one is loaded. The modules do not use it."""
-    if "deepspeed" in sys.modules:
+    if sys.modules.get("deepspeed") is not None:
         yield
         return
+    is_blocked = "deepspeed" in sys.modules  # None there makes an import of it fail
     sys.modules["deepspeed"] = ModuleType("deepspeed")
     try:
         yield
     finally:
         del sys.modules["deepspeed"]
+        if is_blocked:
+            sys.modules["deepspeed"] = None  # type: ignore[assignment]

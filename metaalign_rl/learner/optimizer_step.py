@@ -27,7 +27,7 @@ class OptimizerStep:
         self._entropy_gradient, self._share_prompts = config.entropy_coef != 0, config.share_prompts
         self._engines = {"": policy} | ({} if critic is None else {"critic_": critic})
         self._policy, self._critic, self._ranks, self._device = policy, critic, ranks, device
-        self.monitor = DivergenceMonitor(config.max_growth)
+        self.monitor = DivergenceMonitor(config.spike_limit)
 
     def __call__(
         self, batch: Batch, plan: list[MicroBatch], tokens: int, samples: int, penalty: Penalty, where: str

@@ -38,7 +38,7 @@ class Learner:
     def __init__(
         self, config: LearnerConfig, rank: int, world_size: int, rendezvous: str, *, dtype: str, seed: int
     ) -> None:
-        """Join the process group; `platform.prepare` says what a rendezvous is.
+        """Join the process group; see `deepspeed_setup.prepare`.
 
         Args:
             rendezvous: see `deepspeed_setup.prepare`.
@@ -65,7 +65,7 @@ class Learner:
         Raises:
             UserError: a folder does not exist or is not safe to load.
         """
-        # DeepSpeed must not be imported before `platform.prepare`.
+        # DeepSpeed must not be imported before `deepspeed_setup.prepare`.
         from metaalign_rl.learner import deepspeed_engine, models, optimizer_step
 
         config, dtype = self.config, self._dtype

@@ -112,7 +112,7 @@ class Collector:
         groups = complete_groups(self._generate(requests), ppo.samples_per_prompt)
         if ppo.deterministic:  # a chunk must not depend on which response finished first
             groups = in_order(groups, ppo.samples_per_prompt)
-        return chunked(groups, max(ppo.samples_per_prompt, len(requests) // ppo.parts))
+        return chunked(groups, max(ppo.samples_per_prompt, len(requests) // ppo.stream_chunks))
 
     def _generate(self, requests: list[Request]) -> Iterator[list[Sample]]:
         """Samples as they finish. If all engines are lost, their replacements answer the rest."""

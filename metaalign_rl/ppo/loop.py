@@ -116,7 +116,7 @@ class PPOTrainer:
         step, kl, timer = self.recovery.step, self.recovery.kl, StepTimer()
         rollouts, batch, seconds = self.prefetch.next(step)  # generate, score, evaluate
         timer.add(seconds)
-        with signals.held():  # a signal to stop waits for the end of the step
+        with signals.defer_signals():  # a signal to stop waits for the end of the step
             mismatch = check_engines(batch, rollouts, step, self.config)
             add_advantages(batch, rollouts, self.config.ppo, kl.value)
             with timer.part("learn"):
@@ -133,7 +133,7 @@ class PPOTrainer:
                 self.weight_sync.push(version=step + 1)
             kl.update(metrics["kl"] * metrics["response_tokens"], len(rollouts))
             self.recovery.finish_step(metrics.get("gold"))
-            faults = {"faults": self.faults.count, "reward_faults": self.faults.of_reward}
+            faults = {"faults": self.faults.count, "reward_faults": self.faults.reward_worker_count}
             self.report({**metrics, "mismatch": mismatch, **learned, "kl_coef": kl.value, **faults, **timer.metrics()})
             self.recovery.save_if_due()
 

@@ -62,7 +62,7 @@ class Recovery:
         """The engines have the new weights. `gold`: share of the step's rollouts that pass their checks."""
         if gold is not None:
             self._gold.append(gold)
-        self._faults.progress(self.step)
+        self._faults.step_finished(self.step)
 
     def save_if_due(self) -> None:
         """Write a checkpoint every `ppo.save_steps` steps, and after the last one."""
@@ -84,7 +84,7 @@ class Recovery:
         gold = fmean(self._gold) if self._gold else None
         self._checkpoints.save({"step": self.step, "kl_coef": self.kl.value, "gold": gold}, self._save_learners)
         self._gold, self._can_save = [], False
-        self._has_warned = self._has_warned or signals.warn_of_wait(time.monotonic() - began)
+        self._has_warned = self._has_warned or signals.warn_if_stop_kills_save(time.monotonic() - began)
 
     def _save_learners(self, checkpoint: Checkpoint) -> None:
         self._learners.save_state(checkpoint.learners)

@@ -25,7 +25,7 @@ def write(folder: RunFolder, mode: str) -> dict[str, float]:
         UserError: the stage `evaluate` has not run.
     """
     began = time.monotonic()
-    metrics, stages = read_json(folder.evaluation / "figures.json"), read_json(folder.progress)
+    metrics, stages = read_json(folder.evaluation / "figures.json"), read_json(folder.stages)
     finished = {stage: record["seconds"] for stage, record in stages.items() if record["seconds"] is not None}
     report: dict[str, float] = {f"seconds.{stage}": seconds for stage, seconds in finished.items()}
     for policy in POLICIES:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
+from metaalign_rl.core.checkpoints import tensor_names
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
-from metaalign_rl.rollout.engine_args import cpu_options, gpu_options, refuse_tied_embeddings, start, tensor_names
+from metaalign_rl.rollout.engine_args import cpu_options, gpu_options, refuse_tied_embeddings, start
 from metaalign_rl.rollout.vllm_io import check_length, sampling_params, to_samples
 from metaalign_rl.runtime.vllm_setup import prepare_vllm
 from metaalign_rl.weights import StaleEngine

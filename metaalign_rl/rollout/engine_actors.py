@@ -65,24 +65,24 @@ class EngineActors(ActorPool):
             EngineLost: an engine died, or sent no heartbeat in time.
         """
         for number in calls:
-            self.deadlines[number].began()
+            self.deadlines[number].reset()
         return {number: self._answer(number, call, method) for number, call in calls.items()}
 
     def tell(self, calls: Mapping[int, Any], method: str) -> None:
         """Wait until the engines have finished a call. A lost engine is noticed at its next weight update."""
         for number in calls:
-            self.deadlines[number].began()
+            self.deadlines[number].reset()
         for number, call in calls.items():
             with suppress(EngineLost):
                 self._answer(number, call, method)
 
     def _answer(self, number: int, call: Any, method: str) -> Any:
         deadline = self.deadlines[number]
-        if first_ready([call], deadline.left()) is None:
-            raise EngineLost(number, deadline.error(method))
+        if first_ready([call], deadline.seconds_left()) is None:
+            raise EngineLost(number, deadline.timeout_error(method))
         try:
             answer = get(call)
         except ActorDied as error:
             raise EngineLost(number, error) from error
-        deadline.heard()
+        deadline.record_heartbeat()
         return answer

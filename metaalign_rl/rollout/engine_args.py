@@ -1,6 +1,5 @@
 """vLLM's engine arguments, and the models that it cannot load."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaalign_rl.core.errors import UserError
@@ -49,25 +48,6 @@ def start(*, tensor_parallel: int, backend: Backend, **options: Any) -> "LLMEngi
             **options,
         )
     )
-
-
-def tensor_names(model_path: Path) -> set[str]:
-    """The names of the tensors in a model folder.
-
-    Raises:
-        UserError: there is no such folder, or it has no safetensors.
-    """
-    from safetensors import safe_open
-
-    if not model_path.is_dir():
-        raise UserError(f"{model_path}: no such model folder; a rollout engine loads from disk only")
-    names: set[str] = set()
-    for file in sorted(model_path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            names.update(tensors.keys())
-    if not names:
-        raise UserError(f"{model_path}: found no *.safetensors; save the model with save_pretrained()")
-    return names
 
 
 def refuse_tied_embeddings(model_path: str) -> None:

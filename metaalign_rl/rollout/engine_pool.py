@@ -19,8 +19,8 @@ from metaalign_rl.rollout.engine import THREADS, RolloutEngine
 from metaalign_rl.rollout.engine_actors import EngineActors
 from metaalign_rl.rollout.generate_call import GenerateCall, NoEngineServing
 from metaalign_rl.runtime.actor_calls import HeartbeatDeadline
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.faults import FaultLog, StepInterrupted
-from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.weights import confirm
 from metaalign_rl.weights.sync_plan import backend_of
 

@@ -65,7 +65,7 @@ class GenerateCall:
         while self._open:
             if self._cancelled.is_set():
                 raise GenerationCancelled("the caller cancelled this generation")
-            left = min(self._engines.deadlines[number].left() for number in self._open)
+            left = min(self._engines.deadlines[number].seconds_left() for number in self._open)
             stream = first_ready(list(self._streams), min(POLL_S, left))
             if stream is None:
                 self._replace_silent()
@@ -79,7 +79,7 @@ class GenerateCall:
             except ActorDied as error:
                 self._replace(EngineLost(number, error))
                 continue
-            self._engines.deadlines[number].heard()
+            self._engines.deadlines[number].record_heartbeat()
             self._close_requests(number, finished)
             if finished:
                 yield finished
@@ -93,7 +93,7 @@ class GenerateCall:
     def _ask(self, number: int, engine: Any, requests: Sequence[Request]) -> None:
         """Send requests to an engine; it queues them after those that it has."""
         if number not in self._open:
-            self._engines.deadlines[number].began()
+            self._engines.deadlines[number].reset()
         self._asked[number] = engine
         stream = engine.generate.options(num_returns="streaming").remote(list(requests), self._sampling)
         self._streams[stream] = number
@@ -108,8 +108,8 @@ class GenerateCall:
     def _replace_silent(self) -> None:
         for number in list(self._open):
             deadline = self._engines.deadlines[number]
-            if deadline.left() <= 0:
-                self._replace(EngineLost(number, deadline.error("generate")))
+            if deadline.seconds_left() <= 0:
+                self._replace(EngineLost(number, deadline.timeout_error("generate")))
 
     def _replace(self, lost: EngineLost) -> None:
         """Replace a lost engine and give its open requests to the others."""

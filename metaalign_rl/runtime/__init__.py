@@ -1,0 +1,1 @@
+"""What the driver and the actors of a run share: Ray, placement, faults, signals, setup of vLLM and DeepSpeed."""

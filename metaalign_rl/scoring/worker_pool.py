@@ -40,7 +40,7 @@ class RewardPool:
         """Have the next worker score responses to rows, while the caller goes on."""
         number = self._turn % len(self._actors)
         if self._turn < len(self._actors):  # the worker was idle, perhaps since the last step
-            self._actors.deadlines[number].began()
+            self._actors.deadlines[number].reset()
         self._turn += 1
         return self._ask(number, list(rows), list(responses))
 
@@ -54,14 +54,14 @@ class RewardPool:
         while True:
             number, deadline = pending.number, self._actors.deadlines[pending.number]
             try:
-                if first_ready([pending.scores], deadline.left()) is None:
-                    raise deadline.error("score")
+                if first_ready([pending.scores], deadline.seconds_left()) is None:
+                    raise deadline.timeout_error("score")
                 rewards: list[Reward] = get(pending.scores)
             except (ActorDied, TimeoutError) as error:
                 self._actors.replace(number, ActorLost(f"{REWARD_WORKER} {number}", error), pending.worker)
                 pending = self._ask(number, pending.rows, pending.responses)
             else:
-                deadline.heard()
+                deadline.record_heartbeat()
                 return rewards
 
     def begin_step(self) -> None:

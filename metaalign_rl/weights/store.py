@@ -1,10 +1,6 @@
 """Weights through Ray's object store: shared memory within a node, Ray's network between nodes."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import ray
-from torch import Tensor
 
 from metaalign_rl.weights.buckets import fill
 from metaalign_rl.weights.engine_client import EnginesClient
@@ -31,13 +27,3 @@ class StoreTrainer:
             self._client.begin_update(stored)
             del stored
         self._client.finish_weight_update()
-
-
-def tensors_of(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a folder's safetensors, one at a time."""
-    from safetensors import safe_open
-
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in sorted(tensors.keys()):
-                yield name, tensors.get_tensor(name)

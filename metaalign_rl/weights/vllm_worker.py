@@ -16,9 +16,9 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.model_loader import reload
 
+from metaalign_rl.core.checkpoints import tensors_of
 from metaalign_rl.weights.buckets import Bucket, Entry, unpack
 from metaalign_rl.weights.checksum import Digest
-from metaalign_rl.weights.store import tensors_of
 
 if TYPE_CHECKING:
     import numpy as np

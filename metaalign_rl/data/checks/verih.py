@@ -1,9 +1,9 @@
-"""Gold checkers for VerIH's constraints (https://github.com/skai-research/VerIH), which come from IFEval's.
+"""Gold checks for VerIH's constraints (https://github.com/skai-research/VerIH), which come from IFEval's.
 
-Each is named as in the published `gt` field, registered as `verih.<name>`, and judges the answer without the
-whitespace round it. The published verifiers (open-instruct's `if_functions.py`) let answers through that say
-nothing: a postscript alone, an empty title, `{}`, bullets that are dividers. Here a mark or a part counts if
-there are words in it, and an answer without words passes nothing. Other differences are said in place.
+Each check has the name of the published `gt` field, is registered as `verih.<name>`, and ignores whitespace at both
+ends of the answer. The published verifiers (open-instruct's `if_functions.py`) accept answers without content: a
+postscript alone, an empty title, `{}`, dividers as bullets. Here a mark or a part counts only if it contains words, and
+an answer without words passes no check. Other differences are noted at each check.
 """
 
 import functools
@@ -17,7 +17,7 @@ from metaalign_rl.data.checks.registry import CheckFunction, register
 CONSTRAINTS: dict[str, CheckFunction] = {}  # by published func_name
 QUANTIFIERS = ("at least", "at most", "around")
 
-# Thai, Lao, Burmese, Khmer, kana and Chinese characters stand without spaces: each counts as a word.
+# Thai, Lao, Burmese, Khmer, kana and Chinese are written without spaces: each character counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 # Vowel signs and other marks belong to their word, but are not in \w (Hebrew, Arabic, the scripts of India).
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
@@ -33,21 +33,26 @@ _SENTENCE_END = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """The words in `text`, without punctuation; a character of a script that has no spaces is one word."""
+    """The words in `text`, without punctuation. In scripts without spaces, each character is a word."""
     return _WORD.findall(text)
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences that hold a letter; one ends at its punctuation, not at `e.g.`, or with its paragraph."""
+    """The sentences in `text` that contain a letter. A sentence ends at its punctuation or with its paragraph.
+
+    Abbreviations such as `e.g.` do not end a sentence.
+    """
     return [part for part in _SENTENCE_END.split(text) if any(map(str.isalpha, part))]
 
 
 @register("verih.answers")
 def answers(answer: str, least: int = 3) -> bool:
-    """Whether the text can be an answer at all: the dialog tier's check.
+    """The dialog tier's check: whether the text can be an answer at all.
 
-    It has at least `least` distinct words and as many letters, and does not go round in a loop: no word is
-    more than half of several, and there are 20 distinct words, or the square root of the number of all.
+    It must have at least `least` distinct words and as many letters, and must not be repetitive:
+
+    - In a text of several words, no word makes up more than half of them.
+    - There are at least 20 distinct words, or at least the square root of the number of all words.
     """
     counts = Counter(word.casefold() for word in words(answer))
     total = counts.total()
@@ -57,11 +62,11 @@ def answers(answer: str, least: int = 3) -> bool:
 
 
 def constraint(function: CheckFunction) -> CheckFunction:
-    """Register a check under its published name; an answer without words never passes it."""
+    """Decorator: register a check under its published name. An answer without words never passes it."""
 
     @functools.wraps(function)
     def check(answer: str, **arguments: Any) -> bool:
-        result = function(answer.strip(), **arguments)  # first, so that wrong arguments raise in any case
+        result = function(answer.strip(), **arguments)  # first, so that wrong arguments always raise
         return bool(words(answer)) and result
 
     CONSTRAINTS[function.__name__] = check
@@ -85,38 +90,38 @@ def _occurrences(word: str, text: str) -> int:
 
 @constraint
 def verify_keywords(answer: str, keyword_list: list[str]) -> bool:
-    """Every keyword stands in the answer, as a whole word (published: also inside another)."""
+    """The answer contains every keyword as a word (published: also inside another word)."""
     return all(_occurrences(keyword, answer) for keyword in keyword_list)
 
 
 @constraint
 def validate_forbidden_words(answer: str, forbidden_words: list[str]) -> bool:
-    """None of the words stands in the answer, as a whole word (IFEval; published: also inside another)."""
+    """The answer contains none of the words, as a word (as IFEval; published: also inside another word)."""
     return not any(_occurrences(word, answer) for word in forbidden_words)
 
 
 @constraint
 def verify_keyword_frequency(answer: str, word: str, N: int) -> bool:
-    """The word stands in the answer N times, in any case."""
+    """The answer contains the word N times, in any case."""
     return _occurrences(word, answer) == N
 
 
 @constraint
 def verify_letter_frequency(answer: str, letter: str, N: int) -> bool:
-    """The letter stands in the answer N times, in any case (IFEval; published: in its own case)."""
+    """The answer contains the letter N times, in any case (as IFEval; published: case-sensitive)."""
     return answer.lower().count(letter.lower()) == N
 
 
 @constraint
 def validate_frequency_capital_words(answer: str, N: int, quantifier: str) -> bool:
-    """At least, at most or around N (a tenth off) words are all capitals; `I` and `A` are such words."""
+    """At least, at most or around N (within a tenth) words are in capitals, `I` and `A` included."""
     count = sum(word.isupper() for word in words(answer))
     return _holds(count, N, quantifier, max(round(N * 0.1), 1))
 
 
 @constraint
 def validate_uppercase(answer: str) -> bool:
-    """No small letter, and most letters are English: a script without case has no capitals."""
+    """No lower-case letter, and most letters are English: in a script without case this would always pass."""
     return not any(map(str.islower, answer)) and _mostly_english(answer)
 
 
@@ -133,7 +138,7 @@ def _mostly_english(text: str) -> bool:
 
 @constraint
 def validate_no_commas(answer: str) -> bool:
-    """No comma, Chinese and Arabic ones included."""
+    """No comma, Chinese and Arabic commas included."""
     return not set(",\uff0c\u3001\u060c") & set(answer)
 
 
@@ -142,26 +147,26 @@ def validate_no_commas(answer: str) -> bool:
 
 @constraint
 def validate_word_constraint(answer: str, N: int, quantifier: str) -> bool:
-    """At least, at most or around N (a tenth off) words."""
+    """At least, at most or around N (within a tenth) words."""
     return _holds(len(words(answer)), N, quantifier, max(round(N * 0.1), 1))
 
 
 @constraint
 def verify_sentence_constraint(answer: str, N: int, quantifier: str) -> bool:
-    """At least, at most or around N (one off) sentences."""
+    """At least, at most or around N (plus or minus one) sentences."""
     return _holds(len(sentences(answer)), N, quantifier, 1)
 
 
 @constraint
 def verify_paragraph_count(answer: str, N: int) -> bool:
-    """N paragraphs, all with words, divided by `* * *`."""
+    """N paragraphs with words in each, separated by `* * *`."""
     paragraphs = answer.split("* * *")
     return len(paragraphs) == N and all(map(words, paragraphs))
 
 
 @constraint
 def validate_paragraphs(answer: str, N: int, first_word: str, i: int) -> bool:
-    """N paragraphs, divided by empty lines; the i-th (from 1) begins with the word, in any case (IFEval)."""
+    """N paragraphs, separated by empty lines; the i-th (from 1) begins with the word, in any case (as IFEval)."""
     paragraphs = [words(paragraph.casefold()) for paragraph in re.split(r"\n[ \t]*\n\s*", answer)]
     first = words(first_word.casefold())
     return len(paragraphs) == N and all(paragraphs) and i <= N and paragraphs[i - 1][: len(first)] == first
@@ -169,21 +174,21 @@ def validate_paragraphs(answer: str, N: int, first_word: str, i: int) -> bool:
 
 @constraint
 def validate_sections(answer: str, N: int, section_splitter: str) -> bool:
-    """N sections: the marker, a name or number, and text (published: text before the first counts too)."""
+    """N sections: the marker, a name or number, and text (published: text before the first also counts)."""
     _, *sections = re.split(rf"(?<!\w){re.escape(section_splitter)}", answer)
     return len(sections) == N and all(len(words(section)) >= 2 for section in sections)
 
 
 @constraint
 def verify_bullet_points(answer: str, N: int) -> bool:
-    """Exactly N lines begin with the markdown bullet `* ` or `- ` (published: so do `**` and dividers)."""
+    """Exactly N lines begin with a Markdown bullet, `* ` or `- ` (published: `**` and dividers also count)."""
     items = re.findall(r"^[ \t]*[*-][ \t]+(.+)$", answer, re.MULTILINE)
     return sum(bool(words(item)) for item in items) == N
 
 
 @constraint
 def validate_two_responses(answer: str) -> bool:
-    """Two responses with different words, divided by the one `******`."""
+    """Two responses with different words, separated by a single `******`."""
     responses = [words(response.casefold()) for response in re.split(r"(?<!\*)\*{6}(?!\*)", answer)]
     return len(responses) == 2 and all(responses) and responses[0] != responses[1]
 
@@ -193,34 +198,34 @@ def validate_two_responses(answer: str) -> bool:
 
 @constraint
 def validate_placeholders(answer: str, N: int) -> bool:
-    """At least N placeholders such as `[address]`, with a letter in each: `[1]` is a citation."""
+    """At least N placeholders such as `[address]`. Each contains a letter, as `[1]` is a citation."""
     inner = re.findall(r"\[([^\[\]\n]+)\]", answer)
     return sum(any(map(str.isalpha, text)) for text in inner) >= N
 
 
 @constraint
 def validate_highlighted_sections(answer: str, N: int) -> bool:
-    """At least N `*highlighted*` or `**highlighted**` texts, each within a line."""
+    """At least N `*highlighted*` or `**highlighted**` texts, each within one line."""
     inner = re.findall(r"(?<![\w*])(\*{1,3})(?![\s*])([^*\n]+)(?<!\s)\1(?![\w*])", answer)
     return sum(bool(words(text)) for _, text in inner) >= N
 
 
 @constraint
 def validate_title(answer: str) -> bool:
-    """A title in `<<double angular brackets>>`, and more than the title."""
+    """A title in `<<double angular brackets>>`, and other text."""
     title = re.compile(r"<<([^<>\n]+)>>")
     return any(map(words, title.findall(answer))) and bool(words(title.sub(" ", answer)))
 
 
 @constraint
 def validate_quotation(answer: str) -> bool:
-    """The whole answer stands in double quotation marks, straight or curly."""
+    """The full answer is in double quotation marks, straight or curly."""
     return len(answer) > 1 and (answer[0], answer[-1]) in {('"', '"'), ("\u201c", "\u201d")}
 
 
 @constraint
 def verify_postscript(answer: str, postscript_marker: str) -> bool:
-    """The last paragraph is or ends in a postscript: words follow its marker and words stand before it."""
+    """The last paragraph is a postscript or ends with one: there are words after its marker, and before it."""
     *_, after = re.split(rf"(?<!\w){re.escape(postscript_marker)}", answer)
     before = answer.removesuffix(after).removesuffix(postscript_marker)
     is_last = not re.search(r"\n[ \t]*\n", after.strip())
@@ -229,38 +234,38 @@ def verify_postscript(answer: str, postscript_marker: str) -> bool:
 
 @constraint
 def validate_end(answer: str, end_phrase: str) -> bool:
-    """The answer ends in exactly this phrase, and says something before it."""
+    """The answer ends with exactly this phrase, and has words before it."""
     answer, end_phrase = _straight(answer), _straight(end_phrase)
     return answer.endswith(end_phrase) and bool(words(answer.removesuffix(end_phrase)))
 
 
-# ---- the whole answer
+# ---- the answer as a whole
 
 
 @constraint
 def validate_json_format(answer: str) -> bool:
-    """The answer is one JSON object or array, bare or in a ```` ```json ```` fence (IFEval)."""
+    """The answer is a JSON object or array, bare or in a ```` ```json ```` fence (as IFEval)."""
     fenced = re.fullmatch(r"```(?:json)?\s(.*)```", answer, re.DOTALL | re.IGNORECASE)
     try:
         value = json.loads(fenced[1] if fenced else answer)
-    except (ValueError, RecursionError):  # thousands of open brackets recurse too deep
+    except (ValueError, RecursionError):  # thousands of open brackets exceed Python's recursion limit
         return False
     return isinstance(value, dict | list)
 
 
 @constraint
 def validate_repeat_prompt(answer: str, original_prompt: str) -> bool:
-    """The answer begins with the request, whitespace apart, and goes on."""
+    """The answer begins with the request, ignoring whitespace, and has words after it."""
     answer, request = " ".join(answer.split()), " ".join(original_prompt.split())
     return answer.startswith(request) and bool(words(answer.removeprefix(request)))
 
 
 @constraint
 def validate_choice(answer: str, options: str) -> bool:
-    """Exactly one option begins or ends a clause of the answer; commas, slashes or `or` divide `options`.
+    """Exactly one option begins or ends a clause of the answer. `options` is separated by commas, slashes or `or`.
 
-    `No, because …` and `The answer is no.` choose; `there is no reason` does not, nor naming all of them.
-    (Published: the whole answer must be one character of `options`.)
+    `No, because …` and `The answer is no.` choose an option. `there is no reason` does not, and an answer with all
+    options does not. (Published: the answer must be one character of `options`.)
     """
     answer = _straight(answer)
     names = re.split(r"\s*[,/]\s*|\s+or\s+", _straight(options))
@@ -268,7 +273,7 @@ def validate_choice(answer: str, options: str) -> bool:
 
 
 def _straight(text: str) -> str:
-    """The text with typewriter apostrophes, as the arguments have them."""
+    """The text with straight apostrophes, as in the arguments."""
     return text.strip().replace("\u2019", "'")
 
 

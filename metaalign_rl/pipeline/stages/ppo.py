@@ -16,8 +16,8 @@ from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.loop import Actors, PPOTrainer
 from metaalign_rl.ppo.prompt_sampler import PromptSource
 from metaalign_rl.runtime.actor_calls import HeartbeatDeadline
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.progress import ProgressBar, ProgressUpdate
-from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.user_function import absolute
 from metaalign_rl.scoring.worker import RewardWorker

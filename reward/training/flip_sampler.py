@@ -1,4 +1,4 @@
-"""The order in which rows are trained on."""
+"""The order in which rows are trained on: the rows of a flip are kept together."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -7,24 +7,28 @@ from random import Random
 from torch.utils.data import Sampler
 
 from metaalign_rl.core.dataflow import LABELS, Row
-from reward.examples import Example
 from reward.training.config import RewardTraining
+from reward.training.examples import Example
 
-SORTED_BATCHES = 12  # how many batches are sorted by length together
+SORTED_BATCHES = 12  # batches per window; rows are sorted by length inside a window
 FILLER = -1  # the index of an example without labels
 
 
-class FlipsTogether(Sampler[int]):
-    """All indices in random order, near those of like length, and the rows of a flip side by side.
+class FlipSampler(Sampler[int]):
+    """All indices in random order, with similar lengths close together and the rows of a flip adjacent.
 
-    A flip's two rows hold the same answers with opposite labels. In one batch, what a model could learn from the
-    answers alone cancels out, and what is left is the preference. A batch's end may still part some flips.
-    An epoch's order depends on seed and epoch alone: a resumed training goes on with the rows that are left.
+    The two rows of a flip have the same answers with opposite labels. In one batch, whatever the answers alone would
+    teach cancels out, and the preference remains. A batch boundary may still separate a flip.
+
+    The order of an epoch depends only on the seed and the epoch, so a resumed training gets the remaining rows.
 
     Args:
-        groups: of each row, the name of its flip, or one of its own.
-        first: rows that come before all others, to within a window of batches.
-        multiple: an epoch is filled up with `FILLER` to a multiple of so many, so that devices get equal shares.
+        lengths: tokens of each row.
+        groups: name of each row's flip, or a unique name.
+        batch_size: rows per batch, over all devices.
+        seed: of the order.
+        first: indices that come before all others, up to the end of a window.
+        multiple: an epoch is extended with `FILLER` to a multiple of this, so that all devices get the same number.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class FlipsTogether(Sampler[int]):
         self._groups = list(by_group.values())
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose order comes next."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -56,26 +61,26 @@ class FlipsTogether(Sampler[int]):
         groups.sort(key=lambda group: group[0] not in self._first)
         window = SORTED_BATCHES * self._batch_size
         for start in range(0, len(groups), window):
-            near = sorted(groups[start : start + window], key=lambda group: -self._lengths[group[0]])
-            rows = [index for group in near for index in group]
+            by_length = sorted(groups[start : start + window], key=lambda group: -self._lengths[group[0]])
+            rows = [index for group in by_length for index in group]
             batches = [rows[at : at + self._batch_size] for at in range(0, len(rows), self._batch_size)]
             yield from (index for batch in rng.sample(batches, len(batches)) for index in batch)
         yield from [FILLER] * self._fillers
 
 
-def make_order(rows: Sequence[Row], examples: Sequence[Example], config: RewardTraining, devices: int) -> FlipsTogether:
-    """The rows' order for a training; `examples` are the rows tokenised."""
-    return FlipsTogether(
+def make_sampler(rows: Sequence[Row], examples: Sequence[Example], config: RewardTraining, devices: int) -> FlipSampler:
+    """The sampler of a training; `examples` are the tokenised rows."""
+    return FlipSampler(
         [example.length for example in examples],
         [row.tags.get("flip", row.id) for row in rows],
         config.batch_size,
         config.seed,
-        first=_right_or_wrong(examples, int(config.right_first * len(rows))),
+        first=_right_or_wrong(examples, int(config.easy_first_fraction * len(rows))),
         multiple=config.batch_size // config.gradient_accumulation if devices > 1 else 1,
     )
 
 
 def _right_or_wrong(examples: Sequence[Example], count: int) -> list[int]:
-    """The first `count` pairs of a right and a wrong answer: `dialog` tells them apart."""
+    """The first `count` pairs of a right and a wrong answer: pairs whose answers differ in the label `dialog`."""
     ranks = (example.ranked[LABELS.index("dialog")] for example in examples)
     return list(islice((index for index, rank in enumerate(ranks) if rank == 1), count))

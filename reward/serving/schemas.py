@@ -1,4 +1,4 @@
-"""What clients send and get, and how it becomes rows."""
+"""The JSON of requests and replies, and how requests become rows."""
 
 import json
 from collections.abc import Sequence
@@ -8,11 +8,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 
 from metaalign_rl.core.dataflow import FAMILIES, RELATIONS, Row, Tier
 from metaalign_rl.core.errors import nearest
-from reward.examples import answer_row
-from reward.plugins.openrlhf import rows_of
+from reward.answers import answer_row, parse_openrlhf_batch
 from reward.score import Score
 
-# A list's first fault alone is reported: a body of a million faults must not become a million errors.
+# Only the first error of a list is reported, so that a body with a million errors does not become a million messages.
 Strings = Annotated[list[str], Field(fail_fast=True)]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
@@ -26,19 +25,19 @@ _LABELLED: dict[str, Any] = {"query": ["User: hi HELLO"], "prompts": ["User: hi"
 
 
 class Problem(BaseModel):
-    """What is wrong with a request: one line, or where and what for each field."""
+    """The problem with a request: one line, or for each wrong field its location, a message and a type."""
 
     detail: str | list[dict[str, Any]]
 
 
 class Closed(BaseModel):
-    """An object whose first unknown field is refused by name."""
+    """An object without unknown fields. The error names the first one."""
 
     model_config = ConfigDict(json_schema_extra=CLOSED)
 
     @model_validator(mode="before")
     @classmethod
-    def _knows_all_fields(cls, value: Any) -> Any:
+    def _has_known_fields_only(cls, value: Any) -> Any:
         for name in value if isinstance(value, dict) else ():
             if name not in cls.model_fields:
                 raise ValueError(f"unknown field {name!r}; {nearest(name, cls.model_fields)}")
@@ -53,10 +52,12 @@ class Message(Closed):
 
 
 class AnswerRow(BaseModel):
-    """An answer with the meta-prompt and the dialog that it answers. Of a row's other fields `id` comes back."""
+    """An answer with its meta-prompt and dialog. A row's other fields are allowed; of these the reply repeats `id`."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra=CLOSED)  # `answer_row` names an unknown field
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True, description="the last one is the user's")]
+    model_config = ConfigDict(extra="allow", json_schema_extra=CLOSED)  # `answer_row` refuses unknown fields by name
+    messages: Annotated[
+        list[Message], Field(min_length=1, fail_fast=True, description="the dialog; the last message is the user's")
+    ]
     response: str
     system_info: str = ""
     user_info: str = ""
@@ -77,7 +78,7 @@ def _as_list(value: Any) -> Any:
 
 
 class ScoreRequest(Closed):
-    """Rows to be scored, one or many."""
+    """One row or a list of rows to score."""
 
     model_config = ConfigDict(json_schema_extra={**CLOSED, "examples": [{"rows": [_EXAMPLE]}]})
     rows: Annotated[
@@ -86,17 +87,17 @@ class ScoreRequest(Closed):
         BeforeValidator(_as_list, json_schema_input_type=AnswerRow | list[AnswerRow]),
     ]
 
-    def parsed(self) -> list[Row]:
-        """The rows.
+    def to_rows(self) -> list[Row]:
+        """The checked rows.
 
         Raises:
-            UserError: names the row and the field.
+            UserError: a row is malformed; the message names the row and the field.
         """
         return [answer_row(row.model_dump(exclude_unset=True), f"rows[{index}]") for index, row in enumerate(self.rows)]
 
 
 class ScoredRow(BaseModel):
-    """What the reward model says of a row, in the order in which rows were sent."""
+    """The score of one row."""
 
     id: str | None = None
     overall: float
@@ -105,36 +106,32 @@ class ScoredRow(BaseModel):
 
     @classmethod
     def of(cls, row: Row, score: Score) -> "ScoredRow":
-        """A score as it is sent."""
+        """The reply for one row."""
         return cls(id=row.id or None, overall=score.overall, tiers=score.tiers, probabilities=score.probabilities)
 
 
 class ScoreReply(BaseModel):
-    """The scores: logits (`overall`, `tiers`) and their sigmoids."""
+    """The scores in the order of the rows: logits (`overall`, `tiers`) and their sigmoids (`probabilities`)."""
 
     model: str
     scores: list[ScoredRow]
 
 
 class RewardRequest(BaseModel):
-    """OpenRLHF's remote reward contract. Each label is the row as JSON; the answer is what follows the prompt."""
+    """OpenRLHF's remote reward request. Each label is the row as JSON; a query is its prompt followed by the answer."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_LABELLED]})
     query: Strings
     prompts: Strings
     labels: Strings
 
-    def parsed(self, special_tokens: Sequence[str]) -> list[Row]:
-        """The rows, each with its answer.
-
-        Raises:
-            UserError: names the list, the place and the remedy.
-        """
-        return rows_of(self.query, self.prompts, self.labels, special_tokens)
+    def to_rows(self, special_tokens: Sequence[str]) -> list[Row]:
+        """The checked rows, each with its answer; see `parse_openrlhf_batch`."""
+        return parse_openrlhf_batch(self.query, self.prompts, self.labels, special_tokens)
 
 
 class RewardReply(BaseModel):
-    """`rewards` and `scores` are the probabilities that the answers are good; `extra_logs` those of each label."""
+    """`rewards` and `scores`: the probability that each answer is good. `extra_logs`: the probabilities by label."""
 
     rewards: list[float]
     scores: list[float]
@@ -142,13 +139,13 @@ class RewardReply(BaseModel):
 
 
 class ClassifyRequest(Closed):
-    """As vLLM's /classify: texts that the meta-prompt's template rendered, or their token ids.
+    """The request of vLLM's /classify: texts rendered with the meta-prompt's template, or their token ids.
 
     Attributes:
-        use_activation: answer with probabilities; without it with logits.
-        add_special_tokens: add the tokenizer's own to texts. Not by default, other than in vLLM: the template has
-            written those that the model was trained on.
-        user, request_id, model: read by nobody; clients of vLLM send them.
+        use_activation: reply with probabilities; false: with logits.
+        add_special_tokens: add the tokenizer's special tokens to texts. Unlike in vLLM, the default is false, because
+            the template has added those that the model was trained with.
+        model, user, request_id: ignored; clients of vLLM send them.
     """
 
     model_config = ConfigDict(json_schema_extra={**CLOSED, "examples": [{"input": ["hi"]}]})
@@ -160,13 +157,13 @@ class ClassifyRequest(Closed):
     request_id: str | None = None
 
     def texts(self) -> list[str | list[int]]:
-        """Each text or list of ids."""
-        one = isinstance(self.input, str) or (bool(self.input) and isinstance(self.input[0], int))
-        return cast("list[str | list[int]]", [self.input] if one else self.input)
+        """The texts or lists of token ids; a single one becomes a list of one."""
+        single = isinstance(self.input, str) or (bool(self.input) and isinstance(self.input[0], int))
+        return cast("list[str | list[int]]", [self.input] if single else self.input)
 
 
 class Classified(BaseModel):
-    """One text's labels."""
+    """The labels of one text."""
 
     index: int
     label: str
@@ -175,7 +172,7 @@ class Classified(BaseModel):
 
 
 class ClassifyReply(BaseModel):
-    """As vLLM's; `probs` are independent probabilities, so they need not sum to 1, or logits."""
+    """The reply of vLLM's /classify. `probs` are logits or independent probabilities, which need not sum to 1."""
 
     id: str
     object: str = "list"

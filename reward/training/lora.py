@@ -1,4 +1,4 @@
-"""LoRA: what a linear layer learns as the product of two narrow matrices (Hu et al. 2021, arXiv:2106.09685)."""
+"""LoRA: a linear layer's update is the product of two narrow matrices (Hu et al. 2021, arXiv:2106.09685)."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -10,14 +10,17 @@ MISSING = "lora_rank: adapters need peft, which is not installed: pip install me
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> nn.Module:
-    """The model with an adapter in each linear layer of its backbone, which alone is trained, with the whole head.
+    """Add an adapter to each linear layer of the backbone. Only the adapters and the head are trained.
 
-    There is no dropout in them, as there is none elsewhere: one and the same model must read both answers of a pair.
+    The adapters have no dropout, like the rest of the model: the same model must read both answers of a pair.
 
     Args:
-        model: changed in place; the same object is what the result computes with.
-        rank: the narrow side of the two matrices.
-        alpha: their product counts alpha / rank times.
+        model: changed in place; the result computes with the same object.
+        rank: the inner dimension of the two matrices.
+        alpha: the product of the matrices is scaled by alpha / rank.
+
+    Returns:
+        The model with adapters, to be trained.
 
     Raises:
         UserError: peft is not installed.
@@ -41,5 +44,5 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> nn.Module:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Add the adapters to the weights of the model that `add_lora` was given, which is a plain one again."""
+    """Add the adapters to the weights of the model that `add_lora` received, which is a plain model again."""
     model.merge_and_unload()

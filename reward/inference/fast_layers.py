@@ -1,7 +1,7 @@
-"""Layers of a loaded model, replaced by ones that make fewer passes over memory, and a head that does not round.
+"""Faster layers for a loaded model: fewer passes over memory, and a head that does not round.
 
-On a CPU, half of a small model's time in bfloat16 goes into tensors that are written once and read once. Only for
-models that are scored with: some results are computed in place, which training could not go back through.
+On a CPU, half of a small model's time in bfloat16 is spent on tensors that are written once and read once. These layers
+are for scoring only: some compute in place, so gradients cannot flow through them.
 """
 
 from collections.abc import Callable
@@ -11,28 +11,31 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 from transformers import PreTrainedModel
 
-from reward import model as checkpoints
+from reward.model import head
 
-SAMPLE = 4  # made-up tokens on which a layer and its replacement are compared
-ALIKE = 0.02  # of the norm of what a layer computes; bfloat16 rounds by less, another formula does not
+PROBE_TOKENS = 4  # random inputs on which a layer and its replacement are compared
+MAX_DIFFERENCE = 0.02  # relative to the norm of the layer's output; above bfloat16's rounding, below another formula's
 
 
 @torch.inference_mode()
-def streamline(model: PreTrainedModel) -> None:
-    """Replace the head, and RMS norms and gated feed-forward layers of the usual form; weights stay where they are."""
-    head = checkpoints.head(model)
+def use_fast_layers(model: PreTrainedModel) -> None:
+    """Replace the head, and the RMS norms and gated feed-forward layers that have the usual form.
+
+    The model changes in place. Its weights stay the same tensors under the same names.
+    """
+    score_head = head(model)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if layer is head:
+            if layer is score_head:
                 setattr(parent, name, Float32Head(layer))
                 continue
             replacement = _replacement(layer)
-            if replacement is not None and _alike(layer, *replacement):
+            if replacement is not None and _computes_the_same(layer, *replacement):
                 setattr(parent, name, replacement[0])
 
 
 class Float32Head(nn.Linear):
-    """A linear layer that computes in float32: scores in bfloat16 would be coarse, and many of them equal."""
+    """A linear layer that computes in float32: in bfloat16 many different texts would get equal scores."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
@@ -43,9 +46,9 @@ class Float32Head(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + ε) · weight (Zhang and Sennrich 2019, arXiv:1910.07467), the mean in float32.
+    """x / sqrt(mean(x²) + ε) · weight (Zhang and Sennrich 2019, arXiv:1910.07467), with the mean in float32.
 
-    In bfloat16 the root is rounded once more than in the layer that it stands for.
+    In bfloat16 the root is rounded once more than in the layer that this one replaces.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -70,7 +73,7 @@ class GatedFeedForward(nn.Module):
 
 
 def _replacement(layer: nn.Module) -> tuple[nn.Module, int] | None:
-    """What may stand for a layer, and the width of its input."""
+    """A candidate to replace the layer, and the width of its input; None if there is none."""
     if hasattr(layer, "variance_epsilon") and isinstance(getattr(layer, "weight", None), Tensor):
         return RMSNorm(layer), len(layer.weight)
     if all(isinstance(getattr(layer, f"{name}_proj", None), nn.Linear) for name in ("gate", "up", "down")):
@@ -78,12 +81,12 @@ def _replacement(layer: nn.Module) -> tuple[nn.Module, int] | None:
     return None
 
 
-def _alike(layer: Callable[[Tensor], Tensor], replacement: nn.Module, width: int) -> bool:
+def _computes_the_same(layer: Callable[[Tensor], Tensor], replacement: nn.Module, width: int) -> bool:
     weight = next(replacement.parameters())
-    x = torch.randn(1, SAMPLE, width, generator=torch.Generator().manual_seed(0)).to(weight)
+    x = torch.randn(1, PROBE_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(weight)
     try:
         expected = layer(x).float()
-    except (AttributeError, RuntimeError, TypeError):  # it wants more than x, such as a gate
+    except (AttributeError, RuntimeError, TypeError):  # the layer needs more inputs than x, such as a gate
         return False
     found = replacement(x).float()
-    return bool((found - expected).norm() <= ALIKE * expected.norm())
+    return bool((found - expected).norm() <= MAX_DIFFERENCE * expected.norm())
