@@ -24,7 +24,7 @@ from metaalign_rl.learner.batch import batch_of
 from metaalign_rl.monitoring import metric_registry
 from metaalign_rl.monitoring.backends import TensorBoardBackend
 from metaalign_rl.monitoring.metrics_logger import MetricsLogger, open_metrics_logger
-from metaalign_rl.ppo.step_metrics import describe
+from metaalign_rl.ppo.step_metrics import rollout_metrics
 from metaalign_rl.preflight import checks
 from metaalign_rl.runtime import ray_session
 
@@ -58,7 +58,7 @@ def describe_two(first_versions: tuple[int, int] = (0, 0), version: int = 0) -> 
         rollouts.append(Rollout(row, sample, Reward(value, value, None)))
     batch = batch_of([rollout.sample for rollout in rollouts], pad_id=0)
     mask = batch.action_mask.float()
-    return describe(rollouts, replace(batch, logprobs=-mask, ref_logprobs=-1.5 * mask), version)
+    return rollout_metrics(rollouts, replace(batch, logprobs=-mask, ref_logprobs=-1.5 * mask), version)
 
 
 def test_a_steps_means_are_over_answers_and_its_nats_over_tokens() -> None:
