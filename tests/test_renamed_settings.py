@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from reward.training.checkpoint_folder import claim_checkpoint_folder
 
 from metaalign_rl.cli.evaluate import load_settings
 from metaalign_rl.config import loader
