@@ -1,4 +1,4 @@
-"""Sending weights: from learners' ends to several engines, over Ray's object store and through vLLM's own engines."""
+"""Weight sync from learners to several engines, through Ray's object store and vLLM's own transfer engines."""
 
 import time
 from collections.abc import Iterator
@@ -118,7 +118,7 @@ def test_every_engine_gets_an_update_in_buckets_between_a_start_and_a_finish(syn
         assert ray.get(engine.seen.remote()) == ["start", "update", "update", "update", "finish"] * 2
 
 
-def test_a_lost_engine_is_named_and_the_others_have_the_weights(sync):
+def test_a_lost_engine_is_named_and_the_others_get_the_weights(sync):
     engines = {number: start_engine("dies" if number == 1 else "") for number in range(3)}
     with pytest.raises(EngineLost, match="rollout engine 1 is lost") as caught:
         sync.send(engines, version=1)
@@ -132,18 +132,18 @@ def test_a_lost_engine_is_named_and_the_others_have_the_weights(sync):
     assert [len(ray.get(engine.seen.remote())) for engine in engines.values()] == [10, 10, 10]
 
 
-def test_an_engine_that_took_something_else_is_named(sync):
+def test_an_engine_with_a_wrong_checksum_is_named(sync):
     engines = {4: start_engine(), 5: start_engine("damages")}
     with pytest.raises(StaleEngine, match="rollout engine 5 did not apply weight update 7: expected checksum"):
         sync.send(engines, version=7)
 
 
-def test_an_engine_s_own_refusal_passes_through(sync):
+def test_an_engine_s_own_error_is_passed_on(sync):
     with pytest.raises(StaleEngine, match="lacks a tensor"):
         sync.send({0: start_engine("refuses")}, version=1)
 
 
-def test_an_engine_that_hangs_is_lost_too(learners):
+def test_an_engine_that_hangs_counts_as_lost(learners):
     sync = Sync(learners, timeout_s=3.0)
     engines = {1: start_engine(), 2: start_engine("hangs")}
     ray.get([engine.seen.remote() for engine in engines.values()])  # they have started
@@ -162,16 +162,16 @@ WAYS = {
 @pytest.mark.parametrize(
     ("gpus", "layout", "backend"), [(*devices, backend) for backend in WAYS for devices in WAYS[backend]]
 )
-def test_the_devices_choose_the_way(gpus, layout, backend):
+def test_the_devices_determine_the_backend(gpus, layout, backend):
     assert backend_of(Config(cluster=ClusterConfig(gpus=gpus, layout=layout))) == backend
 
 
-def test_colocated_learners_are_as_many_as_the_engines_devices():
+def test_colocated_learners_must_match_the_engines_devices():
     with pytest.raises(UserError, match=r"learner.world_size: expected rollout.engines \* rollout.tensor_parallel = 4"):
         Config(cluster=ClusterConfig(layout="colocated"), rollout=RolloutConfig(engines=2, tensor_parallel=2))
 
 
-# vLLM's engines for GPUs, up to where the GPU comes in
+# vLLM's transfer engines for GPUs, as far as they run without one
 
 
 class Recorder:
@@ -184,7 +184,7 @@ class Recorder:
         return lambda *arguments: self.calls.append((method, *arguments))
 
 
-def test_nccl_gives_each_engine_s_devices_ranks_of_their_own(cluster):
+def test_with_nccl_each_engine_s_devices_get_their_own_ranks(cluster):
     class RankEngine:
         def init_weight_transfer_engine(self, info: dict) -> None:
             self.info = info
@@ -198,7 +198,7 @@ def test_nccl_gives_each_engine_s_devices_ranks_of_their_own(cluster):
     assert [ray.get(e.told.remote())["rank_offset"] for e in engines.values()] == [1, 3]
 
 
-def test_vllm_s_nccl_sender_takes_our_source_and_calls_in_order(cluster, monkeypatch):
+def test_vllm_s_nccl_sender_works_with_our_weight_stream_and_client(cluster, monkeypatch):
     from vllm.distributed.weight_transfer import nccl_engine
 
     monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: f"group of {info.world_size}")
@@ -227,7 +227,7 @@ def test_the_ipc_bucket_holds_the_largest_tensor():
 
 
 @pytest.mark.parametrize("backend", ["nccl", "ipc"])
-def test_vllm_s_receivers_take_the_checksum_of_what_they_hand_to_the_loader(backend, monkeypatch):
+def test_vllm_s_receivers_compute_the_checksum_of_loaded_tensors(backend, monkeypatch):
     from vllm.distributed.weight_transfer import ipc_engine, nccl_engine
     from vllm.model_executor.model_loader import reload
 
