@@ -1,11 +1,11 @@
 """PPO on tiered preferences in one file and one process, without Ray, vLLM or DeepSpeed.
 
-    demonstrations ──► SFT ──► reference, and the first policy
-    pairs, answers of the SFT policy ──► reward model, and the first critic
-    prompts ──► policy ──► answers ──┬──► reward model ──► scores ─────────────────────────┐
-                  ▲                  └──► policy, reference, critic ──► log-probs, values ─┴──► advantages
-                  └─────────────────────────────── update ◄─────────────────────────────────────────┘
-    held-out prompts ──► SFT policy, PPO policy ──► answers ──► gold checks ──► table
+    demonstrations ──► SFT policy ──► reference, and the first policy
+    pairs, responses of the SFT policy ──► reward model ──► the first critic
+    prompts ──► policy ──► responses ──┬──► reward model ──► rewards ────────────────────────┐
+                  ▲                    └──► policy, reference, critic ──► log-probs, values ─┴──► advantages
+                  └──────────────── update of policy and critic ◄───────────────────────────────────┘
+    held-out prompts ──► SFT policy, PPO policy ──► responses ──► gold checks ──► table
 
 Run `python examples/ppo_loop.py`, or change settings: `python examples/ppo_loop.py --seed 1 --steps 40`.
 
@@ -58,19 +58,19 @@ class Config:
     hidden_size: int = 128  # of policy, reward model and critic, which have two layers
     demonstrations: int = 12_000  # rows for SFT; six in ten responses follow the governing preference
     pairs: int = 18_000  # rows for the reward model
-    own_answers: int = 2_000  # SFT policy's answers for the reward model, labelled by the gold checks
+    own_responses: int = 2_000  # of the SFT policy, labelled by the gold checks; also for the reward model
     held_out: int = 600  # rows for the evaluation
     steps: int = 30  # of PPO
     prompts_per_step: int = 96
     samples_per_prompt: int = 4
-    minibatch: int = 16  # prompts per optimizer step, each with all its answers
-    epochs: int = 2  # passes over the answers of a step
+    minibatch: int = 16  # prompts per optimizer step, each with all its responses
+    epochs: int = 2  # passes over the responses of a step
     learning_rate: float = 7e-4  # of the policy in PPO
     critic_learning_rate: float = 1e-3
     kl_coef: float = 0.015  # price of a nat of KL to the SFT policy, where a score is between 0 and 1
 
 
-MAX_TOKENS, MAX_NEW_TOKENS = 160, 32  # of prompt and answer together, and of the answer
+MAX_TOKENS, MAX_NEW_TOKENS = 160, 32  # of prompt and response together, and of the response
 GAMMA, LAM = 1.0, 0.95  # of generalised advantage estimation
 # Share of each group of prompts in PPO, by governing tier and relation: more of the hard ones.
 SAMPLER = {"system/system_only": 0.04, "user/user_only": 0.04, "system/agree": 0.06, "user/agree": 0.06}
@@ -83,12 +83,12 @@ META_PROMPTS = (  # System Info, User Info
 )
 
 
-class Rollout(NamedTuple):
-    """One sampled answer. Its ids include the end token, unless the answer was cut off."""
+class Response(NamedTuple):
+    """One sampled response. Its ids include the end token, unless it was cut off."""
 
     row: Row
     prompt_ids: list[int]
-    response_ids: list[int]
+    ids: list[int]
     text: str
 
 
@@ -127,23 +127,18 @@ def train_sft(config: Config, rows: list[Row], folder: Path) -> tuple[Any, Any]:
     return policy, tokenizer
 
 
-def train_reward(config: Config, rows: list[Row], own: Sequence[Rollout], folder: Path) -> Scorer:
-    """Train the SFT policy's weights to score answers; save the model in `folder/reward` and return its scorer.
+def train_reward(config: Config, rows: list[Row], own: Sequence[Response], folder: Path) -> Scorer:
+    """Train a reward model in `folder/reward`, from the SFT policy's weights; its scorer.
 
-    Pairs give a Bradley-Terry loss, labelled answers a cross-entropy per tier and `overall`. The policy's own answers
-    show the mistakes that the scorer will meet in PPO.
+    Pairs give a Bradley-Terry loss. Labelled responses give a cross-entropy for each tier and `overall`. The policy's
+    own responses contain the mistakes that the reward model will meet in PPO.
     """
     labelled = [
         replace(one.row, id=f"own-{number}", response=one.text, labels={"response": labels(one.row, one.text)})
         for number, one in enumerate(own)
     ]
     settings = RewardTraining(
-        learning_rate=1e-3,
-        batch_size=16,
-        token_weight=1.0,
-        easy_first_fraction=0.12,
-        max_tokens=MAX_TOKENS,
-        seed=config.seed,
+        learning_rate=1e-3, batch_size=16, token_weight=1.0, max_tokens=MAX_TOKENS, seed=config.seed
     )
     train_reward_model(settings, rows + labelled, None, folder / "sft", folder / "reward", [PrintProgress()])
     return Scorer.from_pretrained(folder / "reward", dtype="float32")
@@ -159,7 +154,7 @@ class PrintProgress(TrainerCallback):
 
 
 def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any, rows: Sequence[Row]) -> Any:
-    """Train a copy of the SFT policy. Shapes: B answers per step, of at most T tokens with their prompts."""
+    """Train a copy of the SFT policy. Shapes: B responses per step, of at most T tokens with their prompts."""
     policy, reference = copy.deepcopy(sft), sft
     updates = config.steps * config.epochs * -(-config.prompts_per_step // config.minibatch)
     policy_optimizer = Optimizer(policy, config.learning_rate, updates)
@@ -167,26 +162,26 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
     sampler, kl = PromptSampler(rows, SAMPLER, config.seed), KLController(config.kl_coef)
     for step in range(config.steps):
         began = time.monotonic()
-        # 1. Rollout: several answers to each prompt, from the policy as it is now.
+        # 1. Rollout: several responses to each prompt, from the policy as it is now.
         drawn = [rows[index] for index in sampler.draw(step, config.prompts_per_step)]
-        rollouts = generate(policy, tokenizer, drawn, config.samples_per_prompt)
-        # 2. Reward [B]: the reward model's probability that the answer is good. PPO does not see the gold checks: they
-        #    show whether a higher reward means better answers.
-        scores = scorer.score([replace(one.row, response=one.text) for one in rollouts])
+        responses = generate(policy, tokenizer, drawn, config.samples_per_prompt)
+        # 2. Reward [B]: the reward model's probability that the response is good. PPO does not use the gold checks.
+        #    They only show whether a higher reward means a better response.
+        scores = scorer.score([replace(one.row, response=one.text) for one in responses])
         rewards = torch.tensor([score.probabilities["overall"] for score in scores])
-        gold = fmean(follows(one) for one in rollouts)
+        gold = fmean(follows(one) for one in responses)
         # 3. Log-probabilities and values before the update, [B, T-1]: column t is about token t+1, 0 at prompts.
-        batch = to_batch(rollouts, tokenizer)
+        batch = to_batch(responses, tokenizer)
         with torch.no_grad():
             batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
             batch.values = values(critic, batch)
-        # 4. Advantages [B, T-1]: a token's reward is minus its KL, and the answer's last token also gets the score.
+        # 4. Advantages [B, T-1]: a token's reward is minus its KL, and the response's last token also gets the score.
         token_level = token_rewards(rewards, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl.value)
         advantages, batch.returns = gae(token_level, batch.values, batch.action_mask, GAMMA, LAM)
         batch.advantages = whiten(advantages, batch.action_mask)
         # 5. Update: some passes over the batch, in minibatches.
         value_loss = update(config, batch, policy, critic, policy_optimizer, critic_optimizer)
-        nats = kl_per_answer(batch)
+        nats = kl_per_response(batch)
         kl.update(nats, len(batch))  # a fixed coefficient stays; with a target the controller would steer it
         print(
             f"ppo     step {step + 1:4}/{config.steps}  reward {rewards.mean():.3f}  gold {gold:.3f}  kl {nats:.3f}  "
@@ -198,61 +193,62 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
 
 
 @torch.no_grad()
-def generate(policy: Any, tokenizer: Any, rows: Sequence[Row], copies: int) -> list[Rollout]:
-    """Sample `copies` answers to each of P rows at temperature 1; the answers to a row are neighbours."""
-    pad, room = tokenizer.pad_token_id, MAX_TOKENS - MAX_NEW_TOKENS
-    asked = [encode_row(tokenizer, row, max_tokens=room) for row in rows]
+def generate(policy: Any, tokenizer: Any, rows: Sequence[Row], copies: int) -> list[Response]:
+    """Sample `copies` responses to each of P rows at temperature 1; the responses to a row are neighbours."""
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    asked = [encode_row(tokenizer, row, max_tokens=MAX_TOKENS - MAX_NEW_TOKENS) for row in rows]
     width = max(map(len, asked))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in asked])  # [P, width], padded on the left
     mask = (ids != pad).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=policy.config)  # keys and values of the tokens so far
     logits = policy(ids, mask, positions, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    cache.batch_repeat_interleave(copies)  # a prompt is read once for all answers to it
+    cache.batch_repeat_interleave(copies)  # a prompt is read once for all responses to it
     logits, mask = logits.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0)  # [B, 1, V], [B, width]
     ended, columns = torch.zeros(len(mask), 1, dtype=torch.bool), []
     while len(columns) < MAX_NEW_TOKENS and not ended.all():
-        token = torch.multinomial(logits[:, -1].softmax(-1), 1).masked_fill(ended, pad)  # [B, 1]
+        token = torch.multinomial(logits[:, -1].softmax(-1), 1)  # [B, 1]
         columns.append(token)
-        ended |= token == tokenizer.eos_token_id
+        ended |= token == eos
         mask = torch.cat([mask, torch.ones_like(token)], dim=1)
         positions = mask.sum(1, keepdim=True) - 1
         logits = policy(token, mask, positions, past_key_values=cache, use_cache=True).logits
-    responses = [[token for token in line if token != pad] for line in torch.cat(columns, dim=1).tolist()]
-    texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    lines = torch.cat(columns, dim=1).tolist()
+    sampled = [line[: line.index(eos) + 1] if eos in line else line for line in lines]
+    texts = tokenizer.batch_decode(sampled, skip_special_tokens=True)
     return [
-        Rollout(rows[number // copies], asked[number // copies], response, text.strip())
-        for number, (response, text) in enumerate(zip(responses, texts, strict=True))
+        Response(rows[number // copies], asked[number // copies], ids, text.strip())
+        for number, (ids, text) in enumerate(zip(sampled, texts, strict=True))
     ]
 
 
-def to_batch(rollouts: Sequence[Rollout], tokenizer: Any) -> Batch:
-    """Prompts and answers as token ids [B, T], padded on the right, and the mask of answer tokens, [B, T-1]."""
-    return make_batch([(one.prompt_ids, one.response_ids) for one in rollouts], tokenizer.pad_token_id)
+def to_batch(responses: Sequence[Response], tokenizer: Any) -> Batch:
+    """Prompts and responses as token ids [B, T], padded on the right, and the mask of response tokens, [B, T-1]."""
+    return make_batch([(one.prompt_ids, one.ids) for one in responses], tokenizer.pad_token_id)
 
 
 def logprobs(policy: Any, batch: Batch) -> Tensor:
-    """[B, T-1]: the log-probability of each of the N answer tokens."""
-    inputs = model_inputs(batch, share_prompts=True)  # answers to one prompt share the pass over it
+    """[B, T-1]: the log-probability of each of the N response tokens."""
+    inputs = model_inputs(batch, share_prompts=True)  # responses to one prompt share the pass over it
     hidden = inputs.run(policy.model).last_hidden_state.flatten(0, 1)[inputs.sources]  # [N, H]
     chosen = policy.lm_head(hidden).log_softmax(-1).gather(-1, inputs.tokens[:, None])[:, 0]  # [N, V] to [N]
     return spread(chosen, batch.action_mask)
 
 
 def values(critic: Any, batch: Batch) -> Tensor:
-    """[B, T-1]: before each answer token, the sum of rewards that the critic expects from there on."""
+    """[B, T-1]: before each response token, the sum of rewards that the critic expects from there on."""
     inputs = model_inputs(batch, share_prompts=True)
     return spread(inputs.run(critic).logits.flatten()[inputs.sources], batch.action_mask)
 
 
-def kl_per_answer(batch: Batch) -> float:
-    """The mean over answers of the estimated KL to the reference, in nats."""
+def kl_per_response(batch: Batch) -> float:
+    """The mean over responses of the estimated KL to the reference, in nats."""
     return float(token_kl(batch.logprobs, batch.ref_logprobs, batch.action_mask).sum(1).mean())
 
 
-def follows(rollout: Rollout) -> bool:
-    """Whether the answer passes the gold checks of its row's governing tier and dialog."""
-    return bool(judge(rollout.row, rollout.text).following)
+def follows(response: Response) -> bool:
+    """Whether the response passes the gold checks of its row's governing tier and dialog."""
+    return bool(judge(response.row, response.text).following)
 
 
 def update(
@@ -275,24 +271,24 @@ def update(
 
 
 def evaluate(policy: Any, reference: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str, float]:
-    """The share of answers that follow the governing preference, by relation, and the KL to the reference."""
-    rollouts = generate(policy, tokenizer, rows, copies=1)
-    batch = to_batch(rollouts, tokenizer)
+    """The share of responses that follow the governing preference, by relation, and the KL to the reference."""
+    responses = generate(policy, tokenizer, rows, copies=1)
+    batch = to_batch(responses, tokenizer)
     with torch.no_grad():
         batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
-    shares = {name: fmean(follows(one) for one in rollouts if one.row.relation == name) for name in RELATIONS}
-    return {"mean": fmean(shares.values()), **shares, "KL": kl_per_answer(batch)}
+    shares = {name: fmean(follows(one) for one in responses if one.row.relation == name) for name in RELATIONS}
+    return {"mean": fmean(shares.values()), **shares, "KL": kl_per_response(batch)}
 
 
 def report(sft: Any, ppo: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Print the evaluation before and after PPO, and one question under several meta-prompts."""
     policies = {"after SFT": sft, "after PPO": ppo}
     table = {name: evaluate(policy, sft, tokenizer, rows) for name, policy in policies.items()}
-    print(f"\n{len(rows)} held-out prompts: share of answers that follow the preference, and KL in nats per answer")
+    print(f"\n{len(rows)} held-out prompts: share of responses that follow the preference, and KL in nats per response")
     print(" " * 9, *(f"{column:>11}" for column in table["after SFT"]))
     for name, figures in table.items():
         print(name, *(f"{figure:11.2f}" for figure in figures.values()))
-    print(f"\n{QUESTION!r}: the most frequent of 32 answers")
+    print(f"\n{QUESTION!r}: the most frequent of 32 responses")
     for system_info, user_info in META_PROMPTS:
         print(f"  System Info {system_info!r}, User Info {user_info!r}")
         messages = [{"role": "user", "content": QUESTION}]
@@ -308,10 +304,10 @@ def run(config: Config, folder: Path) -> dict[str, dict[str, float]]:
     torch.manual_seed(config.seed)
     rows = prompts(config.seed, 6_000)
     sft, tokenizer = train_sft(config, demonstrations(config.seed, config.demonstrations, follow_rate=0.6), folder)
-    asked = [rows[start : start + 100] for start in range(0, config.own_answers, 100)]  # a cache of all is slow
-    own = [answer for part in asked for answer in generate(sft, tokenizer, part, copies=1)]
+    asked = [rows[start : start + 100] for start in range(0, config.own_responses, 100)]  # a cache of all is slow
+    own = [response for part in asked for response in generate(sft, tokenizer, part, copies=1)]
     scorer = train_reward(config, pairs(config.seed, config.pairs, held_out=False), own, folder)
-    # The critic starts from the reward model, which knows a good answer, with a new head of one output.
+    # The critic starts from the reward model, which knows a good response, with a new head of one output.
     critic = AutoModelForTokenClassification.from_pretrained(
         folder / "reward", num_labels=1, ignore_mismatched_sizes=True
     )
