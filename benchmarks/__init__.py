@@ -1,1 +1,1 @@
-"""Measurements of speed and quality; each writes its JSON under `benchmarks/results/`."""
+"""Benchmarks of speed and quality. Each writes a JSON file to `benchmarks/results/`."""

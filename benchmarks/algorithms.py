@@ -1,16 +1,19 @@
-"""The PPO stage's algorithms and options beside each other, from one SFT policy and one reward model.
+"""Compare the algorithms and options of the PPO stage, starting from one SFT policy and one reward model.
 
-    python benchmarks/algorithms.py --run runs/quickstart --json benchmarks/results/algorithms.json
-    python benchmarks/algorithms.py --run runs/quickstart --json OUT ppo grpo --seeds 0 1 --parallel 2
-    python benchmarks/algorithms.py --json benchmarks/results/algorithms.json --table    # as Markdown; runs nothing
+    python -m benchmarks.algorithms --run runs/quickstart --json benchmarks/results/algorithms.json
+    python -m benchmarks.algorithms --run runs/quickstart --json OUT ppo grpo --seeds 0 1 --parallel 2
+    python -m benchmarks.algorithms --json benchmarks/results/algorithms.json --table    # print Markdown, run nothing
 
-A finished run gives its data, SFT policy, reward model and settings; a variant changes settings of the PPO stage alone
-and is evaluated on the run's held-out rows. A seed is of PPO: which rows it draws, and in what order they are learned.
-With `--parallel 2` two variants run at a time, each on one CPU: seconds compare only with others of the same call. What
-is measured already is not measured again; what was interrupted goes on where it was (`--root` keeps it).
+A finished run gives the data, the SFT policy, the reward model and the settings. A variant changes only settings of the
+PPO stage and is evaluated on the run's held-out rows. The seed decides which rows PPO samples and in what order it
+learns from them. With `--parallel 2` two variants run at a time, each on one CPU, so compare seconds only within one
+call. Results in the output file are not measured again. Interrupted runs resume; they are kept under `--root`.
 
-Written of each seed: `following`, `conflict` and `distractor`, sampled at temperature 1 and `_greedy`; `seconds` of the
-PPO stage; `kl`, the mean of the last quarter of the steps in nats an answer, and under adaptive KL the `kl_target`.
+Results per seed:
+    following, conflict, distractor: sampled at temperature 1, and with the suffix `_greedy` decoded greedily
+    seconds: of the PPO stage
+    kl: the mean over the last quarter of the steps, in nats per answer
+    kl_target: only with adaptive KL
 """
 
 import argparse
@@ -24,15 +27,13 @@ from statistics import fmean
 from threading import Lock
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a script
-
 from benchmarks.run import machine
 from metaalign_rl.config.loader import load
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.files import read_json, read_jsonl, write_json
 
-# By name what is changed in the run's settings.
+# The settings that each variant changes.
 VARIANTS: dict[str, list[str]] = {
     "ppo": ["ppo.algorithm=ppo"],
     "rloo": ["ppo.algorithm=rloo"],
@@ -40,25 +41,25 @@ VARIANTS: dict[str, list[str]] = {
     "grpo": ["ppo.algorithm=grpo"],
     "per_tier": ["ppo.normalize_per_tier=true"],
     "flips": ["ppo.flips=true"],
-    # About half of the KL that the quickstart comes to; a horizon of five of its batches.
+    # About half of the KL that the quickstart reaches, and a horizon of five of its batches.
     "adaptive_kl": ["ppo.kl=adaptive", "ppo.kl_target=0.5", "ppo.kl_horizon=2560"],
 }
-SHARED = ("data", "sft", "reward")  # of the run; linked, never written to
+SHARED = ("data", "sft", "reward")  # folders of the run; linked, never written to
 FIGURES = ("following", "conflict", "distractor", "following_greedy", "conflict_greedy", "distractor_greedy")
 Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every variant starts from, and where it goes."""
+    """The run that every variant starts from, and the folder of the variants' runs."""
 
     run: RunFolder
     root: Path
     parallel: int
-    words: Sequence[str]  # further settings, of all variants
+    words: Sequence[str]  # settings of all variants
 
     def settings(self, name: str, seed: int) -> list[str]:
-        """The settings of one variant's run."""
+        """Return the settings of one variant's run."""
         words = ["ppo.algorithm=ppo", *self.words, *VARIANTS[name]]
         words += ["cluster.cpus=1"] if self.parallel > 1 else []
         named = [f"run.name={name.replace('+', 'p')}-{seed}", f"run.root={self.root}", f"run.seed={seed}"]
@@ -81,13 +82,13 @@ class Bench:
 
 
 def measured(folder: RunFolder, config: Config) -> Figures:
-    """The figures of a finished run."""
+    """Read the metrics of a finished run."""
     found = read_json(folder.evaluation / "figures.json")
     figures: Figures = {}
     for suffix, decoding in (("", "sampled"), ("_greedy", "greedy")):
         of = found[f"ppo_{decoding}"]
         figures |= {f"{name}{suffix}": of[name] for name in ("following", "conflict", "distractor")}
-    figures["seconds"] = read_json(folder.progress)["ppo"]["seconds"]
+    figures["seconds"] = read_json(folder.stages)["ppo"]["seconds"]
     steps = [line for _, line in read_jsonl(folder.metrics)]
     last = steps[-max(1, len(steps) // 4) :]
     figures["kl"] = fmean(step["kl"] * step["response_tokens"] for step in last)
@@ -95,20 +96,20 @@ def measured(folder: RunFolder, config: Config) -> Figures:
 
 
 def measure(bench: Bench, names: Sequence[str], seeds: Sequence[int], output: Path) -> None:
-    """Measure what is not measured yet, and write the results after each."""
+    """Measure the variants that have no results yet. Write the results after each."""
     made = {"run": bench.run.root.name, "words": list(bench.words), "parallel": bench.parallel}
     results: dict[str, Any] = read_json(output) if output.is_file() else {**made, "variants": {}}
-    if {key: results[key] for key in made} != made:
-        raise SystemExit(f"{output} was measured from another run or with other words; give another --json")
+    if (found := {key: results[key] for key in made}) != made:
+        raise SystemExit(f"{output}: expected results of {made}, found {found}; give another --json")
     lock = Lock()
 
     def one(name: str, seed: int) -> None:
-        found = bench.measure(name, seed)
+        figures = bench.measure(name, seed)
         with lock:
             entry = results["variants"].setdefault(name, {"settings": VARIANTS[name], "seeds": {}})
-            entry["seeds"][str(seed)] = found
-            write_json(output, results | {"machine": machine(), "command": "python benchmarks/algorithms.py"})
-            print(f"{name} {seed}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()), flush=True)
+            entry["seeds"][str(seed)] = figures
+            write_json(output, results | {"machine": machine(), "command": "python -m benchmarks.algorithms"})
+            print(f"{name} {seed}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()), flush=True)
 
     missing = [
         (name, seed)
@@ -122,8 +123,8 @@ def measure(bench: Bench, names: Sequence[str], seeds: Sequence[int], output: Pa
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
-    """The results as lines of Markdown."""
-    columns = ["seeds", *(name.replace("_", " ") for name in FIGURES), "KL (target), nats an answer", "seconds"]
+    """Return the results as lines of a Markdown table."""
+    columns = ["seeds", *(name.replace("_", " ") for name in FIGURES), "KL (target), nats per answer", "seconds"]
     yield f"| | {' | '.join(columns)} |"
     yield "|---" * (len(FIGURES) + 4) + "|"
     found = results["variants"]
@@ -136,27 +137,27 @@ def table(results: dict[str, Any]) -> Iterator[str]:
 
 
 def spread(found: Sequence[float], digits: int = 3) -> str:
-    """The mean, and with several the least and the most."""
+    """Return the mean; with several values also the lowest and the highest."""
     mean, least, most = (f"{value:.{digits}f}" for value in (fmean(found), min(found), max(found)))
     return f"{mean} ({least}–{most})" if len(found) > 1 else mean
 
 
 def main() -> int:
-    """Measure what is asked for and not measured yet, and print the table."""
+    """Measure the requested variants that have no results yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(VARIANTS)}; all where none is given")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(VARIANTS)} (default: all)")
     parser.add_argument("--run", type=Path, help="the folder of a finished run")
-    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
-    parser.add_argument("--root", type=Path, default=Path("runs/algorithms"), help="where the variants' runs are kept")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--parallel", type=int, default=1, help="variants at a time; above 1 each has one CPU")
+    parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--root", type=Path, default=Path("runs/algorithms"), help="the folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="key=value", help="settings of all variants, for a trial"
+        "--parallel", type=int, default=1, help="variants at a time; with more than 1, each gets one CPU"
     )
-    parser.add_argument("--table", action="store_true", help="only print the table of what is measured")
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="settings of all variants")
+    parser.add_argument("--table", action="store_true", help="only print the table of the results")
     args = parser.parse_args()
     if unknown := set(args.names) - set(VARIANTS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
+        parser.error(f"NAME: expected some of {', '.join(VARIANTS)}, found {', '.join(sorted(unknown))}")
     if not args.table:
         measure(bench_of(parser, args), args.names or list(VARIANTS), args.seeds, args.json)
     print("\n".join(table(read_json(args.json))))
@@ -164,13 +165,13 @@ def main() -> int:
 
 
 def bench_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Bench:
-    """What to start from; an error of the command line where it is not there."""
+    """Return what the variants start from; stop with an error if a part of it is missing."""
     if args.run is None:
-        parser.error("--run: give the folder of a finished run, such as runs/quickstart")
+        parser.error("--run: expected the folder of a finished run, such as runs/quickstart, found nothing")
     run = RunFolder(args.run)
     for path in (run.config, *(run.root / shared for shared in SHARED)):
         if not path.exists():
-            parser.error(f"--run: {path} is not there; give the folder of a finished run, such as runs/quickstart")
+            parser.error(f"--run: expected the folder of a finished run, such as runs/quickstart; {path} is missing")
     return Bench(run, args.root.absolute(), args.parallel, args.set)
 
 

@@ -1,10 +1,12 @@
-"""Baselines and ablations beside PPO with the conditioned reward: the same rows, held-out rows and number of answers.
+"""Compare PPO with the conditioned reward to baselines and ablations.
 
-    python -m benchmarks.baselines                          # every one, seeds 0 1 2: some hours on 2 cores
+    python -m benchmarks.baselines                          # all of them, seeds 0 1 2: some hours on 2 cores
     python -m benchmarks.baselines ppo blind --seeds 0      # two of them
 
-Each starts from the data, SFT policy and reward model of one quickstart a seed (`--root` keeps them). What is measured
-already, by the same command, is not measured again. Writes `benchmarks/results/baselines.json`.
+For each seed, all start from the data, the SFT policy and the reward model of one quickstart run. They use the same
+training rows and the same held-out rows. Those that sample answers for training sample as many as PPO. The runs are
+kept under `--root`. Results that are already in the output file are not measured again.
+Writes `benchmarks/results/baselines.json`.
 """
 
 import argparse
@@ -30,44 +32,44 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Base:
-    """A finished quickstart, which the others start from, and the folder for what they make of it."""
+    """A finished quickstart, from which the baselines start, and the folder for their runs."""
 
     folder: Path
     seed: int
     root: Path
 
     def words(self, name: str) -> list[str]:
-        """Settings of a run that goes on from the base's SFT policy and reward model."""
+        """Return the settings of a run that starts from the base's SFT policy and reward model."""
         return [
             f"run.seed={self.seed}", f"run.name={name}-{self.seed}", f"run.root={self.root}",
             f"model.path={self.folder / 'sft'}", f"reward.path={self.folder / 'reward'}",
         ]  # fmt: skip
 
     def path(self, name: str) -> Path:
-        """The folder of a run of that name."""
+        """Return the folder of the run with this name."""
         return self.root / f"{name}-{self.seed}"
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One way to make a policy: what it is, and the figures that it comes to."""
+    """One way to make a policy: what it is, and the function that measures it."""
 
     meaning: str
     measure: Callable[[Base], dict[str, Any]]
 
 
 def command(*words: str) -> None:
-    """Run `metaalign-rl` with these words."""
+    """Run `metaalign-rl` with these arguments."""
     subprocess.run([sys.executable, "-m", "metaalign_rl", *words], check=True)
 
 
 def headline(figures: dict[str, Any], suffix: str = "") -> Figures:
-    """The figures that are compared."""
+    """Return the compared metrics."""
     return {f"{name}{suffix}": figures[name] for name in ("following", "conflict", "distractor")}
 
 
 def evaluated(model: Path, base: Base) -> dict[str, Any]:
-    """A checkpoint's figures on the base's held-out rows, sampled and greedy."""
+    """Evaluate a checkpoint on the base's held-out rows, sampled and greedy."""
     found: dict[str, Any] = {}
     for suffix, temperature in (("", 1.0), ("_greedy", 0.0)):
         output = model.parent / f"{model.name}-evaluation{suffix}"
@@ -78,7 +80,7 @@ def evaluated(model: Path, base: Base) -> dict[str, Any]:
 
 
 def finished(folder: Path) -> dict[str, Any]:
-    """The figures of a run's policy, and its gold and proxy by step."""
+    """Return the metrics of a finished run's policy, and its gold, proxy and KL by step."""
     figures = read_json(folder / "evaluation" / "figures.json")
     steps = [line for _, line in read_jsonl(folder / "metrics.jsonl")]
     curves = {name: [round(step[name], 4) for step in steps if name in step] for name in ("gold", "proxy", "kl")}
@@ -86,7 +88,7 @@ def finished(folder: Path) -> dict[str, Any]:
 
 
 def ppo(name: str, *overrides: str) -> Callable[[Base], dict[str, Any]]:
-    """PPO from the base's SFT policy with some settings changed."""
+    """Return a function that runs PPO from the base's SFT policy with some settings changed."""
 
     def measure(base: Base) -> dict[str, Any]:
         command("run", CONFIG, *base.words(name), "run.stages=[data, ppo, evaluate]", *overrides)
@@ -96,31 +98,31 @@ def ppo(name: str, *overrides: str) -> Callable[[Base], dict[str, Any]]:
 
 
 def quickstart(base: Base) -> dict[str, Any]:
-    """The base run's own PPO."""
+    """Return the metrics of the base run's own PPO."""
     return finished(base.folder)
 
 
 def blind(base: Base) -> dict[str, Any]:
-    """PPO whose reward never sees the meta-prompt."""
+    """Run PPO with a reward model that does not read the meta-prompt."""
     control = base.folder / "controls" / "preference_blind"
     return ppo("blind", f"reward.path={control}", "reward.view=preference_blind")(base)
 
 
 def sft(base: Base) -> dict[str, Any]:
-    """The policy that all others start from."""
+    """Return the metrics of the SFT policy, from which the others start."""
     figures = read_json(base.folder / "evaluation" / "figures.json")
     return headline(figures["sft_sampled"]) | headline(figures["sft_greedy"], "_greedy")
 
 
 def sft_clean(base: Base) -> dict[str, Any]:
-    """SFT on demonstrations that all follow: what perfect labels, as many, would give."""
+    """Run SFT on the same number of demonstrations, all of which follow the governing preference."""
     words = [word for word in base.words("clean") if not word.startswith("model.path")]
     command("run", CONFIG, *words, "run.stages=[data, sft]", "data.follow_rate=1.0")
     return evaluated(base.path("clean") / "sft", base)
 
 
 def best_of(policy: str) -> Callable[[Base], dict[str, Any]]:
-    """The best of 8 answers of one of the base's policies to each held-out row by the reward model, at inference."""
+    """Return a function that samples 8 answers to each held-out row and keeps the one with the highest reward."""
 
     def measure(base: Base) -> dict[str, Any]:
         from metaalign_rl.evaluation.gold_metrics import judge_all, summary
@@ -132,16 +134,16 @@ def best_of(policy: str) -> Callable[[Base], dict[str, Any]]:
 
 
 def best_answers(base: Base, policy: str, rows: Sequence[Row]) -> list[str]:
-    """To each row the one of a policy's answers that the reward model likes best."""
+    """Sample `BEST_OF` answers to each row; return the one with the highest reward."""
+    from metaalign_rl import runtime
     from metaalign_rl.core.dataflow import Sampling
     from metaalign_rl.pipeline.context import RunContext
-    from metaalign_rl.runtime import ray_session
     from reward import Scorer
     from reward.score import log_combine
 
     config = loader.load(Config, Path(CONFIG), base.words("best"))
     asked = [row for row in rows for _ in range(BEST_OF)]
-    with ray_session.connect(config), RunContext(config) as context:
+    with runtime.connect(config), RunContext(config) as context:
         answers = context.answer(base.folder / policy, asked, Sampling(1.0, config.rollout.max_new_tokens))
     scorer = Scorer.from_pretrained(base.folder / "reward", dtype="float32")
     scores = scorer.score([replace(row, response=answer) for row, answer in zip(asked, answers, strict=True)])
@@ -151,7 +153,7 @@ def best_answers(base: Base, policy: str, rows: Sequence[Row]) -> list[str]:
 
 
 def sft_best_of(base: Base) -> dict[str, Any]:
-    """SFT on the best of 8 answers to as many training prompts as PPO's answers would do for."""
+    """Run SFT on the best of 8 answers to training prompts, with as many answers in all as PPO samples."""
     config = loader.load(Config, Path(CONFIG), [])
     drawn = config.ppo.steps * config.ppo.prompts_per_step * config.ppo.samples_per_prompt
     rows = list(read_rows(base.folder / "data" / "prompts.jsonl"))[: drawn // BEST_OF]
@@ -166,7 +168,7 @@ def sft_best_of(base: Base) -> dict[str, Any]:
 
 
 def soup(base: Base) -> dict[str, Any]:
-    """The mean of two policies' weights, each trained by PPO on one tier's rows alone (Personalized Soups' idea)."""
+    """Average the weights of two policies, each trained by PPO on the rows of one tier (as in Personalized Soups)."""
     half = f"ppo.steps={loader.load(Config, Path(CONFIG), []).ppo.steps // 2}"
     for tier in ("system", "user"):
         words = [*base.words(f"soup-{tier}"), "run.stages=[data, ppo]", f"ppo.sampler={{{tier}: 1.0}}", half]
@@ -177,7 +179,7 @@ def soup(base: Base) -> dict[str, Any]:
 
 
 def dpo(name: str, *options: str) -> Callable[[Base], dict[str, Any]]:
-    """DPO from the SFT policy on the pairs that the reward model was trained on."""
+    """Return a function that runs DPO from the SFT policy on the reward model's training pairs."""
 
     def measure(base: Base) -> dict[str, Any]:
         output = base.path(name) / "policy"
@@ -190,7 +192,7 @@ def dpo(name: str, *options: str) -> Callable[[Base], dict[str, Any]]:
 
 
 def merge(policies: Sequence[Path], output: Path) -> Path:
-    """Write a checkpoint whose weights are the policies' mean."""
+    """Write a checkpoint whose weights are the mean of the policies' weights."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(policies[0], output, dirs_exist_ok=True)
@@ -201,48 +203,50 @@ def merge(policies: Sequence[Path], output: Path) -> Path:
 
 
 BASELINES = {
-    "sft": Baseline("SFT on noisy demonstrations, where all but sft_clean start", sft),
-    "sft_clean": Baseline("SFT on demonstrations that all follow: an upper reference, not a rival", sft_clean),
-    "best_of_8": Baseline(
-        "the SFT policy's best of 8 by the reward model, at inference (8 times the cost)", best_of("sft")
+    "sft": Baseline("SFT on noisy demonstrations; all but `sft_clean` start from it", sft),
+    "sft_clean": Baseline(
+        "SFT on demonstrations that all follow the governing preference; a reference, not a competitor", sft_clean
     ),
-    "ppo_best_of_8": Baseline("the same for PPO's policy", best_of("policy")),
-    "sft_best_of_8": Baseline("SFT on the best of 8, as many answers as PPO draws", sft_best_of),
-    "ppo": Baseline("PPO with the conditioned reward, mode overall: the quickstart", quickstart),
-    "blind": Baseline("PPO with a reward that never sees the meta-prompt", blind),
-    "mode_tier": Baseline("PPO, reward.mode=tier", ppo("tier", "reward.mode=tier")),
-    "mode_composed": Baseline("PPO, reward.mode=composed", ppo("composed", "reward.mode=composed")),
-    "per_tier": Baseline("PPO, rewards normalised in each tier", ppo("per-tier", "ppo.normalize_per_tier=true")),
-    "flips": Baseline("PPO, both sides of a conflict's flip in one step", ppo("flips", "ppo.flips=true")),
-    "dpo": Baseline("DPO on the pairs that the reward model was trained on", dpo("dpo")),
+    "best_of_8": Baseline(
+        "best of 8 answers of the SFT policy by the reward model, at inference (8 times the cost)", best_of("sft")
+    ),
+    "ppo_best_of_8": Baseline("the same for the PPO policy", best_of("policy")),
+    "sft_best_of_8": Baseline("SFT on the best of 8 answers, with as many sampled answers as PPO", sft_best_of),
+    "ppo": Baseline("PPO with the conditioned reward, `reward.mode=overall`", quickstart),
+    "blind": Baseline("PPO with a reward model that does not read the meta-prompt", blind),
+    "mode_tier": Baseline("PPO, `reward.mode=tier`", ppo("tier", "reward.mode=tier")),
+    "mode_composed": Baseline("PPO, `reward.mode=composed`", ppo("composed", "reward.mode=composed")),
+    "per_tier": Baseline("PPO, rewards normalised per tier", ppo("per-tier", "ppo.normalize_per_tier=true")),
+    "flips": Baseline("PPO, both sides of a conflict flip pair in one step", ppo("flips", "ppo.flips=true")),
+    "dpo": Baseline("DPO on the reward model's training pairs", dpo("dpo")),
     "dpo_nll": Baseline(
-        "the same with the chosen answers' likelihood in the loss: SFT on some 33,000 answers that all follow",
+        "DPO plus the likelihood of the chosen answers, which is SFT on about 33,000 answers that all follow",
         dpo("dpo-nll", "--nll-weight", "1", "--learning-rate", "1e-4"),
     ),
-    "soup": Baseline("the mean of a policy for each tier, half of the steps each", soup),
+    "soup": Baseline("mean weights of one policy per tier, each trained for half of the steps", soup),
 }
 
 
 def main() -> int:
-    """Measure what is asked for and not measured yet."""
+    """Measure the requested baselines that have no results yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BASELINES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--root", type=Path, default=Path("runs/baselines"), help="where the runs are kept")
-    parser.add_argument("--output", type=Path, default=RESULTS / "baselines.json")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BASELINES)} (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--root", type=Path, default=Path("runs/baselines"), help="the folder of the runs")
+    parser.add_argument("--output", type=Path, default=RESULTS / "baselines.json", help="the JSON file to write")
     args = parser.parse_args()
     if unknown := set(args.names) - set(BASELINES):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(BASELINES)}")
+        parser.error(f"NAME: expected some of {', '.join(BASELINES)}, found {', '.join(sorted(unknown))}")
     measure(args.names or list(BASELINES), args.seeds, args.root.absolute(), args.output)
     return 0
 
 
 def measure(names: Iterable[str], seeds: Iterable[int], root: Path, output: Path) -> None:
-    """Measure each baseline for each seed and write the results after each."""
+    """Measure each baseline with each seed. Write the results after each."""
     config = loader.dump(loader.load(Config, Path(CONFIG), []))
     results = read_json(output) if output.is_file() else {"config": config, "baselines": {}}
     if results["config"] != config:
-        raise SystemExit(f"{output} was measured with another {CONFIG}; move it away, or give another --output")
+        raise SystemExit(f"{output}: expected results of the current {CONFIG}, found another; give another --output")
     for seed in seeds:
         base = make_base(seed, root)
         for name in names:
@@ -255,7 +259,7 @@ def measure(names: Iterable[str], seeds: Iterable[int], root: Path, output: Path
 
 
 def make_base(seed: int, root: Path) -> Base:
-    """The quickstart of a seed, run where it was not."""
+    """Run the quickstart with a seed, unless it is finished."""
     command("run", CONFIG, f"run.seed={seed}", f"run.name=base-{seed}", f"run.root={root}")
     return Base(root / f"base-{seed}", seed, root)
 

@@ -1,4 +1,7 @@
-"""`docs/baselines.md` and its curves from the results: `python -m benchmarks.baselines_page`."""
+"""Write `docs/baselines.md` and its chart from the results of `benchmarks.baselines`.
+
+python -m benchmarks.baselines_page
+"""
 
 from collections.abc import Iterator
 from html import escape
@@ -6,117 +9,171 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
+
+from benchmarks.baselines import BASELINES, CONFIG
 from benchmarks.run import RESULTS
 from metaalign_rl.core.files import read_json, write_text
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 COMPARED = ("following", "conflict")
 COLUMNS = ("following", "conflict", "distractor", "following_greedy", "conflict_greedy")
 NOT_RIVALS = ("ppo", "sft_clean", "ppo_best_of_8")
 VARIANTS = ("mode_tier", "mode_composed", "per_tier", "flips")
-WHY = {  # PPO is not ahead of it
-    "best_of_8": "It draws eight answers for each one that it gives, and the reward model that PPO is trained with "
-    "chooses: it comes as far as that model's judgement goes. PPO puts most of the choice into the weights and gives "
-    "its first answer, at an eighth of the cost; with as many answers to choose from it is `ppo_best_of_8`.",
-    "dpo_nll": "Its loss holds the likelihood of some 33,000 answers that all follow. The built-in world gives such "
-    "pairs, people's preferences seldom do: like `sft_clean` it learns from right demonstrations; PPO never sees any.",
-    "mode_tier": "Both scores come from one model; on the 33,280 rollouts of one run they agree, at 0.5, on 97 %.",
-    "per_tier": "The tiers' rewards have much the same spread here, 0.29 in the system's and 0.27 in the user's over "
-    "one run, so dividing by it changes little.",
-    "flips": "About 40 of a step's 128 prompts are conflicts without it, in whatever order they come.",
+WHY = {  # shown where PPO is not ahead
+    "best_of_8": "It samples eight answers for each answer that it gives, and the reward model of PPO picks one. So it "
+    "is limited by that model. PPO moves most of the selection into the weights and gives its first answer, at an "
+    "eighth of the cost. With as many answers to choose from, PPO is `ppo_best_of_8`.",
+    "dpo_nll": "Its loss has the likelihood of about 33,000 answers that all follow. The built-in world gives such "
+    "pairs. Human preferences seldom do. Like `sft_clean`, it learns from correct demonstrations. PPO never sees any.",
+    "mode_tier": "Both scores come from one model. On the 33,280 rollouts of one run they agree, with the threshold "
+    "0.5, on 97 %.",
+    "per_tier": "The rewards of the two tiers have a similar spread here: 0.29 for system and 0.27 for user over one "
+    "run. Dividing by it changes little.",
+    "flips": "Without it, about 40 of the 128 prompts of a step are conflicts too, in no special order.",
 }
 COLORS = ("#2f6fde", "#d9822b", "#188150", "#9a4fc4", "#c43b3b", "#17899b", "#7a7a2a", "#5d6778")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 360, 40, 190, 12, 28
 
 HEAD = """# Baselines and ablations
 
-Every policy but `sft_clean` starts from the SFT policy and the reward model of one quickstart a seed. All are evaluated
-on the same held-out rows by the rows' own programs; what draws answers to train on draws as many as PPO. Figures are
-means over the seeds, the lowest and highest in brackets; answers are sampled at temperature 1 unless the column says
-greedy. Conflict and distractor are strict: the losing tier, or the distractor, is not followed.
+<!-- `python -m benchmarks.baselines_page` writes this page. -->
 
-`{command}` measured them ({machine}); with names behind it, it measures these alone.
-`python -m benchmarks.baselines_page` wrote this page. Two runs of one seed differ too, by 0.02 to 0.05, since the order
-in which answers finish depends on timing.
+This page compares PPO with the conditioned reward to other ways to make a policy, and to variants of PPO. All results
+are from the built-in world and the small model of the quickstart.
 
-The tuning was not equal. PPO's settings were chosen over many runs on held-out rows as these; DPO's from three, two of
-them at a third of the steps, by their figures on seed 0's rows; the others had none. Better ones may lift a rival.
+## Methods
+
+For each seed, one quickstart run gives the SFT policy and the reward model. Every method but `sft_clean` starts from
+them. Methods that sample answers for training sample as many as PPO.
+"""
+RESULTS_HEAD = """## Results
+
+All policies are evaluated on the same held-out rows by the checks of these rows. Values are means over the seeds, with
+the lowest and the highest in brackets. Answers are sampled at temperature 1, except in the columns marked greedy.
+`conflict` and `distractor` are strict: the losing tier, or the distractor, must not be followed
+([evaluation.md](evaluation.md) defines all columns).
+"""
+MEASURED = """## How it was measured
+
+- The command was `{command}` on {machine}.
+  Names after it select methods.
+{learning_rate}
+- Two runs with the same seed differ by 0.02 to 0.05, because the order in which answers finish depends on timing.
+- The tuning was not equal. The settings of PPO were chosen over many runs on held-out rows like these. Those of DPO
+  were chosen from three, by their results on the rows of seed 0, and two of the three ran for a third of the steps. The
+  others were not tuned. Better settings may improve a competitor.
+"""
+CHANGED = """- The runs used `reward.learning_rate` {then:g}. The shipped [{config}](../{config}) has
+  {now:g} since. So `ppo` is an earlier quickstart, not the shipped one."""
+SAME = "- The runs used the `reward.learning_rate` of the shipped config."
+# The note `how` of the results, reworded.
+HOW = """- The results come from several calls. Each process had one CPU (`cluster.cpus=1`) and its own `--output`. The
+  files were merged. For seed 0, the quickstart (`sft`, `ppo`), `sft_clean`, `best_of_8` and `sft_best_of_8` had two
+  CPUs.
+- `dpo` and `ppo_best_of_8` were added while the rest ran. For seeds 0 and 1, `dpo_nll` ran under the name `dpo`, with
+  the same settings.
+- A first setting of DPO (learning rate 3e-4, beta 0.1) broke the policy (following 0.233 on seed 0) and was replaced.
 """
 AHEAD = """## Is PPO with the conditioned reward ahead?
 
-Ahead: its worst seed is above the other's best. In brackets the mean difference over the seeds, and the least and most
-where that says more; in each seed both start from one SFT policy and one reward model. Three seeds say little of small
-differences. The reasons given are readings of the figures; none was tested by itself.
+The tables compare `ppo` with each other policy. In each seed both start from the same SFT policy and reward model.
+
+- **ahead**: the worst seed of `ppo` is above the best seed of the other. **behind**: the reverse.
+- **in every seed**: it is ahead or behind in every seed, but the ranges overlap.
+- **undecided**: neither is ahead in every seed.
+
+Numbers are the mean difference over the seeds, then the smallest and the largest where the ranges overlap. Three seeds
+say little about small differences. The remarks interpret the results; none was tested separately.
 """
 
 
 def main() -> None:
-    """Write the page and its drawing."""
+    """Write the page and its chart."""
     results = read_json(RESULTS / "baselines.json")
     found = {name: entry for name, entry in results["baselines"].items() if entry["seeds"]}
-    parts = [HEAD.format(**results), *filter(None, [results.get("how")]), table(found), *verdicts(found)]
-    parts.append("## Gold over training\n\n![gold by step](baselines.svg)\n")
+    chart = "## Gold reward during training\n\n![Share of sampled answers that follow, by step](baselines.svg)\n"
+    parts = [HEAD, meanings(found), RESULTS_HEAD, table(found), *verdicts(found), chart, measured(results)]
     write_text(DOCS / "baselines.md", "\n".join(parts))
     write_text(DOCS / "baselines.svg", drawing(curves(found)))
 
 
+def measured(results: dict[str, Any]) -> str:
+    """Say how the results were measured, and where the shipped config differs."""
+    then, now = (
+        float(yaml.safe_load(text)["reward"]["learning_rate"])
+        for text in (results["config"], (ROOT / CONFIG).read_text("utf-8"))
+    )
+    line = CHANGED.format(then=then, now=now, config=CONFIG) if then != now else SAME
+    return MEASURED.format(**results, learning_rate=line) + (HOW if results.get("how") else "")
+
+
+def meanings(found: dict[str, Any]) -> str:
+    """A table of what each baseline is."""
+    lines = ["| name | what it is | seeds |", "|---|---|---|"]
+    lines += [f"| `{name}` | {BASELINES[name].meaning} | {len(entry['seeds'])} |" for name, entry in found.items()]
+    return "\n".join(lines) + "\n"
+
+
 def values(entry: dict[str, Any], figure: str) -> list[float]:
-    """A figure of every seed that has it."""
+    """Return a metric of every seed that has it."""
     return [seed[figure] for seed in entry["seeds"].values() if figure in seed]
 
 
 def table(found: dict[str, Any]) -> str:
-    """One line a baseline."""
-    lines = [f"| | what | seeds | {' | '.join(name.replace('_', ' ') for name in COLUMNS)} |", "|---" * 8 + "|"]
+    """A table of the results, one line per baseline."""
+    lines = [f"| name | {' | '.join(name.replace('_', ' ') for name in COLUMNS)} |", "|---" * 6 + "|"]
     for name, entry in found.items():
-        cells = [spread(values(entry, figure)) for figure in COLUMNS]
-        lines.append(f"| `{name}` | {entry['meaning']} | {len(entry['seeds'])} | {' | '.join(cells)} |")
+        lines.append(f"| `{name}` | {' | '.join(spread(values(entry, figure)) for figure in COLUMNS)} |")
     return "\n".join(lines) + "\n"
 
 
 def spread(found: list[float]) -> str:
+    """The mean, with the lowest and the highest in brackets."""
     return f"{fmean(found):.3f} ({min(found):.3f}–{max(found):.3f})" if found else "–"
 
 
 def verdicts(found: dict[str, Any]) -> Iterator[str]:
-    """Whether PPO is ahead of each rival, and of its own variants, by more than the spread over seeds, said plainly."""
+    """Say whether PPO is ahead of each competitor and of its own variants by more than the spread over the seeds."""
     rivals = [name for name in found if name not in (*NOT_RIVALS, *VARIANTS)]
     variants = [name for name in found if name in VARIANTS]
     yield AHEAD
     yield _compared(found, rivals)
     if variants:
-        yield "Beside its own variants, whose rewards read the meta-prompt as well:\n"
+        yield "Compared with its own variants, whose rewards also read the meta-prompt:\n"
         yield _compared(found, variants)
 
 
 def _compared(found: dict[str, Any], names: list[str]) -> str:
-    lines = []
+    lines = [f"| `ppo` compared with | {' | '.join(COMPARED)} | remark |", "|---" * (2 + len(COMPARED)) + "|"]
     for name in names:
         said = [verdict(found["ppo"], found[name], figure) for figure in COMPARED]
         why = "" if all(one.startswith("ahead") for one in said) else WHY.get(name, "")
-        lines.append(f"- `{name}`: {'; '.join(said)}. {why}".rstrip())
+        lines.append(f"| `{name}` | {' | '.join(said)} | {why} |".replace("|  |", "| |"))
     return "\n".join(lines) + "\n"
 
 
 def verdict(ours: dict[str, Any], theirs: dict[str, Any], figure: str) -> str:
+    """Say whether ours is ahead of theirs on a metric, and by how much."""
     seeds = sorted(ours["seeds"].keys() & theirs["seeds"].keys())
     apart = [ours["seeds"][seed][figure] - theirs["seeds"][seed][figure] for seed in seeds]
-    said = f"on {figure} ({fmean(apart):+.3f}"
+    mean, extent = f"{fmean(apart):+.3f}", f"{min(apart):+.3f} to {max(apart):+.3f}"
     if len(seeds) < 2:
-        return f"one seed only {said})"
+        return f"one seed only ({mean})"
     if min(values(ours, figure)) > max(values(theirs, figure)):
-        return f"ahead {said})"
+        return f"ahead ({mean})"
     if max(values(ours, figure)) < min(values(theirs, figure)):
-        return f"**behind** {said})"
+        return f"**behind** ({mean})"
     if min(apart) > 0:
-        return f"ahead in every seed {said}; {min(apart):+.3f} to {max(apart):+.3f}), though the ranges overlap"
+        return f"ahead in every seed ({mean}; {extent})"
     if max(apart) < 0:
-        return f"**behind** in every seed {said}; {min(apart):+.3f} to {max(apart):+.3f}), though the ranges overlap"
-    return f"**not apart** {said}; {min(apart):+.3f} to {max(apart):+.3f})"
+        return f"**behind in every seed** ({mean}; {extent})"
+    return f"**undecided** ({mean}; {extent})"
 
 
 def curves(found: dict[str, Any]) -> dict[str, list[float]]:
-    """The mean gold over the seeds by step, of each baseline that is trained by PPO."""
+    """Return the gold reward by step, averaged over the seeds, of each baseline that PPO trains."""
     means = {}
     for name, entry in found.items():
         runs = [seed["curves"]["gold"] for seed in entry["seeds"].values() if "curves" in seed]
@@ -126,7 +183,7 @@ def curves(found: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def drawing(lines: dict[str, list[float]]) -> str:
-    """The curves as an SVG: share of the step's answers that follow, by step."""
+    """Draw the curves as an SVG: the share of sampled answers that follow, by step."""
     steps = max(map(len, lines.values()), default=1)
     low = min((min(line) for line in lines.values()), default=0.0)
     parts = [

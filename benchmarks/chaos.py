@@ -1,11 +1,13 @@
-"""A PPO run whose processes are killed at random, beside one that was left alone: do they end with the same figures?
+"""Kill processes of a PPO run at random and compare its metrics with those of an undisturbed run.
 
-    python benchmarks/chaos.py --kills 20 --seed 0 --json OUT
+    python -m benchmarks.chaos --kills 20 --seed 0 --json OUT
 
-Both runs are of one config in deterministic mode. In the second one `kill -9` hits, at moments and on targets drawn
-from the seed, a rollout engine, a reward worker, a learner or the driver, after which the same command is given again.
-Written are the kills, the faults that the run noticed, and whether the metrics are equal: all keys but `seconds_*` and
-`*faults`, exactly, each step once. The exit status is 1 where they are not.
+Both runs have the same config in deterministic mode. In the second run `kill -9` hits a rollout engine, a reward
+worker, a learner or the driver. The seed decides the times and the targets. After the driver is killed, the same
+command runs again.
+
+The metrics must be equal: all keys but `seconds_*` and `*faults` exactly, and each step once. If they are not, the exit
+status is 1. The results also have the kills and the faults that the run noticed.
 """
 
 import argparse
@@ -21,9 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # this file is run as a script
-
+from benchmarks.run import command
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import environment, machine, run_command, train, write_config
 from metaalign_rl.core.files import read_jsonl, write_json
@@ -44,14 +44,14 @@ SETTINGS = {
 }
 TITLES = {"rollout engine": "ray::RolloutEngine", "reward worker": "ray::RewardWorker", "learner": "ray::Learner"}
 TARGETS = (*TITLES, "driver")
-QUIET = 6  # steps at the end that are left alone, so that no kill comes too late
-SHOWN = 20  # differences that are written
-PATIENCE = 600.0  # seconds within which a step must come, or a target
+QUIET = 6  # steps at the end without kills, so that no kill comes too late
+SHOWN = 20  # differences in the results
+TIMEOUT = 600.0  # seconds to wait for a step or a target
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One kill: of whom, `delay` seconds after step `after` was done for the first time."""
+    """One kill of process `who`, `delay` seconds after step `after` was first done."""
 
     who: str
     after: int
@@ -59,11 +59,11 @@ class Kill:
 
 
 def main() -> int:
-    """Run both and compare; 1 if they differ."""
+    """Do both runs and compare them. Return 1 if they differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="where the comparison goes")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
+    parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--kills", type=int, default=20, help="default: 20")
+    parser.add_argument("--seed", type=int, default=0, help="of the times and the targets (default: 0)")
     args = parser.parse_args()
     steps = 2 * args.kills + QUIET
     with tempfile.TemporaryDirectory() as name:
@@ -78,7 +78,7 @@ def main() -> int:
         compared = compare(expected, disturbed.steps())
         faults = [line for _, line in read_jsonl(disturbed.faults)] if disturbed.faults.is_file() else []
     figures = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         **machine(),
         "steps": steps,
         **compared,
@@ -89,19 +89,19 @@ def main() -> int:
     }
     write_json(args.json, figures)
     print(f"{len(disturbed.done)} kills, {len(faults)} faults noticed, {disturbed.starts} starts of the driver")
-    print("metrics equal" if compared["equal"] else f"metrics DIFFER, such as {compared['differences'][:3]}")
+    print("metrics equal" if compared["equal"] else f"metrics DIFFER, for example {compared['differences'][:3]}")
     return 0 if compared["equal"] and len(disturbed.done) == args.kills else 1
 
 
 def plan(kills: int, steps: int, seed: int, step_seconds: float) -> list[Kill]:
-    """Targets and moments, in order; some come while the run still recovers from the one before."""
+    """Return the kills in order. Some come while the run still recovers from the one before."""
     rng = random.Random(seed)
     moments = sorted(rng.randrange(1, steps - QUIET + 1) for _ in range(kills))
     return [Kill(rng.choice(TARGETS), after, rng.uniform(0, 2 * step_seconds)) for after in moments]
 
 
 def compare(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Whether every step is there once and equal, and where not."""
+    """Check that every step is there once and equal; list the differences."""
     differences = []
     for one, other in zip(expected, found, strict=False):
         for key in sorted(one.keys() | other.keys()):
@@ -113,25 +113,25 @@ def compare(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict
 
 
 class Disturbed:
-    """The run that is killed, over all starts of its driver.
+    """The run whose processes are killed, over all starts of its driver.
 
     Attributes:
-        done: the kills that were made.
-        starts: how often the command was given.
+        done: the kills so far.
+        starts: how often the driver was started.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._config, self._log = folder / "disturbed.yaml", folder / "disturbed.log"
         self._metrics, self.faults = folder / "disturbed" / "metrics.jsonl", folder / "disturbed" / "faults.jsonl"
-        self._rng = random.Random(seed)  # which of several engines, say
+        self._rng = random.Random(seed)  # chooses one of several engines, for example
         self.done: list[Kill] = []
         self.starts = 0
 
     def run(self, kills: list[Kill]) -> None:
-        """Start, kill as planned, and wait for the end.
+        """Start the run, kill as planned, and wait for the end.
 
         Raises:
-            SystemExit: the run ended by itself before its time, or hangs.
+            SystemExit: the run ended too early, failed or hangs.
         """
         self._start()
         for kill in kills:
@@ -142,25 +142,25 @@ class Disturbed:
             self._give_up("the run failed")
 
     def steps(self) -> list[dict[str, Any]]:
-        """The lines of metrics of the finished run."""
+        """Return the metrics of the finished run, one dict per step."""
         return [line for _, line in read_jsonl(self._metrics)]
 
     def count(self) -> int:
-        """How many steps are written so far; the last line may be half one."""
+        """Count the steps written so far. The last line may be incomplete."""
         return self._metrics.read_bytes().count(b"\n") if self._metrics.is_file() else 0
 
     def _start(self) -> None:
         self.starts += 1
         with self._log.open("a") as log:
-            command = run_command(self._config)
-            self._process = subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+            words = run_command(self._config)
+            self._process = subprocess.Popen(words, env=environment(), stdout=log, stderr=subprocess.STDOUT)
 
     def _make(self, kill: Kill) -> None:
         if kill.who == "driver":
             others = list(descendants(self._process.pid))
             self._process.kill()
             self._process.wait()
-            self._wait(lambda: not any(map(_lives, others)), alive=False)  # Ray's processes end with the driver
+            self._wait(lambda: not any(map(_lives, others)), alive=False)  # Ray's processes end after the driver
             self._start()
         else:
             while not self._hit(TITLES[kill.who]):
@@ -169,11 +169,11 @@ class Disturbed:
         print(f"kill {len(self.done)}: {kill.who}, after step {self.count()}", flush=True)
 
     def _hit(self, title: str) -> bool:
-        """Kill one of the run's processes of this title; whether there was one."""
+        """Kill one of the run's processes with this title; return whether one was found."""
         self._wait(lambda: bool(self._find(title)))
         try:
             os.kill(self._rng.choice(self._find(title)), signal.SIGKILL)
-        except (ProcessLookupError, IndexError):  # it has just ended by itself
+        except (ProcessLookupError, IndexError):  # it ended just before
             return False
         return True
 
@@ -181,13 +181,13 @@ class Disturbed:
         return sorted(pid for pid in descendants(self._process.pid) if title in _title(pid))
 
     def _wait(self, condition: Callable[[], bool], alive: bool = True) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not condition():
             if alive and self._process.poll() is not None:
                 self._give_up(f"the run ended too early, exit {self._process.returncode}")
             if time.monotonic() > end:
                 self._process.kill()
-                self._give_up(f"nothing happened for {PATIENCE:.0f} s")
+                self._give_up(f"no progress within {TIMEOUT:.0f} s")
             time.sleep(0.02)
 
     def _give_up(self, problem: str) -> None:
@@ -196,7 +196,7 @@ class Disturbed:
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """The processes below one, those that end meanwhile left out."""
+    """Yield the ids of a process's descendants, without those that end meanwhile."""
     try:
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:

@@ -1,4 +1,4 @@
-"""DPO by TRL's own trainer on the reward model's pairs, with the meta-prompt's template."""
+"""Run DPO with TRL's trainer on the reward model's training pairs, with the chat template of the meta-prompt."""
 
 import argparse
 import shutil
@@ -11,7 +11,7 @@ from metaalign_rl.core.rows import read_rows
 
 
 def example(row: Row) -> dict[str, Any]:
-    """A pair as TRL's conversational format; User Info is an argument of the chat template."""
+    """Convert a pair to TRL's conversational format. User Info is an argument of the chat template."""
     return {
         "prompt": [{"role": "system", "content": row.system_info}, *row.messages],
         "chosen": [{"role": "assistant", "content": row.chosen}],
@@ -23,14 +23,14 @@ def example(row: Row) -> dict[str, Any]:
 def train(
     policy: Path, pairs: Sequence[Path], output: Path, *, seed: int, learning_rate: float, nll_weight: float
 ) -> None:
-    """Train a copy of `policy` on the pairs, once over them, and write it to `output`.
+    """Train a copy of `policy` on the pairs for one epoch and write it to `output`.
 
-    With a smaller beta, or a larger learning rate, the chosen answers too lose their probability, and sampling at
-    temperature 1 falls apart.
+    With a smaller beta or a larger learning rate the chosen answers lose probability too, and answers sampled at
+    temperature 1 become bad.
 
     Args:
-        nll_weight: of the chosen answers' negative log-likelihood beside DPO's loss (Pang et al. 2024, "Iterative
-            Reasoning Preference Optimization"), which is SFT on them.
+        nll_weight: weight of the negative log-likelihood of the chosen answers, which is added to DPO's loss (Pang et
+            al. 2024, "Iterative Reasoning Preference Optimization"). It is SFT on these answers.
     """
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,19 +65,19 @@ def train(
         processing_class=AutoTokenizer.from_pretrained(policy),
     )
     trainer.train()
-    shutil.copytree(policy, output, dirs_exist_ok=True)  # tokenizer and template, as they were
+    shutil.copytree(policy, output, dirs_exist_ok=True)  # for the tokenizer and the template
     trainer.model.save_pretrained(output)
 
 
 def main() -> None:
-    """Train once."""
+    """Train one policy."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("policy", type=Path, help="the checkpoint to start from and to stay close to")
-    parser.add_argument("output", type=Path, help="where the trained checkpoint goes")
-    parser.add_argument("pairs", type=Path, nargs="+", help="JSONL in the project's schema")
+    parser.add_argument("policy", type=Path, help="the checkpoint to start from, also DPO's reference")
+    parser.add_argument("output", type=Path, help="the folder to write the trained checkpoint to")
+    parser.add_argument("pairs", type=Path, nargs="+", help="JSONL files of rows with chosen and rejected")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
-    parser.add_argument("--nll-weight", type=float, default=0.0, help="of the chosen answers' likelihood (default: 0)")
+    parser.add_argument("--nll-weight", type=float, default=0.0, help="weight of the chosen answers' likelihood")
     args = parser.parse_args()
     how = {"seed": args.seed, "learning_rate": args.learning_rate, "nll_weight": args.nll_weight}
     train(args.policy, args.pairs, args.output, **how)

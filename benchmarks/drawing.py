@@ -1,4 +1,4 @@
-"""Small line charts side by side, as one SVG."""
+"""Draw small line charts side by side as one SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 230, 220, 44, 30, 40
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One chart: lines by name, each a list of (x, y). The x of all lines are the same."""
+    """One chart: lines by name, each a list of (x, y). All lines have the same x values."""
 
     title: str
     lines: dict[str, list[tuple[float, float]]]
 
 
 def drawing(panels: Sequence[Panel], unit: str) -> str:
-    """The panels in a row, each from 0 on its own scale; a line has the same color in all of them."""
+    """Draw the panels in a row. Each starts at 0 and has its own scale. A line has one color in all panels."""
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     colors = {name: COLORS[place % len(COLORS)] for place, name in enumerate(names)}
     width = len(panels) * WIDTH + 110

@@ -1,17 +1,18 @@
-"""The learner's speed on a model of 0.5B: tokens a second and MFU of `evaluate` and `train`, by ZeRO stage and size of
-the micro-batches. Not run on a GPU yet.
+"""Measure the learner's speed on a 0.5B model: tokens per second and MFU, by ZeRO stage and micro-batch size.
 
-    python benchmarks/gpu_learner.py --peak-tflops 989 --json OUT     # an H100 in bfloat16
-    python benchmarks/gpu_learner.py --device cpu --tiny --json OUT   # to see that it works
+Not run on a GPU yet.
 
-One rank, in a process of its own for each setting: a random Qwen2 of Qwen2.5-0.5B's shape as policy, reference and
-critic. MFU counts 2 floating-point operations a weight and token and those of attention, thrice for `train`, over the
-device's peak in bfloat16, without sparsity. What does not fit into the device's memory is written as such.
+    python -m benchmarks.gpu_learner --peak-tflops 989 --json OUT     # an H100 in bfloat16
+    python -m benchmarks.gpu_learner --device cpu --tiny --json OUT   # to test the script
+
+There is one rank. A random Qwen2 with the shape of Qwen2.5-0.5B is the policy, the reference and the critic. Each
+setting runs `evaluate` and `train` in a new process. MFU counts 2 floating-point operations per weight and token plus
+those of attention, three times as many for `train`, over the device's peak in bfloat16 without sparsity. A setting that
+does not fit into the device's memory is recorded as out of memory.
 """
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,21 +22,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from metaalign_rl.learner.batch import make_batch
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is run as a script
-
+from benchmarks.run import command
 from benchmarks.workloads.common import machine
 from metaalign_rl.core.files import write_json
 from metaalign_rl.core.units import GIB
 
-STAGES = (1, 2, 3)  # bfloat16 has no stage 0
+STAGES = (1, 2, 3)  # bfloat16 does not work with stage 0
 REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of the model and of a batch."""
+    """The size of the model and of a batch."""
 
     shape: dict[str, int]
     samples: int
@@ -61,13 +59,13 @@ TINY = Size(
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model and batch, to see that it works")
-    parser.add_argument("--peak-tflops", type=float, help="of the device in bfloat16; without it there is no MFU")
-    parser.add_argument("--stages", type=int, nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model and batch, to test the script")
+    parser.add_argument("--peak-tflops", type=float, help="of the device in bfloat16; needed for MFU")
+    parser.add_argument("--stages", type=int, nargs="+", default=STAGES, choices=STAGES, help="default: 1 2 3")
     args = parser.parse_args()
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -77,11 +75,10 @@ def main() -> None:
         for stage in args.stages:
             for tokens in size.micro_batch_tokens:
                 setting = {"zero_stage": stage, "micro_batch_tokens": tokens}
-                figures = aside(Path(folder), size, stage, tokens, args.peak_tflops)
+                figures = in_new_process(Path(folder), size, stage, tokens, args.peak_tflops)
                 print(setting, figures, flush=True)
                 found.append(setting | figures)
-                command = " ".join(["python", *sys.argv])
-                write_json(args.json, {"command": command, **machine(), "device": args.device, "measured": found})
+                write_json(args.json, {"command": command(), **machine(), "device": args.device, "measured": found})
 
 
 def make_model(folder: Path, size: Size) -> None:
@@ -95,25 +92,26 @@ def make_model(folder: Path, size: Size) -> None:
     Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-def aside(folder: Path, size: Size, stage: int, tokens: int, peak: float | None) -> dict[str, Any]:
+def in_new_process(folder: Path, size: Size, stage: int, tokens: int, peak: float | None) -> dict[str, Any]:
     """Measure one setting in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(measure, folder, size, stage, tokens, peak).result()
 
 
 def measure(folder: Path, size: Size, stage: int, tokens: int, peak: float | None) -> dict[str, Any]:
-    """Tokens a second, MFU and the most memory in GiB, of `evaluate` and `train`."""
+    """Measure tokens per second and MFU of `evaluate` and `train`, and the peak memory in GiB."""
     import torch
 
     from metaalign_rl.config.learner import LearnerConfig
+    from metaalign_rl.core.dataflow import Batch
     from metaalign_rl.learner.worker import Learner
 
     config = LearnerConfig(zero_stage=stage, micro_batch_tokens=tokens, minibatch_size=size.samples)
-    meeting = f"file://{folder}/meeting-{stage}-{tokens}"
+    rendezvous = f"file://{folder}/rendezvous-{stage}-{tokens}"
     ids = torch.randint(1, size.shape["vocab_size"], (size.samples, size.prompt + size.response)).tolist()
-    batch = make_batch([(line[: size.prompt], line[size.prompt :]) for line in ids], pad_id=0)
+    batch = Batch.from_samples([(line[: size.prompt], line[size.prompt :]) for line in ids], pad_id=0)
     try:
-        learner = Learner(config, 0, 1, meeting, dtype="bfloat16", seed=0)
+        learner = Learner(config, 0, 1, rendezvous, dtype="bfloat16", seed=0)
         model = folder / "model"
         learner.setup(model, model, model)
         evaluated = learner.evaluate(batch)
@@ -137,7 +135,7 @@ def measure(folder: Path, size: Size, stage: int, tokens: int, peak: float | Non
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of several calls, after one that does not count."""
+    """Return the seconds of the fastest of several calls, after one call to warm up."""
     import torch
 
     taken = []
@@ -151,7 +149,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def flops(size: Size, *, with_head: bool) -> float:
-    """Floating-point operations of a forward pass over the batch; the output layer is computed for answers alone."""
+    """Count the operations of a forward pass over the batch. The output layer is computed for answers only."""
     shape, length = size.shape, size.prompt + size.response
     hidden = shape["hidden_size"]
     keys = hidden * shape["num_key_value_heads"] // shape["num_attention_heads"]

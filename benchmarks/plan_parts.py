@@ -1,7 +1,7 @@
-"""What `benchmarks/plan.py` times: the real learner and the real engine, each in a process of its own.
+"""Measure the real learner and the real engine for `benchmarks.plan`.
 
-Each function runs in a fresh process, so that its peak memory is its own, and gives seconds (the fastest of the rounds:
-other work on the machine only ever slows one down) and bytes.
+Run each function in a new process, so that the peak memory is that of the function. Times are those of the fastest
+round, because other work on the machine only slows a round down.
 """
 
 import os
@@ -19,11 +19,11 @@ from metaalign_rl.learner.batch import make_batch
 ROUNDS = 3
 KV_CACHE_GIB = 0.5
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-WORDS = 800  # as many as the built-in world's vocabulary
+WORDS = 800  # the size of the built-in world's vocabulary
 
 
 def make_model(folder: Path, hidden: int, layers: int, intermediate: int) -> None:
-    """A random model on disk, with a tokenizer of as many words."""
+    """Write a random model and a tokenizer with `WORDS` words."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -44,7 +44,7 @@ def make_model(folder: Path, hidden: int, layers: int, intermediate: int) -> Non
 
 
 def fastest(action: Callable[[], Any], clock: str, rounds: int = ROUNDS) -> float:
-    """Seconds of the fastest of `rounds` calls, after one that warms up."""
+    """Return the seconds of the fastest of `rounds` calls, after one call to warm up."""
     action()
     found = []
     for _ in range(rounds):
@@ -55,12 +55,12 @@ def fastest(action: Callable[[], Any], clock: str, rounds: int = ROUNDS) -> floa
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held."""
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def primitives(threads: int, clock: str) -> dict[str, float]:
-    """A core's rates: products of matrices in FLOP/s by type, and bytes a second read and written."""
+    """Measure the rates of one core: FLOP/s of matrix products by data type, and bytes per second read and written."""
     import torch
 
     torch.set_num_threads(threads)
@@ -77,15 +77,15 @@ def primitives(threads: int, clock: str) -> dict[str, float]:
 def learner(
     folder: Path, threads: int, settings: LearnerConfig, work: dict[str, int], dtype: str, clock: str
 ) -> dict[str, float]:
-    """Seconds of `evaluate` and of one `train` over the work's samples, and the process's peak memory in bytes."""
+    """Measure one `evaluate` and one `train` over the samples in seconds, and the process's peak memory in bytes."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     torch.set_num_threads(threads)
     from metaalign_rl.learner.worker import Learner
 
-    with tempfile.TemporaryDirectory() as meeting:
-        rank = Learner(settings, 0, 1, f"file://{meeting}/ranks", dtype=dtype, seed=0)
+    with tempfile.TemporaryDirectory() as rendezvous:
+        rank = Learner(settings, 0, 1, f"file://{rendezvous}/ranks", dtype=dtype, seed=0)
         rank.setup(folder, folder, folder)
         draw = random.Random(0)
         samples = [
@@ -104,7 +104,7 @@ def learner(
 
 
 def engine(folder: Path, threads: int, work: dict[str, int], dtype: str, clock: str) -> dict[str, float]:
-    """Seconds of the rollout of the work's samples; those up to the first token of each are `prefill`."""
+    """Measure the rollout of the samples in seconds. `prefill` is the time to the first token of each."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     from metaalign_rl.core.dataflow import Request, Sampling
@@ -124,5 +124,10 @@ def engine(folder: Path, threads: int, work: dict[str, int], dtype: str, clock: 
         )
 
     prefill = fastest(lambda: roll_out(1), clock)
-    whole = fastest(lambda: roll_out(work["answer"]), clock)
-    return {"prefill": prefill, "rollout": whole, "answer_tokens": drawn / work["samples"], "peak_bytes": peak_bytes()}
+    rollout = fastest(lambda: roll_out(work["answer"]), clock)
+    return {
+        "prefill": prefill,
+        "rollout": rollout,
+        "answer_tokens": drawn / work["samples"],
+        "peak_bytes": peak_bytes(),
+    }

@@ -1,9 +1,10 @@
-"""How far a trained reward model's scores move in bfloat16, and whether that changes what it prefers.
+"""Measure how much the scores of a trained reward model change in bfloat16, and whether the ranking of pairs changes.
 
     python -m benchmarks.precision runs/quickstart/reward runs/quickstart/data/held_out_pairs.jsonl
 
-Writes `benchmarks/results/precision.json`: by label the largest and the mean move of logits and probabilities, and how
-many probabilities cross one half; by mode the share of pairs right in either type, and of those ranked otherwise.
+Writes `benchmarks/results/precision.json`. Per label: the largest and the mean change of logits and probabilities, and
+the share of probabilities that cross one half. Per mode: the share of pairs ranked correctly in each data type, and of
+pairs ranked differently.
 """
 
 import argparse
@@ -19,26 +20,26 @@ from metaalign_rl.core.rows import read_rows
 
 
 def main() -> int:
-    """Score the pairs in both types, and write."""
+    """Score the pairs in both data types and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="reward model's folder")
+    parser.add_argument("model", help="folder of the reward model")
     parser.add_argument("pairs", type=Path, help="JSONL of rows with chosen and rejected")
-    parser.add_argument("--output", type=Path, default=RESULTS / "precision.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "precision.json", help="the JSON file to write")
     args = parser.parse_args()
     pairs = [row for row in read_rows(args.pairs) if row.chosen is not None]
     figures = compare(args.model, pairs)
     write_json(args.output, {"machine": machine(), "pairs": len(pairs), **figures})
     for label, moved in figures["labels"].items():
-        print(f"{label:<8} logit {moved['logit_max']:.3f} at most, {moved['logit_mean']:.3f} in the mean; "
-              f"p {moved['p_max']:.3f}, {moved['p_mean']:.4f}; crossing 0.5: {moved['crossing']:.2%}")  # fmt: skip
+        print(f"{label:<8} logit changes by {moved['logit_max']:.3f} at most, {moved['logit_mean']:.3f} on average; "
+              f"p by {moved['p_max']:.3f} and {moved['p_mean']:.4f}; {moved['crossing']:.2%} cross 0.5")  # fmt: skip
     for mode, ranks in figures["modes"].items():
-        print(f"{mode:<8} right {ranks['float32']:.4f} in float32, {ranks['bfloat16']:.4f} in bfloat16, "
-              f"ranked otherwise {ranks['changed']:.2%}")  # fmt: skip
+        print(f"{mode:<8} accuracy {ranks['float32']:.4f} in float32, {ranks['bfloat16']:.4f} in bfloat16, "
+              f"{ranks['changed']:.2%} ranked differently")  # fmt: skip
     return 0
 
 
 def compare(model: str, pairs: list[Row]) -> dict[str, Any]:
-    """The figures, by label and by mode."""
+    """Compare both data types by label and by mode."""
     import torch
 
     from reward import Scorer

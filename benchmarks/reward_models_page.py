@@ -1,4 +1,4 @@
-"""The tables of `docs/reward-model.md` from the results of `benchmarks.reward_models`, between two marks there."""
+"""Write the tables of `docs/reward-model.md` from the results of `benchmarks.reward_models`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,31 +6,48 @@ from typing import Any
 
 from benchmarks.baselines_page import DOCS, spread, values, verdict
 from metaalign_rl.core.files import write_text
+from reward.score import MODES
 
 PAGE = DOCS / "reward-model.md"
 BEGIN, END = "<!-- benchmarks.reward_models writes from here -->", "<!-- to here -->"
-ON_PAIRS = (
-    "accuracy", "conflict", "distractor", "flips", "tier flips", "paraphrases, right", "paraphrases, alike",
-    "over-refusal", "refusals", "ece", "length bias", "length in the data",
-)  # fmt: skip
+JUDGES = {
+    **{mode: f"the model with four labels, scored in mode `{mode}`" for mode in MODES},
+    "scalar": "control with one score, trained on the label `overall` only",
+    "tier_blind": "control that reads both texts but not which tier each is from",
+    "preference_blind": "control that does not read the meta-prompt",
+    "first": "no reward model: the first sampled answer",
+    "gold": "the checks of the rows: the best that a reward model can do",
+}
+ACCURACY = ("accuracy", "conflict", "distractor", "flips", "tier flips")
+WORDING = ("paraphrases, right", "paraphrases, alike", "over-refusal", "refusals")
+CALIBRATION = ("ece", "length bias")
+LENGTH = "length in the data"  # of the pairs, so the same for every model
 DRAWN = ("pairs drawn", "best of 8, following", "best of 8, conflict", "best of 8, distractor")
 COMPARED = ("accuracy", "conflict", "distractor", "flips", "paraphrases, right", *DRAWN)
+LABELS = {"pairs drawn": "sampled pairs"}  # where a metric's name on the page differs from the results
 RIVAL = "scalar"
 
-HEAD = """`{command}` measured these ({machine}; {seeds}). The figures are means
-over the seeds, the lowest and highest in brackets. All models of a seed start from one SFT policy, the quickstart's,
-and are trained on the same rows in the same order.
+HEAD = """The command was `{command}` on {machine}, with {seeds}.
+Values are means over the seeds, with the lowest and the highest in brackets. All models of a seed start from the same
+SFT policy and train on the same rows in the same order.
 """
-PAIRS = "On held-out pairs. The figures are those of `metaalign-rl evaluate`, as explained above.\n"
-POLICY = """On eight answers that the SFT policy draws to each held-out prompt, at temperature 1. `pairs drawn`: of a
-good and a bad one, the good one has the higher score. `best of 8`: the answer with the highest score, judged by the
-rows' checks.
-"""
-QUESTION = """### Does scoring by tier pay?
+SAMPLED = """### Answers sampled from the SFT policy
 
-Beside `scalar`, which learns the label `overall` alone, `overall` shows what labels by tier are worth in training,
-`tier` and `composed` what they are worth when answers are scored. Ahead: its worst seed is above the scalar's best. In
-brackets the mean difference over the seeds, and the least and most where that says more.
+The SFT policy samples eight answers to each held-out prompt at temperature 1.
+
+- `sampled pairs`: in pairs of a good and a bad answer to one prompt, how often the good one has the higher score.
+- `best of 8`: the answer with the highest score, judged by the checks of the rows.
+"""
+QUESTION = """### Does scoring by tier help?
+
+The table compares the three modes with `scalar`, which learns only the label `overall`. `overall` shows what the labels
+by tier add in training. `tier` and `composed` show what they add when answers are scored.
+
+- **ahead**: the worst seed is above the best seed of `scalar`. **behind**: the reverse.
+- **in every seed**: it is ahead or behind in every seed, but the ranges overlap.
+- **undecided**: neither is ahead in every seed.
+
+Numbers are the mean difference over the seeds, then the smallest and the largest where the ranges overlap.
 """
 
 
@@ -43,33 +60,57 @@ def write(results: dict[str, Any], page: Path) -> None:
     head, begin, rest = page.read_text("utf-8").partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not (begin and end):
-        raise SystemExit(f"{page}: expected the lines {BEGIN!r} and {END!r}, between which the tables go")
+        raise SystemExit(f"{page}: expected the lines {BEGIN!r} and {END!r}, found none; add them around the tables")
     write_text(page, f"{head}{BEGIN}\n\n{block(results)}\n{END}{tail}")
 
 
 def block(results: dict[str, Any]) -> str:
-    """The tables, and what they say."""
+    """Return the tables and the text between them."""
     judges = results["judges"]
     seeds = sorted({seed for entry in judges.values() for seed in entry["seeds"]})
-    named = f"seed{'s' if len(seeds) > 1 else ''} {' '.join(seeds)}"
-    head = HEAD.format(**results, seeds=named)
-    return "\n".join([head, PAIRS, table(judges, ON_PAIRS), POLICY, table(judges, DRAWN), QUESTION, *verdicts(judges)])
+    head = HEAD.format(**results, seeds=f"seed{'s' if len(seeds) > 1 else ''} {' '.join(seeds)}")
+    parts = [
+        head, meanings(judges),
+        "### Accuracy on held-out pairs\n", table(judges, ACCURACY),
+        "### Paraphrases and refusals\n", table(judges, WORDING),
+        f"### Calibration and length\n{length_of(judges)}", table(judges, CALIBRATION),
+        SAMPLED, table(judges, DRAWN),
+        QUESTION, "\n".join(verdicts(judges)),
+    ]  # fmt: skip
+    return "\n".join(parts) + "\n"
+
+
+def meanings(judges: dict[str, Any]) -> str:
+    """A table of what each model and mode is."""
+    return (
+        "\n".join(["| name | what it is |", "|---|---|", *(f"| `{name}` | {JUDGES[name]} |" for name in judges)]) + "\n"
+    )
 
 
 def table(judges: dict[str, Any], figures: Sequence[str]) -> str:
-    """One line for each judge that has any of the figures."""
-    lines = [f"| | | {' | '.join(figures)} |", "|---" * (2 + len(figures)) + "|"]
+    """One line for each judge that has any of the metrics."""
+    lines = [f"| | {' | '.join(LABELS.get(figure, figure) for figure in figures)} |", "|---" * (1 + len(figures)) + "|"]
     for name, entry in judges.items():
         cells = [spread(values(entry, figure)) for figure in figures]
         if set(cells) != {"–"}:
-            lines.append(f"| `{name}` | {entry['meaning']} | {' | '.join(cells)} |")
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def length_of(judges: dict[str, Any]) -> str:
+    """Say what the length bias of a perfect model would be."""
+    found = next(filter(None, (values(entry, LENGTH) for entry in judges.values())), None)
+    return f"\n`{LENGTH}`, the value of a perfect model, is {spread(found)}.\n" if found else ""
+
+
 def verdicts(judges: dict[str, Any]) -> Iterator[str]:
-    """Of each mode, how it stands to the scalar model on each figure, and the count of that."""
-    for mode in ("overall", "tier", "composed"):
-        said = [verdict(judges[mode], judges[RIVAL], figure) for figure in COMPARED]
-        ahead, behind = (sum(one.startswith(word) for one in said) for word in ("ahead", "**behind**"))
-        yield f"- `{mode}`: ahead on {ahead} of {len(said)} figures, behind on {behind}. {'; '.join(said)}."
-    yield ""
+    """Compare each mode with the scalar model: a line per metric, then how often it is ahead and behind."""
+    modes = ("overall", "tier", "composed")
+    said = {mode: [verdict(judges[mode], judges[RIVAL], figure) for figure in COMPARED] for mode in modes}
+    yield f"| compared with `{RIVAL}` | {' | '.join(f'`{mode}`' for mode in modes)} |"
+    yield "|---" * (1 + len(modes)) + "|"
+    for figure, *cells in zip(COMPARED, *said.values(), strict=True):
+        yield f"| {LABELS.get(figure, figure)} | {' | '.join(cells)} |"
+    for word, start in (("ahead", "ahead"), ("behind", "**behind")):
+        counts = (f"{sum(one.startswith(start) for one in found)} of {len(COMPARED)}" for found in said.values())
+        yield f"| {word} on | {' | '.join(counts)} |"

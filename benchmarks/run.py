@@ -1,9 +1,9 @@
-"""The quickstart over several seeds, beside the bars that it must reach.
+"""Run the quickstart over several seeds and compare its results with fixed limits.
 
     make bench                      # seeds 0 1 2: about 8 minutes each on 2 cores
     make bench ARGS="--seeds 0"
 
-Writes `benchmarks/results/quickstart.json`: the report of each seed and whether every bar is reached.
+Writes `benchmarks/results/quickstart.json`: the report of each seed and the limits that it missed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from metaalign_rl.core.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
-# Figure: (least, most). A pair of names means their difference.
+# Metric: (minimum, maximum). "a - b" is the difference of two metrics.
 BARS: dict[str, tuple[float | None, float | None]] = {
     "reward.accuracy": (0.95, None),
     "reward.flip": (0.93, None),
@@ -42,10 +42,10 @@ BARS: dict[str, tuple[float | None, float | None]] = {
 
 
 def main() -> int:
-    """Run the seeds; 1 if a bar is missed."""
+    """Run the seeds. Return 1 if any limit is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=RESULTS / "quickstart.json")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--output", type=Path, default=RESULTS / "quickstart.json", help="the JSON file to write")
     args = parser.parse_args()
     runs = {}
     with tempfile.TemporaryDirectory() as root:
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def run_seed(seed: int, root: Path) -> dict[str, object]:
-    """One quickstart's report, its wall time and the bars that it missed."""
+    """Run the quickstart with one seed; return its report, its wall time and the limits that it missed."""
     began = time.monotonic()
     words = [f"run.seed={seed}", f"run.name=seed-{seed}", f"run.root={root}"]
     subprocess.run([sys.executable, "-m", "metaalign_rl", "run", "configs/quickstart.yaml", *words], check=True)
@@ -70,12 +70,12 @@ def run_seed(seed: int, root: Path) -> dict[str, object]:
 
 
 def missed(figures: dict[str, float]) -> list[str]:
-    """The bars that these figures do not reach."""
+    """Return the names of the limits that the metrics miss."""
     return [name for name, bar in BARS.items() if not _reached(_value(figures, name), bar)]
 
 
 def show(seed: int, run: dict[str, object]) -> None:
-    """Print each bar with what was reached."""
+    """Print each limit with the measured value."""
     figures = run["figures"]
     assert isinstance(figures, dict)
     for name, (least, most) in BARS.items():
@@ -84,9 +84,14 @@ def show(seed: int, run: dict[str, object]) -> None:
 
 
 def machine() -> str:
-    """What kind of machine the figures are from."""
+    """Describe this machine."""
     cpus = len(os.sched_getaffinity(0))
     return f"{cpus} CPUs, {platform.machine()}, Python {platform.python_version()}"
+
+
+def command() -> str:
+    """Return the command that repeats this run from the repository's root."""
+    return " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def _value(figures: dict[str, float], name: str) -> float:

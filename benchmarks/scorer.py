@@ -1,19 +1,21 @@
-"""The scorer's speed beside transformers' pipeline, sorted batches and vLLM's `classify`, on the same texts in one run.
+"""Compare the scorer's speed with transformers' pipeline, sorted batches and vLLM's `classify` on the same texts.
 
     python -m benchmarks.scorer --json benchmarks/results/scorer.json            # a backbone of 13M parameters
     python -m benchmarks.scorer --size 100m --json benchmarks/results/scorer-100m.json
-    python -m benchmarks.scorer --profile                                        # where the scorer's own time goes
+    python -m benchmarks.scorer --profile                                        # how the scorer spends its time
 
-Every round has texts of its own and gives them to one system after the other; a figure is the median over the rounds.
-`mixed` has lengths of 10 to 500 tokens; in `shared_prefix` 16 answers stand under each of 4 preferences of a prompt.
-`ours_processes` is the scorer with one process a core. Written under set, type and system: `tokens_per_second` (of the
-texts, whether computed or shared), `max_score_difference` (of logits, from the scorer's own in fp32) and
-`share_of_peak` (2 floating-point operations a parameter and token, over what a matrix product reaches in that type).
+Every round has new texts and gives them to one system after the other. Results are medians over the rounds. The two
+sets of texts are `mixed`, with 10 to 500 tokens, and `shared_prefix`, with 16 answers under each of 4 preferences of a
+prompt. `ours_processes` is the scorer with one process per core.
+
+Results per set, data type and system:
+    tokens_per_second: of the texts, computed or shared
+    max_score_difference: of the logits, from the scorer's logits in float32
+    share_of_peak: 2 floating-point operations per parameter and token, over the rate of a matrix product in that type
 """
 
 import argparse
 import os
-import platform
 import random
 import statistics
 import tempfile
@@ -21,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.run import RESULTS, machine
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import write_json
 from metaalign_rl.core.meta_prompt import MetaPrompt
@@ -28,25 +31,21 @@ from metaalign_rl.core.meta_prompt import MetaPrompt
 SIZES = {"1m": (128, 4, 384), "13m": (384, 7, 1024), "100m": (768, 12, 2688)}  # hidden size, layers, feed-forward
 TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 CONTEXT = 640
-# Nothing of `benchmarks` is imported, so that `python benchmarks/scorer.py` works too.
-MACHINE = f"{len(os.sched_getaffinity(0))} CPUs, {platform.machine()}, Python {platform.python_version()}"
-Found = dict[str, dict[str, dict[str, dict[str, float]]]]  # figures by set, type, system
+Found = dict[str, dict[str, dict[str, dict[str, float]]]]  # results by set, data type and system
 Logits = list[list[float]]
-System = Callable[[Sequence[Row], Sequence[str]], Logits]  # rows, and the same rendered
+System = Callable[[Sequence[Row], Sequence[str]], Logits]  # takes rows and the same rows as texts
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--json", type=Path, default=Path(__file__).parent / "results" / "scorer.json", help="where the figures go"
-    )
-    parser.add_argument("--size", choices=SIZES, default="13m")
-    parser.add_argument("--rounds", type=int, default=3)
-    rows = 64 * len(os.sched_getaffinity(0))  # a window for each process of `ours_processes`
-    parser.add_argument("--rows", type=int, default=rows, help="texts of a round (default: 64 a core)")
-    parser.add_argument("--without-vllm", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="say where the scorer's time goes instead; no --json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "scorer.json", help="the JSON file to write")
+    parser.add_argument("--size", choices=SIZES, default="13m", help="parameters of the backbone (default: 13m)")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    rows = 64 * len(os.sched_getaffinity(0))  # one window for each process of `ours_processes`
+    parser.add_argument("--rows", type=int, default=rows, help="texts per round (default: 64 per core)")
+    parser.add_argument("--without-vllm", action="store_true", help="skip vLLM")
+    parser.add_argument("--profile", action="store_true", help="print how the scorer spends its time; write nothing")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model, words = make_model(Path(folder), SIZES[args.size])
@@ -59,16 +58,17 @@ def main() -> None:
             for kind, part in found.items():
                 part[name] = measure(kind, systems, model, words, dtype, args.rounds, args.rows)
                 show(kind, name, part[name])
-            write_json(args.json, {"size": args.size, "machine": MACHINE, "bars": bars(found), **found})
+            write_json(args.json, {"size": args.size, "machine": machine(), "bars": bars(found), **found})
             del systems
     for bar, (ratio, least) in bars(found).items():
-        print(f"{'ok    ' if ratio >= least else 'MISSED'} {bar}: {ratio:.2f}, at least {least}")
+        print(f"{'ok    ' if ratio >= least else 'MISSED'} {bar}: {ratio:.2f}, expected at least {least}")
 
 
 def bars(found: Found) -> dict[str, tuple[float, float]]:
-    """What the scorer must reach: its rate over another's, and the least that this must be.
+    """Return the scorer's rate over another system's, and the minimum of this ratio, by comparison.
 
-    As it comes, it scores in bfloat16 where the hardware is fast at it, and transformers' pipeline in float32.
+    The pipeline is compared with default settings: the scorer in bfloat16 where the hardware is fast at it, and
+    transformers' pipeline in float32.
     """
     import torch
 
@@ -93,7 +93,7 @@ def bars(found: Found) -> dict[str, tuple[float, float]]:
 
 
 def make_model(folder: Path, size: tuple[int, int, int]) -> tuple[Path, list[str]]:
-    """A random reward model on disk, and words that are single tokens of it."""
+    """Write a random reward model. Return its folder and the words that are single tokens."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -125,7 +125,7 @@ def make_model(folder: Path, size: tuple[int, int, int]) -> tuple[Path, list[str
 
 
 def make_systems(model: Path, dtype: str, with_vllm: bool) -> dict[str, System]:
-    """What is compared, loaded."""
+    """Load the systems to compare."""
     from reward import Scorer, ScorerPool
 
     def ours(scorer: Scorer | ScorerPool) -> System:
@@ -147,7 +147,7 @@ def make_systems(model: Path, dtype: str, with_vllm: bool) -> dict[str, System]:
 
 
 def pipeline(model: Path, dtype: str, batch_size: int) -> System:
-    """transformers' pipeline as it comes."""
+    """Load transformers' pipeline with its default settings."""
     from transformers import pipeline as make
 
     from metaalign_rl.core.dataflow import LABELS
@@ -162,7 +162,7 @@ def pipeline(model: Path, dtype: str, batch_size: int) -> System:
 
 
 def sorted_batches(model: Path, dtype: str) -> System:
-    """What one writes by hand: texts sorted by length, in padded batches of 32."""
+    """Load the model with a simple batching: texts sorted by length, in padded batches of 32."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -184,10 +184,10 @@ def sorted_batches(model: Path, dtype: str) -> System:
 
 
 def vllm_classify(model: Path, dtype: str, prefix_caching: bool) -> System:
-    """vLLM's `LLM.classify`, with all cores and in this process, where it was fastest."""
+    """Load vLLM's `LLM.classify` in this process with all cores, which was its fastest setup."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it leaves a core to other processes
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # otherwise it leaves one core free
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM, PoolingParams
 
@@ -206,7 +206,7 @@ def vllm_classify(model: Path, dtype: str, prefix_caching: bool) -> System:
 def measure(
     kind: str, systems: dict[str, System], model: Path, words: list[str], dtype: str, rounds: int, count: int
 ) -> dict[str, dict[str, float]]:
-    """The figures of every system on one set in one type."""
+    """Measure every system on one set of texts in one data type."""
     from reward import Scorer
 
     exact = Scorer.from_pretrained(model, device="cpu", dtype="float32")
@@ -241,12 +241,12 @@ def measure(
 
 
 def mixed_rows(words: list[str], rng: random.Random, count: int) -> list[Row]:
-    """Texts of 10 to 500 tokens, their logarithms spread evenly."""
+    """Make texts of 10 to 500 tokens, with evenly distributed logarithms of the length."""
     return [_row(words, rng, round(10 * 50 ** rng.random()), answer=rng.randint(2, 5)) for _ in range(count)]
 
 
 def shared_rows(words: list[str], rng: random.Random, count: int) -> list[Row]:
-    """16 answers of 10 to 60 tokens under each of 4 preferences of a prompt of 100 to 300 tokens."""
+    """Make 16 answers of 10 to 60 tokens under each of 4 preferences of a prompt of 100 to 300 tokens."""
     rows = []
     while len(rows) < count:
         question = _say(words, rng, rng.randint(100, 300))
@@ -275,7 +275,7 @@ def _make(wish: str, question: str, answer: str) -> Row:
 
 
 def profile(model: Path, words: list[str], count: int) -> None:
-    """Print the share of the scorer's time by kind of operation, on each set and in each type."""
+    """Print the share of the scorer's time by kind of operation, for each set and data type."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as trace
 
@@ -298,7 +298,7 @@ def profile(model: Path, words: list[str], count: int) -> None:
 
 
 def matrix_product_peak(dtype: str, size: int = 2048) -> float:
-    """Floating-point operations a second of a large matrix product, the best of several."""
+    """Return the floating-point operations per second of a large matrix product, the best of six."""
     import torch
 
     a, b = (torch.randn(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
@@ -311,13 +311,13 @@ def matrix_product_peak(dtype: str, size: int = 2048) -> float:
 
 
 def show(kind: str, dtype: str, found: dict[str, dict[str, float]]) -> None:
-    """One line a system."""
+    """Print one line per system."""
     ours = found["ours"]["tokens_per_second"]
     for name, figures in found.items():
         rate = figures["tokens_per_second"]
         print(
-            f"{kind:<13} {dtype} {name:<18} {rate:9,.0f} tokens/s  ours is {ours / rate:5.2f} times it  "
-            f"off by {figures['max_score_difference']:.1e}  {figures['share_of_peak']:.0%} of peak",
+            f"{kind:<13} {dtype} {name:<18} {rate:9,.0f} tokens/s  ours is {ours / rate:5.2f} times as fast  "
+            f"scores differ by {figures['max_score_difference']:.1e}  {figures['share_of_peak']:.0%} of the peak",
             flush=True,
         )
 

@@ -1,14 +1,20 @@
-"""The scorer's server under load: many clients at once, none of whose requests may be lost.
+"""Put load on the scorer's server from many clients. No request may be lost.
 
     python -m benchmarks.serving --json benchmarks/results/serving.json
-    python -m benchmarks.serving --size 1m --seconds 5 --warm-up 2 --queue-tokens 4096 --json out.json   # a quick look
+    python -m benchmarks.serving --size 1m --seconds 5 --warm-up 2 --queue-tokens 4096 --json out.json   # a quick run
 
-Starts `metaalign-reward serve` with a random model, sends texts of 10 to 500 tokens, each a new one, through the
-retrying client, and asks the server itself what it counted. Written are requests `sent`, `answered` and `lost` over the
-whole load; `tries`, by status, of which a client repeats 429; seconds until an answer, retries included, and tokens a
-second, both after the warm-up; the server's resident memory in MiB; and how far a sample of the scores is from those
-of a `Scorer` in this process. Clients and server share the machine, and where others use it too, OMP_NUM_THREADS=1 is
-the better choice: threads of a pass wait for each other.
+Starts `metaalign-reward serve` with a random model and sends new texts of 10 to 500 tokens through the retrying client.
+
+Results:
+    sent, answered, lost: requests over the full load
+    tries: requests by status, from the server's metrics; clients repeat those with 429
+    latency_seconds: until an answer, with retries, after the warm-up
+    tokens_per_second: after the warm-up, from the server's metrics
+    memory_mib: the server's resident memory
+    max_score_difference: between a sample of the scores and those of a `Scorer` in this process
+
+Clients and server share the machine. If other work runs on it too, set OMP_NUM_THREADS=1, because the threads of a
+forward pass wait for each other.
 """
 
 import argparse
@@ -35,13 +41,13 @@ from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import write_json
 from metaalign_rl.core.net import listen
 
-SAMPLE = 256  # scores that are compared
-Memory = list[tuple[float, float]]  # seconds since the load began, MiB
+SAMPLE = 256  # scores to compare
+Memory = list[tuple[float, float]]  # seconds since the start of the load, MiB
 
 
 @dataclass(slots=True)
 class Asked:
-    """What one client saw: by answered request when it began and how long it took, and what failed."""
+    """One client's results: start and duration of each answered request, lost requests, and a sample of scores."""
 
     answered: list[tuple[float, float]] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -49,14 +55,16 @@ class Asked:
 
 
 def main() -> int:
-    """Measure and write; 1 if a request was lost."""
+    """Measure and write. Return 1 if a request was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
-    parser.add_argument("--size", choices=SIZES, default="13m")
-    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--size", choices=SIZES, default="13m", help="parameters of the backbone (default: 13m)")
+    parser.add_argument("--clients", type=int, default=64, help="default: 64")
     parser.add_argument("--seconds", type=float, default=60, help="of load after the warm-up (default: 60)")
-    parser.add_argument("--warm-up", type=float, default=10, help="seconds before that (default: 10)")
-    parser.add_argument("--queue-tokens", type=int, default=262_144, help="of the server; few make it answer 429")
+    parser.add_argument("--warm-up", type=float, default=10, help="seconds of the warm-up (default: 10)")
+    parser.add_argument(
+        "--queue-tokens", type=int, default=262_144, help="of the server; a small value makes it answer 429"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model, words = make_model(Path(folder), SIZES[args.size])
@@ -72,7 +80,7 @@ def main() -> int:
 
 @contextmanager
 def serving(model: Path, queue_tokens: int) -> Iterator[tuple[str, int]]:
-    """A real server; its address and process. It must end well when it is told to."""
+    """Run a real server; yield its address and process id. It must exit cleanly on SIGTERM."""
     with listen("127.0.0.1", 0) as found:
         port = found.getsockname()[1]
     words = ["serve", "--model", str(model), "--port", str(port), "--queue-tokens", str(queue_tokens)]
@@ -89,7 +97,7 @@ def serving(model: Path, queue_tokens: int) -> Iterator[tuple[str, int]]:
 
 
 def measure(url: str, pid: int, words: list[str], clients: int, warm_up: float, seconds: float) -> dict[str, Any]:
-    """The load, and its figures."""
+    """Put load on the server and measure it."""
     ended, began, start = threading.Event(), time.monotonic(), resident(pid)
     share = -(-SAMPLE // clients)
     with ThreadPoolExecutor(clients) as pool:
@@ -120,7 +128,7 @@ def measure(url: str, pid: int, words: list[str], clients: int, warm_up: float, 
 
 
 def ask(url: str, words: list[str], number: int, share: int, began: float, ended: threading.Event) -> Asked:
-    """One client: a new text after each answer; it keeps the first `share` scores."""
+    """Run one client. It sends a new text after each answer and keeps the first `share` scores."""
     from reward.serving.client import RemoteScorer, ScorerUnavailable
 
     seen, remote, rng = Asked(), RemoteScorer(url), random.Random(f"client {number}")
@@ -139,7 +147,7 @@ def ask(url: str, words: list[str], number: int, share: int, began: float, ended
 
 
 def watch(url: str, pid: int, began: float, until: float) -> Memory:
-    """The memory each second, while a line says how it goes."""
+    """Record the memory every second and print the progress."""
     memory: Memory = []
     while not memory or memory[-1][0] < until:
         time.sleep(min(1.0, max(0.0, began + until - time.monotonic()) + 0.01))
@@ -152,7 +160,7 @@ def watch(url: str, pid: int, began: float, until: float) -> Memory:
 
 
 def counted(url: str) -> dict[str, float]:
-    """What the server counted; `/score`'s requests by status."""
+    """Read the server's metrics, with the requests to `/score` by status."""
     import httpx
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -167,24 +175,24 @@ def counted(url: str) -> dict[str, float]:
 
 
 def tries(counts: dict[str, float]) -> dict[str, int]:
-    """Requests that reached the server, by status."""
+    """Return the requests that reached the server, by status."""
     return {name.split()[1]: int(count) for name, count in counts.items() if name.startswith("status ")}
 
 
 def resident(pid: int) -> float:
-    """The resident memory of a process, MiB."""
+    """Return the resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
 def latencies(seconds: Sequence[float]) -> dict[str, float]:
-    """The median, the 99th percentile and the longest."""
+    """Return the median, the 99th percentile and the maximum."""
     cuts = statistics.quantiles(seconds, n=100)
     return {"p50": cuts[49], "p99": cuts[98], "max": max(seconds)}
 
 
 def difference(model: Path, sample: list[tuple[Row, list[float]]]) -> float:
-    """The largest difference of a logit from the one that a `Scorer` gives."""
+    """Return the largest difference between a logit and that of a `Scorer`."""
     from reward import Scorer
 
     scores = Scorer.from_pretrained(model, device="cpu", dtype="float32").score([row for row, _ in sample])
@@ -193,14 +201,14 @@ def difference(model: Path, sample: list[tuple[Row, list[float]]]) -> float:
 
 
 def show(found: dict[str, Any]) -> None:
-    """The figures for reading."""
+    """Print the results."""
     latency, memory = found["latency_seconds"], found["memory_mib"]
     print(
         f"{found['sent']} requests sent, {found['answered']} answered, {found['lost']} lost; tries {found['tries']}\n"
         f"latency p50 {latency['p50']:.2f} s, p99 {latency['p99']:.2f} s; {found['tokens_per_second']:,.0f} tokens/s\n"
         f"memory {memory['start']:.0f} MiB at the start, {memory['after_warm_up']:.0f} after the warm-up, "
-        f"{memory['end']:.0f} at the end: grown by {memory['growth']:+.1f} MiB\n"
-        f"scores off by {found['max_score_difference']:.1e} at most"
+        f"{memory['end']:.0f} at the end: {memory['growth']:+.1f} MiB\n"
+        f"scores differ by {found['max_score_difference']:.1e} at most"
     )
 
 

@@ -1,7 +1,7 @@
-"""What mkdocs does beside building these pages: it writes the generated ones and checks the links that leave docs/.
+"""Hooks for mkdocs: write the generated pages, and check and rewrite the links that leave docs/.
 
-Links to the repository's other files work as they stand where the repository is browsed. On the site they lead to
-`repo_url`; without one they are plain text.
+Links to other files of the repository work unchanged where the repository is browsed. On the site they lead to
+`repo_url`. Without it they become plain text.
 """
 
 import argparse
@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from metaalign_rl.cli import main
+from metaalign_rl.cli import main as cli
 from metaalign_rl.config import settings_page
 from reward import cli as reward_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = """# Commands
 
-<!-- docs/hooks.py writes this page from the parsers; `make docs` brings it up to date. -->
+<!-- docs/hooks.py writes this page from the parsers. `make docs` updates it. -->
 
-Two commands come with the package; `metaalign-reward` needs no Ray, vLLM or DeepSpeed.
+This page lists the help of both commands and of their subcommands. `metaalign-reward` needs no Ray, vLLM or DeepSpeed.
 """
 
 _FENCED = re.compile(r"^(```.*?^```$)", re.DOTALL | re.MULTILINE)
@@ -38,14 +38,14 @@ log = logging.getLogger("mkdocs.hooks")
 
 
 def on_pre_build(config: Any) -> None:
-    """Bring the generated pages up to date; they are committed, so that they can be read without the site."""
+    """Update the generated pages. They are committed, so that they can be read without the site."""
     for path, text in generated(Path(config.docs_dir)).items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Rewrite the links that leave docs/; one to a file that is not there is a warning, which `--strict` fails."""
+    """Rewrite the links that leave docs/. A link to a missing file is a warning, which fails with `--strict`."""
     source, docs, root = Path(page.file.abs_src_path), Path(config.docs_dir), Path(config.config_file_path).parent
 
     def rewrite(link: re.Match[str]) -> str:
@@ -63,7 +63,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def generated(docs: Path) -> dict[Path, str]:
-    """Every page that is written by a program, or holds a program's output, as it should be."""
+    """Return the current text of every page that a program writes or whose output it shows."""
     pages = {docs / "settings.md": settings_page.render(), docs / "commands.md": commands()}
     for name in ("sizing.md", "plan.md"):
         pages[docs / name] = _PLAN.sub(_planned, (docs / name).read_text(encoding="utf-8"))
@@ -71,25 +71,25 @@ def generated(docs: Path) -> dict[Path, str]:
 
 
 def _planned(block: re.Match[str]) -> str:
-    """A shown `metaalign-rl plan` with what it prints."""
+    """Return a shown `metaalign-rl plan` command with its current output."""
     output = io.StringIO()
     words = shlex.split(block["words"].replace("\\\n", " "))[1:]
     with redirect_stdout(output), chdir(ROOT):
-        status = main.main(words)
-    assert status == 0, f"metaalign-rl {shlex.join(words)} ended with {status}"
+        status = cli.main(words)
+    assert status == 0, f"metaalign-rl {shlex.join(words)}: expected exit status 0, found {status}"
     return block["command"] + output.getvalue()
 
 
 def commands() -> str:
-    """The help of every command of both programs, in Markdown."""
-    parsers = (*_leaves(main._parser()), *_leaves(reward_cli._parser()))
+    """Return the help of every command of both programs as Markdown."""
+    parsers = (*_leaves(cli._parser()), *_leaves(reward_cli._parser()))
     with patch.dict(os.environ, COLUMNS="100"):
         parts = [f"## {parser.prog}\n\n```\n{parser.format_help().strip()}\n```" for parser in parsers]
     return "\n\n".join([COMMANDS.strip(), *parts]) + "\n"
 
 
 def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """The parser and those of its commands, in the order of the help."""
+    """Yield the parser and the parsers of its commands, in the order of the help."""
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -1,11 +1,8 @@
-"""The stage `data` alone: python jobs/data.py --config FILE run.root=DIR [key=value …]"""
+"""Run the stage `data`: python jobs/data.py --config FILE run.root=DIR [key=value …]"""
 
 import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # not jobs/: its reward.py would hide the package
-
-from metaalign_rl.cli.main import job
+from metaalign_rl.cli.job import run_stages
 
 if __name__ == "__main__":
-    sys.exit(job(["data"]))
+    sys.exit(run_stages("data"))

@@ -1,11 +1,8 @@
-"""The stage `evaluate` alone: python jobs/evaluate.py --config FILE run.root=DIR [key=value …]"""
+"""Run the stage `evaluate`: python jobs/evaluate.py --config FILE run.root=DIR [key=value …]"""
 
 import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # not jobs/: its reward.py would hide the package
-
-from metaalign_rl.cli.main import job
+from metaalign_rl.cli.job import run_stages
 
 if __name__ == "__main__":
-    sys.exit(job(["evaluate"]))
+    sys.exit(run_stages("evaluate"))

@@ -1,11 +1,8 @@
-"""The stage `reward` alone: python jobs/reward.py --config FILE run.root=DIR [key=value …]"""
+"""Run the stage `reward`: python jobs/reward.py --config FILE run.root=DIR [key=value …]"""
 
 import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # not jobs/: its reward.py would hide the package
-
-from metaalign_rl.cli.main import job
+from metaalign_rl.cli.job import run_stages
 
 if __name__ == "__main__":
-    sys.exit(job(["reward"]))
+    sys.exit(run_stages("reward"))

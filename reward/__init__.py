@@ -1,11 +1,10 @@
-"""The reward model: scores a response against the preference tiers of a meta-prompt.
-
+"""The reward model: it scores a response against the preference tiers of a meta-prompt.
 
     scorer = Scorer.from_pretrained("runs/quickstart/reward")
     scores = scorer.score([{"system_info": "...", "user_info": "...", "messages": [...], "response": "..."}])
     scores[0].overall, scores[0].tiers["user"], scores[0].probabilities["system"]
 
-Names are loaded at first use: importing this package does not import torch.
+Names are loaded on first use, so importing this package does not import torch.
 """
 
 from importlib import import_module
@@ -43,26 +42,26 @@ __all__ = [
 ]
 
 _MODULES = {
-    "MODES": "score",
-    "Explanation": "explanation",
-    "RewardTraining": "config",
-    "Score": "score",
-    "Scorer": "scorer",
-    "ScorerPool": "pool",
-    "calibration_error": "calibration",
-    "combine": "score",
-    "evaluate": "evaluation",
-    "evaluate_modes": "evaluation",
-    "explain": "explanation",
-    "export_scalar": "model",
-    "fit_temperature": "calibration",
-    "preference_blind": "controls",
-    "tier_blind": "controls",
-    "train": "training",
+    "MODES": "reward.score",
+    "Explanation": "reward.evaluation.explanation",
+    "RewardTraining": "reward.training.config",
+    "Score": "reward.score",
+    "Scorer": "reward.scorer",
+    "ScorerPool": "reward.scorer_pool",
+    "calibration_error": "reward.evaluation.calibration",
+    "combine": "reward.score",
+    "evaluate": "reward.evaluation.evaluate",
+    "evaluate_modes": "reward.evaluation.evaluate",
+    "explain": "reward.evaluation.explanation",
+    "export_scalar": "reward.model",
+    "fit_temperature": "reward.evaluation.calibration",
+    "preference_blind": "metaalign_rl.core.views",
+    "tier_blind": "metaalign_rl.core.views",
+    "train": "reward.training.train",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'reward' has no attribute {name!r}")
-    return getattr(import_module(f"reward.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)

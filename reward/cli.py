@@ -5,16 +5,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
+from metaalign_rl.core import renamed_settings
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_jsonl, write_json, write_jsonl
 from metaalign_rl.core.rows import read_rows
+from metaalign_rl.core.settings import documentation
 from metaalign_rl.core.views import CONTROLS, apply_view
 from reward.score import MODES, Mode, Score
 from reward.training import controls
@@ -29,14 +31,14 @@ EXAMPLES = """examples:
   metaalign-reward serve --model reward-model --port 8300
   metaalign-reward export --scalar --model reward-model --output scalar-model
 
-a row to score, one a line:
+a row to score, one row per line:
   {"system_info": "Answer in capitals.", "messages": [{"role": "user", "content": "hi"}], "response": "HELLO"}
 """
 _RAW = argparse.RawDescriptionHelpFormatter
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0, or 2 after an error that the user can mend."""
+    """Run a command. Returns the exit status: 0, or 2 after an error that the user can fix."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("reward").setLevel(logging.INFO)
@@ -51,23 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _score(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from reward.examples import answer_row
+    from reward.answers import answer_row
 
     places, records = _read(arguments.input)
     rows = [answer_row(record, place) for record, place in zip(records, places, strict=True)]
     with _load_scorers(arguments) as scorer:
         scores = scorer.stream(rows, places, batch_tokens=arguments.batch_tokens)
-        bar = tqdm(scores, "scoring", len(rows), unit=" rows", disable=None)  # None: only on a terminal
-        write_jsonl(arguments.output, (_scored(*pair) for pair in zip(records, bar, strict=True)))
+        bar = tqdm(scores, "scoring", len(rows), unit=" rows", disable=None)  # None: shown only on a terminal
+        write_jsonl(arguments.output, (_score_record(*pair) for pair in zip(records, bar, strict=True)))
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """A file's records, and what errors call each."""
+    """The place of each record in the file, for errors, and the records."""
     lines = list(read_jsonl(path))
     return [f"{path}:{number}" for number, _ in lines], [record for _, record in lines]
 
 
-def _scored(record: dict[str, Any], score: Score) -> dict[str, Any]:
+def _score_record(record: dict[str, Any], score: Score) -> dict[str, Any]:
     name = {"id": record["id"]} if "id" in record else {}
     return {**name, "overall": score.overall, "tiers": score.tiers, "probabilities": score.probabilities}
 
@@ -86,14 +88,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _explain(arguments: argparse.Namespace) -> None:
-    from reward.evaluation.explanation import explain, show
+    from reward.evaluation.explanation import as_text, explain
 
     places, records = _read(arguments.input)
-    found = explain(_load_scorer(arguments), records, places, batch_tokens=arguments.batch_tokens)
+    explanations = explain(_load_scorer(arguments), records, places, batch_tokens=arguments.batch_tokens)
     if arguments.output:
-        write_jsonl(arguments.output, (one.to_json() for one in found))
+        write_jsonl(arguments.output, (explanation.to_json() for explanation in explanations))
     else:
-        print("\n".join(map(show, found)))
+        print("\n".join(map(as_text, explanations)))
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -103,16 +105,16 @@ def _train(arguments: argparse.Namespace) -> None:
     eval_rows = apply_view(list(read_rows(arguments.eval_data)), view) if arguments.eval_data else None
     from reward.training.train import train
 
-    _plain_output()
+    _hide_progress_bars()
     result = train(config, rows, eval_rows, arguments.base, arguments.output)
-    if os.environ.get("RANK", "0") == "0":  # torchrun starts a process a device
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts one process per device
         print(f"{arguments.output}: {result['steps']} updates, {result['seconds']:.0f} s, loss {result['loss']:.4f}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from reward.model import export_scalar
 
-    _plain_output()
+    _hide_progress_bars()
     export_scalar(arguments.model, arguments.output)
 
 
@@ -120,12 +122,12 @@ def _serve(arguments: argparse.Namespace) -> None:
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         if find_spec(package) is None:
             raise UserError(f'serve: {package} is not installed; pip install "metaalign-rl[serve]"')
-    from reward.serving.app import Serving
+    from reward.serving.app import ServingConfig
     from reward.serving.server import require_token, serve
 
     token = require_token(arguments.host)
     scorer = _load_scorer(arguments)
-    serving = Serving(
+    config = ServingConfig(
         name=arguments.name or Path(arguments.model).name,
         token=token,
         mode=arguments.mode,
@@ -133,30 +135,30 @@ def _serve(arguments: argparse.Namespace) -> None:
         queue_tokens=arguments.queue_tokens,
         max_wait=arguments.max_wait_ms / 1000,
     )
-    serve(scorer, serving, arguments.host, arguments.port)
+    serve(scorer, config, arguments.host, arguments.port)
 
 
 def _load_scorers(arguments: argparse.Namespace) -> Any:
-    """A context that gives a scorer, or one a device where there are several."""
+    """A context manager with a scorer, or with a pool of scorers if several devices are given."""
     devices = arguments.device or [None]
     if len(devices) == 1:
         arguments.device = devices[0]
         return nullcontext(_load_scorer(arguments))
     from reward.scorer_pool import ScorerPool
 
-    _plain_output()
+    _hide_progress_bars()
     return ScorerPool(arguments.model, devices, arguments.dtype)
 
 
 def _load_scorer(arguments: argparse.Namespace) -> Any:
     from reward.scorer import Scorer
 
-    _plain_output()
+    _hide_progress_bars()
     return Scorer.from_pretrained(arguments.model, device=arguments.device, dtype=arguments.dtype)
 
 
-def _plain_output() -> None:
-    """Leave out transformers' bars for loading and saving where nobody watches a terminal."""
+def _hide_progress_bars() -> None:
+    """Hide transformers' bars for loading and saving, unless standard error is a terminal."""
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
@@ -172,36 +174,34 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--output", type=Path, required=True, help="JSONL: overall, tiers (logits) and probabilities")
     _add_model(score, several=True)
 
-    explain = _command(commands, "explain", _explain, "say which tier moved each score: what it is without that tier")
+    explain = _command(commands, "explain", _explain, "show how each tier moved the scores")
     explain.add_argument("--input", type=Path, required=True, help="JSONL, as for score")
-    explain.add_argument(
-        "--output", type=Path, help="JSONL: overall, probabilities, moved (default: text on the screen)"
-    )
+    explain.add_argument("--output", type=Path, help="JSONL: overall, probabilities, moved (default: print as text)")
     _add_model(explain)
 
-    evaluate = _command(commands, "evaluate", _evaluate, "accuracy and calibration on pairs")
+    evaluate = _command(commands, "evaluate", _evaluate, "measure accuracy and calibration on pairs")
     evaluate.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected")
     evaluate.add_argument("--output", type=Path, help="JSON report (default: standard output)")
-    evaluate.add_argument("--mode", choices=MODES, default="tier", help="which scores rank a pair (default: tier)")
-    _add_control(evaluate, "the model is this one: show it what it was trained on, and read it in mode overall")
+    evaluate.add_argument("--mode", choices=MODES, default="tier", help="the scores that rank a pair (default: tier)")
+    _add_control(evaluate, "the model is this control: use the view it was trained on, and mode overall")
     _add_model(evaluate)
 
     serve = _command(commands, "serve", _serve, "score over HTTP: POST /score, /get_reward, /classify")
     _add_serving(serve)
     _add_model(serve)
 
-    train = _command(commands, "train", _train, "train on pairs and labelled answers; goes on where it was stopped")
+    train = _command(commands, "train", _train, "train on pairs and labelled answers; resumes if interrupted")
     train.add_argument("--base", required=True, help="checkpoint to start from: an SFT model, or any other")
     train.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected, or labels")
     train.add_argument("--eval-data", type=Path, help="JSONL of rows whose loss is logged after each epoch")
-    train.add_argument("--output", type=Path, required=True, help="folder for the model; must not exist")
-    _add_control(train, "make one: hide the meta-prompt, or which tier said what, or train the label overall alone")
+    train.add_argument("--output", type=Path, required=True, help="folder for the model; must be new or empty")
+    _add_control(train, "train a control: hide the meta-prompt, hide the tier of each text, or train overall alone")
     _add_training(train)
 
-    export = _command(commands, "export", _export, "write a checkpoint for tools that load one label only")
-    export.add_argument("--scalar", action="store_true", required=True, help="the label `overall` alone")
+    export = _command(commands, "export", _export, "write a checkpoint for tools that load only one label")
+    export.add_argument("--scalar", action="store_true", required=True, help="keep only the label overall")
     export.add_argument("--model", required=True, help="reward model's folder or hub id")
-    export.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
+    export.add_argument("--output", type=Path, required=True, help="folder to write; must be new or empty")
     return parser
 
 
@@ -213,14 +213,17 @@ def _command(commands: Any, name: str, run: Any, help: str) -> argparse.Argument
 
 def _add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     parser.add_argument("--model", required=True, help="reward model's folder or hub id")
-    device = "such as cpu or cuda:1 (default: the machine's accelerator, else the CPU)"
+    device = "for example cpu or cuda:1 (default: the machine's accelerator, or the CPU)"
     if several:
-        parser.add_argument("--device", nargs="+", help=f"{device}; one process for each, if several: cuda:0 cuda:1")
+        parser.add_argument("--device", nargs="+", help=f"{device}; several start one process each: cuda:0 cuda:1")
     else:
         parser.add_argument("--device", help=device)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 where the "
-        "hardware is fast at it, else the checkpoint's own")  # fmt: skip
-    parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens a forward pass (default: 16384)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: bfloat16 if the hardware is fast at it, else the checkpoint's type",
+    )
+    parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens per forward pass (default: 16384)")
 
 
 def _add_control(parser: argparse.ArgumentParser, help: str) -> None:
@@ -234,26 +237,49 @@ def _add_control(parser: argparse.ArgumentParser, help: str) -> None:
 
 
 def _add_serving(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine alone); another one needs "
-        "a secret in METAALIGN_REWARD_TOKEN, which clients send")  # fmt: skip
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address (default: this machine only); any other needs a secret in METAALIGN_REWARD_TOKEN, which clients "
+        "send",
+    )
     parser.add_argument("--port", type=int, default=8300, help="default: 8300")
-    parser.add_argument("--name", default="", help="what replies call the model (default: the folder's name)")
+    parser.add_argument("--name", default="", help="the model's name in replies (default: the folder's name)")
     parser.add_argument("--mode", choices=MODES, default="overall", help="the score of /get_reward (default: overall)")
     parser.add_argument(
-        "--max-wait-ms", type=float, default=5.0, help="a request waits for others so long (default: 5)"
+        "--max-wait-ms",
+        type=float,
+        default=5.0,
+        help="longest wait of a request for others to share its batch (default: 5)",
     )
-    parser.add_argument("--queue-tokens", type=int, default=262_144, help="tokens that may wait; more gets 429")
+    parser.add_argument(
+        "--queue-tokens", type=int, default=262_144, help="tokens that may wait; requests beyond get status 429"
+    )
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     for field in fields(RewardTraining):
-        flag, text = (
-            f"--{field.name.replace('_', '-')}",
-            f"{field.metadata['help']} (default: {field.default})",
-        )
+        meaning = documentation(field).meaning
+        flag, text = _flag(field.name), f"{meaning} (default: {field.default})"
         if field.type is bool:
-            parser.add_argument(flag, action="store_true", help=field.metadata["help"])
+            parser.add_argument(flag, action="store_true", help=meaning)
         elif field.type in (int, float):
             parser.add_argument(flag, type=field.type, default=field.default, help=text)
         else:
             parser.add_argument(flag, choices=get_args(field.type), default=field.default, help=text)
+    for old, new in renamed_settings.KEYS.items():
+        if old.startswith("reward."):
+            parser.add_argument(_flag(old), type=_refuse(_flag(new)), help=argparse.SUPPRESS)
+
+
+def _flag(key: str) -> str:
+    return f"--{key.removeprefix('reward.').replace('_', '-')}"
+
+
+def _refuse(new: str) -> Callable[[str], None]:
+    """The type of an option that was renamed: every value is an error."""
+
+    def refuse(value: str) -> None:
+        raise argparse.ArgumentTypeError(f"was renamed to {new}; use the new option")
+
+    return refuse

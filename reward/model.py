@@ -1,4 +1,4 @@
-"""The reward model as a plain Hugging Face checkpoint: build, load, save, cut a scalar one out of it."""
+"""The reward model as a plain Hugging Face checkpoint: build, load, save and export it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,66 +9,65 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
+from metaalign_rl.core.checkpoints import disable_dropout, read_config, require_loadable
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.files import read_json, replace_folder
+from metaalign_rl.core.files import replace_folder
 from metaalign_rl.core.meta_prompt import META_PROMPT_VERSION, install
 
 # What is fetched of a model on the Hugging Face hub: no pickles and no code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint's folder; a model on the Hugging Face hub (`owner/name`) is fetched first.
+def local_checkpoint(path: str | Path) -> Path:
+    """The checkpoint's folder, checked; a model on the Hugging Face hub (`owner/name`) is downloaded first.
 
     Raises:
-        UserError: no such folder or model, no config or safetensors weights in it, or it wants to run code
-            of its own.
+        UserError: there is no such folder or model, or see `metaalign_rl.core.checkpoints.require_loadable`.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
         folder = _fetch(str(path))
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: not a checkpoint, it holds no config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: it holds no *.safetensors weights; other formats can run code and are not read")
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).is_file() and "auto_map" in read_json(folder / name):
-            raise UserError(f"{folder / name}: 'auto_map' asks to run the checkpoint's own code, which is never done")
+    require_loadable(folder)
     return folder
 
 
 def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An untrained reward model, float32 and without dropout, on any checkpoint's weights (such as SFT's).
+    """Build a reward model, not yet trained, from any checkpoint, such as the SFT model's.
 
-    The tokenizer gets the meta-prompt's chat template, and a padding token that is not the end token:
-    transformers reads the score at the last token that is not padding, which must be the text's last one. A
-    base that is such a reward model already keeps its head.
+    The model is in float32 and has no dropout. A base that already is such a reward model keeps its head.
+
+    The tokenizer gets the meta-prompt's chat template and a padding token that differs from the end token.
+    transformers reads the score at the last token that is not padding, so the end token must not count as padding.
 
     Raises:
-        UserError: as `find_checkpoint`, or a model that transformers cannot load as a sequence classifier.
+        UserError: see `local_checkpoint`, or transformers cannot load the model as a sequence classifier.
     """
-    folder = find_checkpoint(base)
+    folder = local_checkpoint(base)
     with _quiet(), _loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(
+        config = AutoConfig.from_pretrained(
             folder,
-            dtype=torch.float32,
-            use_safetensors=True,
             num_labels=len(LABELS),
             id2label=dict(enumerate(LABELS)),
             label2id={label: index for index, label in enumerate(LABELS)},
-            problem_type="multi_label_classification",  # else vLLM softmaxes across the labels
-            ignore_mismatched_sizes=True,  # a base may have a head of another size
-            **_without_dropout(folder),
+            problem_type="multi_label_classification",  # without it vLLM applies a softmax across the labels
+        )
+        disable_dropout(config)  # the same model must read both answers of a pair
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # the base may have a head of another size
         )
     _set_padding(model, tokenizer)
     install(tokenizer)
@@ -83,14 +82,17 @@ def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def load(
     path: str | Path, device: str | torch.device, dtype: str | torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A saved reward model in evaluation mode, in the checkpoint's own type where `dtype` is None.
+    """Load a saved reward model in evaluation mode.
+
+    Args:
+        dtype: the type of the weights; None keeps the checkpoint's.
 
     Raises:
-        UserError: as `find_checkpoint`, or it is no reward model, or one for another version of the
+        UserError: see `local_checkpoint`, or the checkpoint is not a reward model, or is one for another version of the
             meta-prompt.
     """
-    folder = find_checkpoint(path)
-    config = read_json(folder / "config.json")
+    folder = local_checkpoint(path)
+    config = read_config(folder)
     labels = list(config.get("id2label", {}).values())
     if labels != list(LABELS) or "metaalign" not in config:
         raise UserError(
@@ -100,8 +102,8 @@ def load(
     version = config["metaalign"]["meta_prompt_version"]
     if version != META_PROMPT_VERSION:
         raise UserError(
-            f"{folder}: trained on meta-prompts of version {version}, this release renders version "
-            f"{META_PROMPT_VERSION}; train it again"
+            f"{folder}: expected a model trained on version {META_PROMPT_VERSION} of the meta-prompt, found version "
+            f"{version}; train it again"
         )
     with _loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -115,16 +117,16 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
-def check_fresh(output: Path) -> None:
-    """Raise a `UserError` where a folder that is to be written holds something already."""
+def require_empty(output: Path) -> None:
+    """Raise a `UserError` if the output folder exists and is not empty."""
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists():
-        raise UserError(f"{output}: it exists already; remove it or choose another output")
+        raise UserError(f"{output}: expected a new or empty folder, it exists already; remove it or choose another")
 
 
 def head(model: PreTrainedModel) -> nn.Linear:
-    """The last linear layer, which gives the scores: `score` in decoders, otherwise named in encoders."""
+    """The last linear layer, whose outputs are the scores. Decoders name it `score`, encoders name it differently."""
     backbone = set(model.base_model.modules())
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in backbone]
     assert layers, "the model has no linear head"
@@ -133,14 +135,15 @@ def head(model: PreTrainedModel) -> nn.Linear:
 
 
 def scores_every_token(model: PreTrainedModel) -> bool:
-    """Whether the head reads each token, as in transformers' decoders, and not one vector a text, as in encoders."""
+    """Whether the head scores every token, as in transformers' decoders; an encoder's scores one vector per text."""
     return hasattr(model, "score")
 
 
 def fold_temperatures(model: PreTrainedModel, temperatures: dict[str, float]) -> None:
-    """Divide each label's logit by its temperature, by scaling the head's rows, and write it into the config.
+    """Divide each label's logit by its temperature: scale the head's rows, and record the temperature in the config.
 
-    The plain checkpoint then gives calibrated scores in transformers and vLLM too. Folding twice multiplies.
+    The plain checkpoint then gives calibrated scores in transformers and vLLM too. Temperatures folded earlier are
+    multiplied with the new ones.
     """
     scale = torch.tensor([1 / temperatures[label] for label in LABELS])
     layer = head(model)
@@ -154,13 +157,13 @@ def fold_temperatures(model: PreTrainedModel, temperatures: dict[str, float]) ->
 
 
 def export_scalar(source: str | Path, output: str | Path) -> None:
-    """Write `overall` alone as a classifier with one label, which TRL, RewardBench and OpenRLHF load.
+    """Export a classifier with the single label `overall`, the form that TRL, RewardBench and OpenRLHF load.
 
     Raises:
-        UserError: as `load`, or `output` holds something already.
+        UserError: see `load`, or `output` exists and is not empty.
     """
     output = Path(output)
-    check_fresh(output)
+    require_empty(output)
     model, tokenizer = load(source, "cpu", None)
     layer, row = head(model), LABELS.index("overall")
     layer.weight = nn.Parameter(layer.weight[row : row + 1].detach().clone())
@@ -168,7 +171,7 @@ def export_scalar(source: str | Path, output: str | Path) -> None:
         layer.bias = nn.Parameter(layer.bias[row : row + 1].detach().clone())
     layer.out_features = 1
     model.config.id2label, model.config.label2id = {0: "overall"}, {"overall": 0}
-    model.config.problem_type = "regression"  # the logit as it is, for whoever reads the checkpoint
+    model.config.problem_type = "regression"  # without an activation: readers get the logit
     replace_folder(output, lambda folder: save(model, tokenizer, folder))
 
 
@@ -186,12 +189,6 @@ def _fetch(name: str) -> Path:
         raise UserError(f"{name}: neither a folder here nor a model that the hub gives ({reason})") from None
 
 
-def _without_dropout(folder: Path) -> dict[str, float]:
-    """The config's dropouts, all 0: one and the same model must read both answers of a pair."""
-    values = PretrainedConfig.get_config_dict(folder)[0]
-    return {name: 0.0 for name, value in values.items() if "drop" in name and isinstance(value, float)}
-
-
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
@@ -204,7 +201,7 @@ def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' report of a missing head and a superfluous one, which are meant here."""
+    """Hide transformers' report of missing and unused heads: a new head is expected here."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

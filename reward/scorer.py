@@ -1,4 +1,4 @@
-"""Scoring answers with a trained reward model."""
+"""The scorer: scores answers with a trained reward model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -13,27 +13,27 @@ from metaalign_rl.core.batching import batches_by_length, pad
 from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import encode_row
-from reward import model as checkpoints
-from reward.examples import answer_row
-from reward.inference.decoder import pack_logits, reads_packs
+from reward.answers import answer_row
+from reward.inference.fast_layers import use_fast_layers
+from reward.inference.packed_forward import pack_logits, supports_packing
 from reward.inference.packing import pack_texts
 from reward.inference.prefixes import group_by_prefix
-from reward.inference.streamline import streamline
-from reward.inference.windows import ahead, windows
+from reward.inference.windows import prefetch, windows
+from reward.model import load
 from reward.score import Score, make_score
 
 BATCH_TOKENS = 16_384
-WINDOW = 512  # rows that are sorted into batches together
-CPU_PASS = 4096  # tokens of a pass on a CPU times bytes of a number: more would not stay in a core's cache
+WINDOW = 512  # rows that are tokenised and sorted into batches together
+CPU_PASS_BYTES = 4096  # tokens of a forward pass on a CPU times bytes per number; more does not fit a core's cache
 
 AnyRow = Row | Mapping[str, Any]
 
 
 class Scorer:
-    """A reward model with its tokenizer, ready to score.
+    """A reward model with its tokenizer. Threads may share one.
 
     Attributes:
-        max_tokens: the longest text; of a longer one the dialog loses its left end, never a tier or the
+        max_tokens: tokens of the longest text. A longer text loses the start of its dialog, never a tier or the
             response.
     """
 
@@ -44,8 +44,8 @@ class Scorer:
             raise UserError(f"max_tokens: expected 1 to {longest}, the model's context, found {max_tokens}")
         self.model = model
         self.tokenizer = tokenizer
-        self._turn = Lock()  # a pass changes how the model attends
         self.max_tokens = max_tokens or longest
+        self._lock = Lock()  # a forward pass switches the model's attention
 
     @classmethod
     def from_pretrained(
@@ -58,53 +58,56 @@ class Scorer:
         """Load a reward model.
 
         Args:
-            path: a folder that `train` wrote, or such a model's id on the Hugging Face hub.
-            device: where it runs; without it the machine's accelerator, else the CPU.
-            dtype: the weights' type, such as `"float32"`; without it `default_dtype`'s.
-            max_tokens: the longest text; without it the model's context.
+            path: a folder that `train` wrote, or the id of such a model on the Hugging Face hub.
+            device: where the model runs. Default: the machine's accelerator, or the CPU if it has none.
+            dtype: the type of the weights, such as `"float32"`. Default: see `default_dtype`.
+            max_tokens: tokens of the longest text. Default: the model's context.
 
         Raises:
-            UserError: nothing there, or not a reward model that this release can read safely.
+            UserError: there is no such model, or this release cannot load it safely.
         """
         device = torch.device(device) if device else default_device()
-        model, tokenizer = checkpoints.load(path, device, dtype or default_dtype(device))
-        streamline(model)
+        model, tokenizer = load(path, device, dtype or default_dtype(device))
+        use_fast_layers(model)
         return cls(model, tokenizer, max_tokens)
 
     def score(
         self, rows: Iterable[AnyRow], places: Iterable[str] | None = None, *, batch_tokens: int = BATCH_TOKENS
     ) -> list[Score]:
-        """Score each row's `response`; the scores come in the rows' order.
+        """Score each row's `response`.
 
         Args:
-            rows: `Row` objects, or mappings with `messages`, `response` and, if they say something,
-                `system_info` and `user_info` (a row's other fields are allowed).
-            places: what errors call each row; without them `rows[0]` and so on.
-            batch_tokens: tokens a forward pass at most; on a CPU a decoder's passes are shorter. It changes speed and
-                memory, not scores.
+            rows: `Row` objects, or mappings with `messages`, `response` and, for tiers that are not empty,
+                `system_info` and `user_info`. A row's other fields are allowed.
+            places: the name of each row in errors. Default: `rows[0]`, `rows[1]`, …
+            batch_tokens: at most this many tokens per forward pass; on a CPU a decoder's passes are shorter. It changes
+                speed and memory, not scores.
+
+        Returns:
+            One score per row, in the order of the rows.
 
         Raises:
-            UserError: a bad row, or one whose tiers and response do not fit the context; names its place and
-                field.
+            UserError: a row is malformed, or its tiers and response do not fit the model's context. The message names
+                the row and the field.
         """
         return list(self.stream(rows, places, batch_tokens=batch_tokens))
 
     def stream(
         self, rows: Iterable[AnyRow], places: Iterable[str] | None = None, *, batch_tokens: int = BATCH_TOKENS
     ) -> Iterator[Score]:
-        """As `score`, one after the other: of any number of rows a few windows are in memory at a time.
+        """Yield the scores of `score` one by one. Only a few windows of rows are in memory at a time.
 
-        While a window is scored, the next one is tokenised.
+        While one window is scored, the next one is tokenised.
         """
 
         def encode(window: Sequence[tuple[AnyRow, str]]) -> list[list[int]]:
             return [self.encode(row, place) for row, place in window]
 
-        for texts in ahead(encode, windows(named(rows, places), WINDOW)):
+        for texts in prefetch(encode, windows(with_places(rows, places), WINDOW)):
             yield from self.score_tokens(texts, batch_tokens=batch_tokens)
 
     def encode(self, row: AnyRow, place: str) -> list[int]:
-        """The token ids that the model reads for one row; errors name `place`."""
+        """The token ids that the model reads for one row. `place` names the row in errors."""
         row = answer_row(row, place)
         return encode_row(self.tokenizer, row, max_tokens=self.max_tokens, response=row.response, place=place)
 
@@ -114,13 +117,17 @@ class Scorer:
 
     @torch.inference_mode()
     def logits(self, texts: Sequence[list[int]], *, batch_tokens: int = BATCH_TOKENS) -> torch.Tensor:
-        """The logits of texts that `encode` made, float32 on the CPU, [texts, labels]."""
+        """The logits of texts that `encode` made: float32 on the CPU, [texts, labels].
+
+        Raises:
+            UserError: `batch_tokens` is below 1, or a logit is not finite.
+        """
         if batch_tokens < 1:
             raise UserError(f"batch_tokens: expected 1 or more, found {batch_tokens}")
         logits = torch.empty(len(texts), len(LABELS))
-        with self._turn:
-            for members, found in self._passes(texts, batch_tokens):
-                logits[members] = found.float().cpu()
+        with self._lock:
+            for indices, batch_logits in self._forward(texts, batch_tokens):
+                logits[indices] = batch_logits.float().cpu()
         if not logits.isfinite().all():
             raise UserError(
                 f"{self.model.config.name_or_path}: the model's scores are not finite in {self.model.dtype}; "
@@ -128,11 +135,12 @@ class Scorer:
             )
         return logits
 
-    def _passes(self, texts: Sequence[list[int]], batch_tokens: int) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Some texts' indices and their logits, until all are done."""
-        if self._reads_packs:
-            cached = CPU_PASS // self.model.dtype.itemsize if self.model.device.type == "cpu" else batch_tokens
-            for pack in pack_texts(group_by_prefix(texts), texts, min(batch_tokens, cached)):
+    def _forward(self, texts: Sequence[list[int]], batch_tokens: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Run the model over all texts; per forward pass, the texts' indices and their logits."""
+        if self._supports_packing:
+            on_cpu = self.model.device.type == "cpu"
+            limit = CPU_PASS_BYTES // self.model.dtype.itemsize if on_cpu else batch_tokens
+            for pack in pack_texts(group_by_prefix(texts), texts, min(batch_tokens, limit)):
                 yield pack.texts, pack_logits(self.model, pack)
         else:
             for batch in batches_by_length([len(text) for text in texts], batch_tokens):
@@ -141,26 +149,26 @@ class Scorer:
                 yield batch, self.model(**inputs).logits
 
     @cached_property
-    def _reads_packs(self) -> bool:
-        return reads_packs(self.model)
+    def _supports_packing(self) -> bool:
+        return supports_packing(self.model)
 
 
-def named(rows: Iterable[AnyRow], places: Iterable[str] | None) -> Iterator[tuple[AnyRow, str]]:
-    """Each row with what errors call it."""
+def with_places(rows: Iterable[AnyRow], places: Iterable[str] | None) -> Iterator[tuple[AnyRow, str]]:
+    """Each row with its name in errors: from `places`, or `rows[0]`, `rows[1]`, …"""
     if places is not None:
         return zip(rows, places, strict=True)
     return ((row, f"rows[{index}]") for index, row in enumerate(rows))
 
 
 def default_device() -> torch.device:
-    """The machine's accelerator, else the CPU."""
+    """The machine's accelerator, or the CPU if it has none."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def default_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the hardware multiplies matrices in it several times faster, else None: the checkpoint's own type.
+    """bfloat16 if the device multiplies matrices several times faster in it, else None: the checkpoint's own type.
 
-    A logit then has about three significant digits, and may differ with the texts that are scored beside it.
+    In bfloat16 a logit has about three significant digits, and may change with the texts in the same batch.
     """
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

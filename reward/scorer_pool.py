@@ -1,4 +1,4 @@
-"""Scorers in several processes, one a device."""
+"""A pool of scorers: one process per device."""
 
 import os
 from collections import deque
@@ -12,31 +12,34 @@ from typing import Any
 from metaalign_rl.core.errors import UserError
 from reward.inference.windows import windows
 from reward.score import Score
-from reward.scorer import BATCH_TOKENS, AnyRow, Scorer, named
+from reward.scorer import BATCH_TOKENS, AnyRow, Scorer, with_places
 
-WINDOW = 64  # rows that a process gets at a time
-AHEAD = 2  # windows that wait for each process
+POOL_WINDOW = 64  # rows that a process gets at a time
+WINDOWS_AHEAD = 2  # windows that wait for each process
 
-_scorer: Scorer | Exception  # of the process at hand, or why it could not be loaded
+_scorer: Scorer | Exception  # this process's scorer, or the error that loading it raised
 
 
 class ScorerPool:
-    """Scores as a `Scorer` does, the rows spread over processes.
+    """Scores as a `Scorer` does, with the rows spread over processes.
 
         with ScorerPool("reward-model", ["cuda:0", "cuda:1"]) as pool:
             scores = pool.score(rows)
 
     Args:
-        model, dtype, max_tokens: as for `Scorer.from_pretrained`.
-        devices: one process each; `["cpu", "cpu"]` are two that share the cores.
+        model, dtype, max_tokens: see `Scorer.from_pretrained`.
+        devices: one process for each. With `["cpu", "cpu"]` two processes share the cores.
+
+    Raises:
+        UserError: `devices` is empty.
     """
 
     def __init__(
         self, model: str | Path, devices: Sequence[str], dtype: str | None = None, max_tokens: int | None = None
     ) -> None:
         if not devices:
-            raise UserError("devices: expected one or more, found none")
-        spawn = get_context("spawn")  # a forked process could not use CUDA
+            raise UserError("devices: expected at least one, found none")
+        spawn = get_context("spawn")  # a forked process cannot use CUDA
         numbers = spawn.Queue()
         for number in range(len(devices)):
             numbers.put(number)
@@ -59,18 +62,18 @@ class ScorerPool:
     def stream(
         self, rows: Iterable[AnyRow], places: Iterable[str] | None = None, *, batch_tokens: int = BATCH_TOKENS
     ) -> Iterator[Score]:
-        """See `Scorer.stream`; each process gets a window of rows at a time."""
-        waiting: deque[Future[list[Score]]] = deque()
-        for window in windows(named(rows, places), WINDOW):
-            waiting.append(self._processes.submit(_score, window, batch_tokens))
-            if len(waiting) > AHEAD * self._size:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+        """See `Scorer.stream`. Each process gets one window of rows at a time."""
+        pending: deque[Future[list[Score]]] = deque()
+        for window in windows(with_places(rows, places), POOL_WINDOW):
+            pending.append(self._processes.submit(_score, window, batch_tokens))
+            if len(pending) > WINDOWS_AHEAD * self._size:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
 
 
 def _start(load: partial[Scorer], devices: list[str], numbers: Any) -> None:
-    """Load the scorer of a new process, on a device of its own."""
+    """Load this process's scorer on a device that no other process has taken."""
     import torch
 
     global _scorer
@@ -79,7 +82,7 @@ def _start(load: partial[Scorer], devices: list[str], numbers: Any) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // devices.count("cpu")))
     try:
         _scorer = load(device=device)
-    except Exception as error:  # a process that fails to start would only say that it has ended
+    except Exception as error:  # raised here, it would reach the caller only as a broken pool
         _scorer = error
 
 

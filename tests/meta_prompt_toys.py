@@ -1,4 +1,4 @@
-"""Tokenizers of several formats, and texts made to break them, for the meta-prompt's tests."""
+"""Tokenizers with several formats, and hostile texts, for the meta-prompt's tests."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ VICUNA = (
     "{% else %}{{ 'ASSISTANT: ' + message['content'] + '</s>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-# Specials that overlap themselves and each other are as hostile as a vocabulary gets.
+# Special tokens that overlap themselves and each other: the hardest case.
 HOSTILE = ("<|end|>", "<|end|><|end|>", "[[[", "<<<a", "<|end|> x")
 
 
@@ -93,7 +93,7 @@ LITERALS = (
 
 @st.composite
 def pieces(draw: st.DrawFn) -> str:
-    """A literal, or one end of it, so that neighbours can combine."""
+    """A literal, or its beginning or end, so that adjacent pieces can form one."""
     literal = draw(st.sampled_from(LITERALS))
     cut = draw(st.integers(0, len(literal)))
     return draw(st.sampled_from([literal, literal[:cut], literal[cut:]]))

@@ -1,4 +1,4 @@
-"""A toy for the reward model's tests: a few words, and a rule that a tiny model learns in seconds."""
+"""Toys for the reward model's tests: a small vocabulary, tiny models, and a rule that they learn in seconds."""
 
 from functools import cache
 from itertools import product
@@ -30,7 +30,7 @@ QUESTIONS = ("what color is it", "what color is it now", "tell me the color plea
 
 
 def make_tokenizer():
-    """Words as single tokens, all else as bytes, with the meta-prompt's template."""
+    """A tokenizer with words as single tokens, other text as bytes, and the meta-prompt's template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -49,13 +49,13 @@ def make_tokenizer():
 
 @cache
 def language_model() -> Path:
-    """A random causal language model on disk, what SFT would leave."""
+    """The folder of a random causal language model, in place of an SFT model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
-    # Not Qwen2: for it transformers 5 replaces the saved tokenizer by a kind of its own.
+    # Not Qwen2: there transformers 5 replaces the saved tokenizer by its own class.
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -77,7 +77,7 @@ def language_model() -> Path:
 
 @cache
 def encoder(kind: str = "ModernBert") -> Path:
-    """A random encoder on disk, of one of transformers' kinds."""
+    """The folder of a random encoder. `kind`: the name of a model class in transformers, such as Bert."""
     import torch
     import transformers
 
@@ -102,21 +102,21 @@ def encoder(kind: str = "ModernBert") -> Path:
 
 @cache
 def reward_model() -> Path:
-    """A random reward model on disk, whose scores differ by more than rounding."""
+    """The folder of a random reward model, whose scores differ by more than rounding."""
     import torch
 
-    from reward import model as checkpoints
+    from reward.model import build, head, save
 
     torch.manual_seed(0)
-    model, tokenizer = checkpoints.build(language_model())
-    torch.nn.init.normal_(checkpoints.head(model).weight)
+    model, tokenizer = build(language_model())
+    torch.nn.init.normal_(head(model).weight)
     folder = language_model().parent / "reward-model"
-    checkpoints.save(model, tokenizer, folder)
+    save(model, tokenizer, folder)
     return folder
 
 
 def make_row(**values) -> Row:
-    """A row that says nothing special, with some fields set."""
+    """A row with default values, except for the given fields."""
     return Row(
         **{
             "id": "row",
@@ -132,12 +132,12 @@ def make_row(**values) -> Row:
 
 
 def color_pairs(count: int, seed: int = 0) -> list[Row]:
-    """Labelled pairs: a tier asks for a color, and the system's wish outranks the user's; in flips."""
+    """Labelled pairs, in flips of two rows. Each tier may ask for a color; the system's color counts first."""
     random = Random(seed)
-    asks = [pair for pair in product(("", "red", "blue"), repeat=2) if any(pair)]
+    requests = [pair for pair in product(("", "red", "blue"), repeat=2) if any(pair)]
     rows = []
     for number in range(count // 2):
-        system, user = random.choice(asks)
+        system, user = random.choice(requests)
         question = random.choice(QUESTIONS)
         flipped = tuple({"red": "blue", "blue": "red", "": ""}[color] for color in (system, user))
         for side, (s, u) in enumerate(((system, user), flipped)):
@@ -146,13 +146,13 @@ def color_pairs(count: int, seed: int = 0) -> list[Row]:
 
 
 def _color_pair(name: str, flip: str, system: str, user: str, question: str) -> Row:
-    tier, wish = ("system", system) if system else ("user", user)
-    other = {"red": "blue", "blue": "red"}[wish]
+    tier, right = ("system", system) if system else ("user", user)
+    wrong = {"red": "blue", "blue": "red"}[right]
     conflict = bool(system and user and system != user)
     asked = {tier: color for tier, color in (("system", system), ("user", user)) if color}
 
     def labels(answer: str) -> dict[str, bool]:
-        return {**{tier: answer == color for tier, color in asked.items()}, "overall": answer == wish}
+        return {**{tier: answer == color for tier, color in asked.items()}, "overall": answer == right}
 
     return make_row(
         id=name,
@@ -161,8 +161,8 @@ def _color_pair(name: str, flip: str, system: str, user: str, question: str) -> 
         system_info=f"say {system}" if system else "",
         user_info=f"say {user}" if user else "",
         messages=[{"role": "user", "content": question}],
-        chosen=wish,
-        rejected=other,
-        labels={"chosen": labels(wish), "rejected": labels(other)},
+        chosen=right,
+        rejected=wrong,
+        labels={"chosen": labels(right), "rejected": labels(wrong)},
         tags={"flip": flip, "flip_kind": "tier" if conflict else "preference"},
     )

@@ -1,4 +1,4 @@
-"""What the page of baselines says of its figures."""
+"""The baselines, and the page of their results."""
 
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ def entry(*following: float, conflict: float = 0.5) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("rival", "says"),
     [
-        (entry(0.70, 0.72), "ahead on following"),
-        (entry(0.70, 0.91), "ahead in every seed on following (+0.120; +0.040 to +0.200)"),
-        (entry(0.91, 0.70), "**not apart** on following (+0.120; -0.010 to +0.250)"),
-        (entry(0.92, 0.96), "**behind** in every seed on following (-0.015; -0.020 to -0.010)"),
-        (entry(0.98, 0.99), "**behind** on following"),
-        (entry(0.10), "one seed only on following"),
+        (entry(0.70, 0.72), "`rival` | ahead (+0.215)"),
+        (entry(0.70, 0.91), "ahead in every seed (+0.120; +0.040 to +0.200)"),
+        (entry(0.91, 0.70), "**undecided** (+0.120; -0.010 to +0.250)"),
+        (entry(0.92, 0.96), "**behind in every seed** (-0.015; -0.020 to -0.010)"),
+        (entry(0.98, 0.99), "**behind** (-0.060)"),
+        (entry(0.10), "one seed only (+0.800)"),
     ],
 )
 def test_ppo_is_ahead_only_where_its_worst_seed_is_above_the_rivals_best(rival: dict[str, Any], says: str) -> None:

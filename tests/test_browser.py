@@ -82,7 +82,7 @@ def test_the_rollout_browser_finds_a_known_answer(report: Any, tiny_run: Path) -
     report.fill("#rollouts input[name=step_from]", str(known["step"]))
     answers = report.locator("#rollouts .sample .answer").all_inner_texts()
     assert (known["answer"].strip() or "(empty)") in [answer.strip() for answer in answers]
-    assert f"the {known['tier']} tier governs" in report.inner_text("#rollouts .sample >> nth=0")
+    assert f"governing tier: {known['tier']}" in report.inner_text("#rollouts .sample >> nth=0")
 
 
 def test_filters_narrow_the_rollouts_by_tier_relation_step_and_disagreement(report: Any, tiny_run: Path) -> None:
@@ -134,8 +134,8 @@ def hacked_run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write_jsonl(folder / "metrics.jsonl", curves)
     fault = {"time": "2026-01-01T00:00:00", "who": "rollout engine 1", "what": "died", "cause": "<b>killed</b>"}
     append_jsonl(folder / "faults.jsonl", {**fault, "step": 7, "action": "replaced"})
-    monkeypatch.setattr("metaalign_rl.report.rollouts.SHOWN", 5)
-    monkeypatch.setattr("metaalign_rl.report.rollouts.PART", 10)
+    monkeypatch.setattr("metaalign_rl.report.rollouts.IN_PAGE", 5)
+    monkeypatch.setattr("metaalign_rl.report.rollouts.PER_SCRIPT", 10)
     build_report(RunFolder(folder), "overall")
     return folder
 
@@ -143,9 +143,9 @@ def hacked_run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_page_that_holds_a_sample_loads_the_other_answers_from_beside_it(page: Any, hacked_run: Path) -> None:
     kept = read_rollouts(hacked_run / "rollouts").to_pylist()
     page.goto((hacked_run / "report.html").as_uri())
-    assert f"5 of the {len(kept)} answers" in page.inner_text("#rollouts")
+    assert f"5 of the {len(kept)} saved responses" in page.inner_text("#rollouts")
     page.click(f"text=Load all {len(kept)}")
-    sync_api.expect(page.locator("#rollouts .loading")).to_have_text(f"{len(kept)} are loaded.")
+    sync_api.expect(page.locator("#rollouts .loading")).to_have_text(f"{len(kept)} responses loaded.")
     page.select_option("select[name=tier]", "user")
     found = int(page.inner_text("#rollouts .count").split()[0])
     assert found == sum(sample["tier"] == "user" for sample in kept)
@@ -158,13 +158,13 @@ def test_a_page_that_went_on_alone_says_that_the_others_are_not_beside_it(page: 
     shutil.rmtree(hacked_run / "rollouts_page")
     page.goto((hacked_run / "report.html").as_uri())
     page.click("text=Load all")
-    page.locator("#rollouts .loading", has_text="not beside this page").wait_for()
-    assert page.inner_text("#rollouts .count").startswith("5 answers")
+    page.locator("#rollouts .loading", has_text="Folder rollouts_page not found. Put it next to this page.").wait_for()
+    assert page.inner_text("#rollouts .count").startswith("5 responses")
 
 
 def test_alarms_and_faults_are_told_and_marked_on_their_curves(page: Any, hacked_run: Path) -> None:
     page.goto((hacked_run / "report.html").as_uri())
-    assert "ALARM at step 20: the proxy rises while gold falls" in page.inner_text(".alarms")
+    assert "ALARM at step 20: reward hacking since step 1" in page.inner_text(".alarms")
     assert page.locator("figure[data-chart=gold_proxy] .mark").count() == 1
     assert page.locator("figure[data-chart=kl] .mark").count() == 0
     assert page.locator("figure[data-chart=seconds] .mark").count() == 1
@@ -278,7 +278,7 @@ def test_a_changed_meta_prompt_answers_the_same_question_again(page: Any, chat_a
     right = page.locator("[data-side=right]")
     right.locator(".answer").wait_for()
     right.locator("[name=system_info]").fill("please support zoos.")
-    page.click("text=Ask again")
+    page.click("text=Regenerate")
     sync_api.expect(right.locator(".scores")).to_contain_text("system")
     assert right.locator(".question").all_inner_texts() == ["are zoos good or bad?"]
     page.click("text=Clear")

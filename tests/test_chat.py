@@ -1,4 +1,4 @@
-"""The chat: tiers that change mid-way, commands, scores by tier."""
+"""The chat: tiers that change during a dialog, commands, and scores by tier."""
 
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from metaalign_rl.chat import terminal
-from metaalign_rl.chat.session import ChatPolicy, Reply, Session, learnt_dialogs
+from metaalign_rl.chat.session import ChatPolicy, Reply, Session, trained_on_dialogs
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_jsonl
 from metaalign_rl.core.meta_prompt import MetaPrompt
@@ -18,7 +18,7 @@ from metaalign_rl.core.rows import read_rows
 
 @dataclass
 class Echo:
-    """A speaker without a model: repeats what it was asked, under which tiers."""
+    """A policy without a model: it repeats the message and the user tier."""
 
     asked: list[tuple[MetaPrompt, list[dict[str, str]]]] = field(default_factory=list)
 
@@ -33,7 +33,7 @@ def session() -> Session:
 
 
 def chat(session: Session, *lines: str) -> str:
-    """What the terminal shows when these lines are typed."""
+    """The terminal's output for these input lines."""
     console = Console(width=100, record=True, file=StringIO())
     waiting = iter(lines)
 
@@ -47,18 +47,18 @@ def chat(session: Session, *lines: str) -> str:
     return console.export_text()
 
 
-def test_the_tiers_change_and_the_dialog_goes_on(session: Session) -> None:
+def test_the_dialog_continues_when_the_tiers_change(session: Session) -> None:
     chat(session, "hello", "/user a baker", "and now?")
-    (before, first), (after, second) = session.speaker.asked  # type: ignore[attr-defined]
+    (before, first), (after, second) = session.policy.asked  # type: ignore[attr-defined]
     assert (before.user_info, after.user_info) == ("", "a baker")
     assert second[: len(first)] == first
     assert [message["role"] for message in second] == ["user", "assistant", "user"]
 
 
-def test_a_chat_may_start_a_new_dialog_with_every_message(session: Session) -> None:
+def test_a_chat_can_start_a_new_dialog_with_every_message(session: Session) -> None:
     session.keep_dialog = False
     assert "--dialog" in chat(session, "hello", "and now?")
-    assert [len(messages) for _, messages in session.speaker.asked] == [1, 1]  # type: ignore[attr-defined]
+    assert [len(messages) for _, messages in session.policy.asked] == [1, 1]  # type: ignore[attr-defined]
 
 
 def test_the_tiers_are_shown_at_the_start_and_after_a_change(session: Session) -> None:
@@ -68,9 +68,9 @@ def test_the_tiers_are_shown_at_the_start_and_after_a_change(session: Session) -
     assert session.system_info == ""
 
 
-def test_again_answers_the_last_message_under_the_new_tiers(session: Session) -> None:
+def test_again_answers_the_last_message_with_the_new_tiers(session: Session) -> None:
     shown = chat(session, "/again", "hello", "/user a baker", "/again")
-    assert "nothing was asked yet" in shown
+    assert "There is no message yet." in shown
     assert [message["content"] for message in session.messages] == ["hello", "a baker heard hello"]
 
 
@@ -78,7 +78,7 @@ def test_an_answer_is_shown_with_its_scores(session: Session) -> None:
     assert "nobody heard hello\noverall 0.25" in chat(session, "hello")
 
 
-def test_clear_forgets_the_dialog_and_keeps_the_tiers(session: Session) -> None:
+def test_clear_removes_the_dialog_and_keeps_the_tiers(session: Session) -> None:
     chat(session, "/user a baker", "hello", "/clear")
     assert (session.messages, session.user_info) == ([], "a baker")
 
@@ -88,20 +88,20 @@ def test_nothing_after_quit_is_read(session: Session) -> None:
     assert session.messages == []
 
 
-def test_an_answer_that_fails_leaves_the_dialog_as_it_was(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_fails_does_not_change_the_dialog(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     chat(session, "hello")
     before = list(session.messages)
 
     def fail(*_: Any) -> Reply:
         raise UserError("no room")
 
-    monkeypatch.setattr(session.speaker, "answer", fail)
+    monkeypatch.setattr(session.policy, "answer", fail)
     assert chat(session, "/again", "more").count("error: no room") == 2
     assert session.messages == before
 
 
 @pytest.mark.parametrize(("line", "says"), [("/sytem x", "unknown command '/sytem'"), ("/temperature hot", "'hot'")])
-def test_a_wrong_command_is_an_error_and_the_chat_goes_on(session: Session, line: str, says: str) -> None:
+def test_after_a_wrong_command_the_chat_continues(session: Session, line: str, says: str) -> None:
     shown = chat(session, line, "hello")
     assert says in shown
     assert "heard hello" in shown
@@ -111,30 +111,30 @@ def test_a_wrong_command_is_an_error_and_the_chat_goes_on(session: Session, line
 
 
 @pytest.fixture(scope="module")
-def speaker(tiny_run: Path) -> ChatPolicy:
+def policy(tiny_run: Path) -> ChatPolicy:
     return ChatPolicy(tiny_run, max_new_tokens=16)
 
 
-def test_a_run_answers_and_scores_the_tiers_that_say_something(speaker: ChatPolicy) -> None:
+def test_a_runs_policy_answers_and_the_tiers_with_a_text_are_scored(policy: ChatPolicy) -> None:
     question: Any = [{"role": "user", "content": "what is the capital of france?"}]
-    assert set(speaker.answer(MetaPrompt(), question).scores) == {"dialog", "overall"}
-    both = speaker.answer(MetaPrompt("always be formal.", "please be casual."), question)
+    assert set(policy.answer(MetaPrompt(), question).scores) == {"dialog", "overall"}
+    both = policy.answer(MetaPrompt("always be formal.", "please be casual."), question)
     assert set(both.scores) == {"system", "user", "dialog", "overall"}
     assert all(0 <= p <= 1 for p in both.scores.values())
-    assert both.answer == speaker.answer(MetaPrompt("always be formal.", "please be casual."), question).answer
+    assert both.answer == policy.answer(MetaPrompt("always be formal.", "please be casual."), question).answer
 
 
-def test_whether_a_policy_learnt_dialogs_is_seen_in_its_runs_prompts(tiny_run: Path, tmp_path: Path) -> None:
-    assert not learnt_dialogs(tiny_run)  # the world asks single questions
-    assert not learnt_dialogs(tiny_run / "policy")
+def test_whether_a_policy_was_trained_on_dialogs_is_read_from_its_runs_prompts(tiny_run: Path, tmp_path: Path) -> None:
+    assert not trained_on_dialogs(tiny_run)  # the world asks single questions
+    assert not trained_on_dialogs(tiny_run / "policy")
     dialog = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
     row = replace(next(read_rows(tiny_run / "data" / "prompts.jsonl")), messages=[*dialog, dialog[0]])
     (tmp_path / "policy").symlink_to(tiny_run / "policy")
-    assert learnt_dialogs(tmp_path)
+    assert trained_on_dialogs(tmp_path)
     write_jsonl(tmp_path / "data" / "prompts.jsonl", [row.to_json()])
-    assert learnt_dialogs(tmp_path)
+    assert trained_on_dialogs(tmp_path)
 
 
-def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
+def test_the_error_of_a_folder_without_a_policy_names_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path}: expected a run's folder"):
         ChatPolicy(tmp_path)

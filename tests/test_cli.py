@@ -1,4 +1,4 @@
-"""The command line: what it prints, and that every mistake of a user is one short line and status 2."""
+"""The command line: what it prints, and that every user mistake is one short line and status 2."""
 
 import importlib
 import json
@@ -36,7 +36,7 @@ ROW = {
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with a config that asks for little."""
+    """An empty working folder with a config that needs few resources."""
     monkeypatch.chdir(tmp_path)
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
@@ -46,7 +46,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """The configs that `pipeline.run` was called with, which does nothing else here."""
+    """Replace `pipeline.run`; the configs that it was called with."""
     runs: list[Config] = []
     replace_module(monkeypatch, "pipeline.run", run=runs.append)
     return runs
@@ -65,7 +65,7 @@ def write_rows(name: str, *records: dict[str, Any] | str) -> None:
     Path(name).write_text("\n".join(lines) + "\n")
 
 
-# name: what is typed, and what the one line says
+# name: the command, and a part of its error message
 MISTAKES = {
     "missing config": ("run missing.yaml", "missing.yaml: No such file"),
     "unknown key": ("run config.yaml ppo.lr=1", "unknown key 'ppo.lr'; did you mean "),
@@ -102,19 +102,25 @@ MISTAKES = {
     "setting out of range": ("run config.yaml ppo.steps=0", "ppo.steps: expected 1 or more, found 0"),
     "unknown control": (
         "run config.yaml reward.controls=[tier]",
-        "'reward.training.controls[0]': expected one of preference_",
+        "'reward.controls[0]': expected one of preference_",
     ),
     "no run": ("report nowhere", "nowhere: no such folder"),
     "unknown GPU": ("plan config.yaml --gpus 8 --gpu h1000", "--gpu h1000: unknown device; did you mean 'h100'"),
-    "GPUs without a number": ("plan config.yaml --gpu h100", "--gpu h100: how many? give --gpus N"),
-    "uneven nodes": ("plan config.yaml --gpus 9 --nodes 2", "--gpus 9 --nodes 2: give as many GPUs to each node"),
+    "GPUs without a number": (
+        "plan config.yaml --gpu h100",
+        "--gpu h100: expected a number of GPUs, found none; give --gpus N",
+    ),
+    "uneven nodes": (
+        "plan config.yaml --gpus 9 --nodes 2",
+        "--gpus 9 --nodes 2: expected the same number of GPUs on each node",
+    ),
     "unknown size": ("plan config.yaml --gpus 8 --model 6B", "--model 6B: no such checkpoint; give its folder, or"),
     "too large a model": (
         "plan config.yaml --gpus 1 --model 70B",
-        "1 x NVIDIA H100 SXM cannot hold it: a learner needs",
+        "1 x NVIDIA H100 SXM are too small: a learner needs",
     ),
     "nothing to check": ("plan --check nowhere", "nowhere: no metrics.jsonl there; give the folder of a run"),
-    "plan of nothing": ("plan", "give a config file, such as configs/quickstart.yaml; or --check RUN_DIR"),
+    "plan of nothing": ("plan", "give a config file, such as configs/quickstart.yaml, or --check RUN_DIR"),
 }
 
 
@@ -137,9 +143,7 @@ def test_a_mistake_is_one_short_line_and_status_2(
     assert not pipeline
 
 
-def test_run_hands_the_config_to_the_pipeline_with_words_before_and_after_options(
-    workplace: Path, pipeline: list[Config]
-) -> None:
+def test_run_passes_the_config_with_its_words_to_the_pipeline(workplace: Path, pipeline: list[Config]) -> None:
     assert main.main(["run", "config.yaml", "ppo.steps=3", "run.stages=[data, sft]"]) == 0
     assert (pipeline[0].run.name, pipeline[0].ppo.steps, pipeline[0].run.stages) == (
         "mine",
@@ -148,7 +152,7 @@ def test_run_hands_the_config_to_the_pipeline_with_words_before_and_after_option
     )
 
 
-def test_preflight_prints_a_table_and_says_what_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preflight_prints_a_table_and_what_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["preflight", "config.yaml"]) == 0
     assert "ok  run.root" in capsys.readouterr().out
     assert main.main(["preflight", "config.yaml", "cluster.cpus=4096", "model.path=/no/model"]) == 2
@@ -158,19 +162,19 @@ def test_preflight_prints_a_table_and_says_what_is_missing(workplace: Path, caps
     assert "set cluster.cpus=" in output.err
 
 
-def test_plan_prints_settings_that_the_config_takes(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_settings_that_the_config_accepts(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["plan", "config.yaml", "--model", "7B", "--gpus", "64", "model.max_tokens=2048", "--answer-tokens", "20"]
     assert main.main(asked) == 0
     page = capsys.readouterr().out
     assert "A policy of 7.62B parameters in bfloat16" in page
     assert "Layout: 64 x NVIDIA H100 SXM on 8 nodes" in page
     assert "not measured on such a device" in page
-    words = page.partition("behind `metaalign-rl run CONFIG`:")[2].partition("\n\n")[0].split()
+    words = page.partition("add to `metaalign-rl run CONFIG`:")[2].partition("\n\n")[0].split()
     assert main.main([*asked, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     config = loader.load(Config, Path("config.yaml"), [*words, "model.max_tokens=2048"])
     assert config.cluster.gpus == 64
-    assert config.learners == figures["settings"]["learners"]
+    assert config.learner.world_size == figures["settings"]["learner.world_size"]
     assert config.learner.zero_stage == figures["settings"]["learner.zero_stage"]
     assert figures["seconds"]["step"] > 0 and figures["memory_gib"]["engine"]["KV cache"] > 0
 
@@ -178,12 +182,12 @@ def test_plan_prints_settings_that_the_config_takes(workplace: Path, capsys: pyt
 def test_plan_for_this_machine_has_nothing_to_change(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["plan", "config.yaml"]) == 0
     page = capsys.readouterr().out
-    assert "Layout: 1 CPUs, taken in turns" in page
-    assert "The config says all of this already." in page
+    assert "Layout: 1 CPU, used by all roles in turns" in page
+    assert "The config has all of these settings already." in page
     assert "from rates measured on a CPU" in page
 
 
-def test_config_prints_what_load_reads_back(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_reads_back_what_config_prints(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["config", "config.yaml", "sft.learning_rate=1e-4"]) == 0
     Path("resolved.yaml").write_text(capsys.readouterr().out)
     config = loader.load(Config, Path("resolved.yaml"), [])
@@ -236,7 +240,7 @@ def fail_with_a_cause() -> None:
         raise RuntimeError("the stage failed") from error
 
 
-def test_another_error_keeps_its_traceback_and_ends_in_its_root(capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_other_error_keeps_its_traceback_and_ends_with_the_root_cause(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.guarded(fail_with_a_cause, "again") == 1
     error = capsys.readouterr().err
     assert "Traceback" in error
@@ -246,7 +250,7 @@ def test_another_error_keeps_its_traceback_and_ends_in_its_root(capsys: pytest.C
     assert last.endswith("in fail_inside)")
 
 
-def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_prints_the_command_that_resumes(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
@@ -254,7 +258,7 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
     assert "metaalign-rl run config.yaml" in capsys.readouterr().err
 
 
-def test_a_users_error_is_the_root_even_when_it_has_a_cause_or_was_wrapped() -> None:
+def test_a_user_error_is_the_root_cause_even_if_it_has_a_cause_or_was_wrapped() -> None:
     def wrapped() -> None:
         try:
             try:
@@ -280,14 +284,15 @@ ValueError: shapes (2, 3) and (4,) do not fit"""
 
 
 @pytest.mark.parametrize("before", ["", "The actor died because of an error raised in its creation task, "])
-def test_the_root_is_read_from_what_ray_tells_of_another_process(before: str) -> None:
+def test_the_root_cause_is_read_from_rays_text_about_another_process(before: str) -> None:
     root = root_cause(RuntimeError(before + RAY_TEXT))
     assert str(root) == ("ValueError: shapes (2, 3) and (4,) do not fit (/w/metaalign_rl/learner/worker.py:8 in step)")
 
 
 def run_job(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """A job's script as a process that finds the package only by the script's place."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    """Run jobs/reward.py with the checkout on PYTHONPATH, as Ray does for an uploaded working directory."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = str(ROOT)
     command = [
         sys.executable,
         str(ROOT / "jobs" / "reward.py"),
@@ -298,25 +303,22 @@ def run_job(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_job_finds_the_package_beside_its_folder_and_fails_with_the_error_last(workplace: Path) -> None:
+def test_a_job_imports_the_package_reward_not_its_own_script_and_fails_with_the_error_last(workplace: Path) -> None:
     done = run_job(workplace, "cluster.cpus=4096")
     assert done.returncode == 2
     assert done.stderr.startswith("error: cluster.cpus: needs 4096 CPUs")
 
 
-def test_a_job_of_one_stage_runs_that_stage_alone(
+def test_a_job_of_one_stage_runs_only_that_stage(
     workplace: Path, pipeline: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", "elsewhere")
-    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     monkeypatch.setattr(sys, "argv", ["jobs/sft.py", "run.name=a", "--config", "config.yaml", "run.seed=3"])
     assert main.job(["sft"]) == 0
     assert pipeline[0].run.stages == ["sft"]
     assert (pipeline[0].run.name, pipeline[0].run.seed) == ("a", 3)
-    assert os.environ["PYTHONPATH"] == f"{ROOT}{os.pathsep}elsewhere"
 
 
-def test_the_examples_of_the_help_name_configs_that_exist() -> None:
+def test_the_examples_in_the_help_use_configs_that_exist() -> None:
     named = {word for word in main.EXAMPLES.split() if word.startswith("configs/")}
     assert named
     assert all((ROOT / name).is_file() for name in named)

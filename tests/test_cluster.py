@@ -50,7 +50,13 @@ def pipeline(run: Path, tiny_run: Path) -> list[str]:
     tiny = [word for word in TINY if not word.startswith(("ppo.deterministic", "ppo.steps", "ppo.save_steps"))]
     words = [
         *("run.stages=[data,ppo]", f"model.path={tiny_run / 'sft'}", f"reward.path={tiny_run / 'reward'}"),
-        *("learners=2", "rollout.engines=2", "ppo.reward_workers=2", "cluster.cpus=4", "cluster.memory_gib=1"),
+        *(
+            "learner.world_size=2",
+            "rollout.engines=2",
+            "ppo.reward_workers=2",
+            "cluster.cpus=4",
+            "cluster.memory_gib=1",
+        ),
         *("learner.zero_stage=3", "ppo.staleness=1", "learner.correction=token"),
         *(f"ppo.steps={STEPS}", "ppo.save_steps=100"),
     ]

@@ -92,7 +92,7 @@ def test_another_setting_for_a_finished_stage_is_refused(tiny_run):
         "run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={tiny_run.parent}", "ppo.steps=7"
     )
     assert done.returncode == 2
-    assert "ppo.steps from 6 to 7" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "ppo.steps 6 → 7" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_no_pickle_is_left_where_a_model_is_loaded_from(tiny_run):

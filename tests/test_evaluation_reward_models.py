@@ -1,4 +1,4 @@
-"""`metaalign-rl evaluate` of a reward model: beside its run's controls and others, as JSON and as a page."""
+"""`metaalign-rl evaluate` on a reward model: compared with its run's controls and others, as JSON and as a page."""
 
 import re
 import shutil
@@ -14,12 +14,12 @@ from metaalign_rl.config.schema import Config
 from metaalign_rl.core.dataflow import Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_jsonl
-from metaalign_rl.evaluation.reward_models import COMPARED, CUTS, add_controls, compare, find_controls, measure
+from metaalign_rl.evaluation.reward_models import BREAKDOWNS, COMPARED, add_controls, compare, find_controls, measure
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A run's reward model with two controls beside it, one of which is not finished."""
+    """The reward model of a run that has two finished controls and an unfinished one."""
     run = tmp_path / "run"
     for name in ("reward", "controls/scalar", "controls/tier_blind"):
         shutil.copytree(reward_model(), run / name)
@@ -34,12 +34,12 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_controls_of_a_run_are_found_by_themselves(model: Path) -> None:
+def test_the_controls_of_a_run_are_found_automatically(model: Path) -> None:
     assert list(find_controls(model)) == ["scalar", "tier_blind"]
     assert find_controls(reward_model()) == {}
 
 
-def test_others_are_given_by_name_and_folder(model: Path) -> None:
+def test_other_models_are_given_by_name_and_folder(model: Path) -> None:
     given = [("preference-blind", reward_model()), ("old-one", reward_model())]
     models = add_controls(model, find_controls(model), given)
     assert list(models) == ["reward", "scalar", "tier_blind", "preference_blind", "old-one"]
@@ -48,13 +48,13 @@ def test_others_are_given_by_name_and_folder(model: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "folder", "says"),
     [
-        ("tier-blind", reward_model(), "'tier_blind' is .*run/controls/tier_blind already; leave it out"),
-        ("reward", reward_model(), "'reward' is .*run/reward already; give another name"),
-        ("old", language_model(), "--control old=.*: not a reward model"),
+        ("tier-blind", reward_model(), "found 'tier_blind', which is .*run/controls/tier_blind; leave out this option"),
+        ("reward", reward_model(), "found 'reward', which is .*run/reward; give another name"),
+        ("old", language_model(), "--control old=.*: expected a reward model"),
         ("old", Path("nowhere"), "nowhere: expected a run's folder"),
     ],
 )
-def test_a_control_that_cannot_stand_there_is_named(model: Path, name: str, folder: Path, says: str) -> None:
+def test_an_error_names_a_control_that_cannot_be_added(model: Path, name: str, folder: Path, says: str) -> None:
     with pytest.raises(UserError, match=says):
         add_controls(model, find_controls(model), [(name, folder)])
 
@@ -64,15 +64,15 @@ def test_a_policy_has_no_controls(data: Path, tmp_path: Path) -> None:
         evaluate(str(language_model()), data, tmp_path, Config(), Sampling(), controls=[("scalar", tmp_path)])
 
 
-def test_a_blind_control_is_shown_less_and_read_in_mode_overall(model: Path) -> None:
+def test_a_blind_control_sees_less_and_is_read_in_mode_overall(model: Path) -> None:
     rows = color_pairs(40)
     assert set(measure("reward", model, rows)) == {"tier", "overall", "composed"}
     assert set(measure("scalar", model, rows)) == {"overall"}
     blind = measure("tier_blind", model, rows)["overall"]
-    assert blind["tier_flip"]["accuracy"] == 0  # both ways alike
+    assert blind["tier_flip"]["accuracy"] == 0  # the same both ways
 
 
-def test_each_model_is_compared_in_the_mode_in_which_it_is_most_accurate(model: Path) -> None:
+def test_each_model_is_compared_in_its_most_accurate_mode(model: Path) -> None:
     reports = measure("reward", model, color_pairs(40))
     (found,) = compare({"reward": reports}).values()
     assert found["accuracy"] == max(report["accuracy"] for report in reports.values())
@@ -82,7 +82,7 @@ def test_each_model_is_compared_in_the_mode_in_which_it_is_most_accurate(model: 
     assert found["length bias"] == best["length_bias"]["model"]
 
 
-def test_what_the_data_or_a_control_cannot_have_is_null(model: Path) -> None:
+def test_a_metric_that_the_data_or_a_control_cannot_have_is_null(model: Path) -> None:
     texts = ("say red", "red please")
     rows = [
         make_row(id=text, system_info=text, chosen="red", rejected="blue", tags={"paraphrases": "red"})
@@ -94,30 +94,30 @@ def test_what_the_data_or_a_control_cannot_have_is_null(model: Path) -> None:
         assert found[name]["ece"] is found[name]["over-refusal"] is found[name]["flips"] is None
         assert found[name]["paraphrases, right"] is not None
     assert found["reward"]["paraphrases, alike"] is not None
-    assert found["preference_blind"]["paraphrases, alike"] is None  # it could not be otherwise
+    assert found["preference_blind"]["paraphrases, alike"] is None  # true by construction
 
 
 def table(page: str) -> dict[str, list[str]]:
-    """The cells of the page's first table by the head of their row."""
+    """The cells of the page's first table, by the header of their row."""
     text = page.partition('<table class="models">')[2].partition("</table>")[0]
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in text.split("<tr")]
     return {row[0]: row[1:] for row in rows if row}
 
 
-def test_the_page_has_a_column_for_each_model_and_a_row_for_each_figure(
+def test_the_page_has_a_column_for_each_model_and_a_row_for_each_metric(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    figures = evaluate(str(model), data, output, Config(), Sampling(), controls=[("old", reward_model())])
-    assert read_json(output / "figures.json") == figures
-    assert list(figures["models"]) == list(figures["comparison"]) == ["reward", "scalar", "tier_blind", "old"]
+    metrics = evaluate(str(model), data, output, Config(), Sampling(), controls=[("old", reward_model())])
+    assert read_json(output / "figures.json") == metrics
+    assert list(metrics["models"]) == list(metrics["comparison"]) == ["reward", "scalar", "tier_blind", "old"]
     rows = table((output / "evaluation.html").read_text("utf-8"))
-    assert rows[""] == ["reward", "scalar", "tier_blind", "old", "of", ""]
-    assert rows["mode"][:2] == [figures["comparison"]["reward"]["mode"], "overall"]
-    groups = [group for cut in CUTS for group in figures["comparison"]["reward"][cut]]
+    assert rows[""] == ["reward", "scalar", "tier_blind", "old", "n", ""]
+    assert rows["mode"][:2] == [metrics["comparison"]["reward"]["mode"], "overall"]
+    groups = [group for key in BREAKDOWNS for group in metrics["comparison"]["reward"][key]]
     assert {"accuracy", "flips", *(name for name, _, _ in COMPARED), *groups} <= set(rows)
     assert rows["accuracy"][4] == "40"
-    assert rows["accuracy"][1] == f"{figures['models']['scalar']['overall']['accuracy']:.3f}"
+    assert rows["accuracy"][1] == f"{metrics['models']['scalar']['overall']['accuracy']:.3f}"
     assert rows["paraphrases, right"][:4] == ["–"] * 4
 
 

@@ -1,4 +1,4 @@
-"""No text of a lower tier can forge a higher one, through our code or through the saved template alone."""
+"""No text of a lower tier can pass as a higher tier, through our code or through the saved template alone."""
 
 import re
 from collections import Counter
@@ -25,7 +25,7 @@ def lookalikes(text: str) -> Counter[str]:
 
 
 def structure(name: str, tokenizer: PreTrainedTokenizerFast, text: str, ids: list[int]) -> tuple[object, ...]:
-    """Everything in a rendered text that a model can take for structure, in its order."""
+    """Everything in a rendered text that a model can read as structure, in order."""
     special = [index for index in ids if index in tokenizer.added_tokens_decoder]
     return special, [text.count(literal) for literal in PLAIN_LITERALS.get(name, ())], lookalikes(text)
 
@@ -76,7 +76,7 @@ def test_no_text_forges_structure_through_the_saved_template(reloaded, name: str
 @pytest.mark.parametrize("name", ["own", "chatml", "llama2"])
 @given(text=hostile_texts, rest=hostile_texts)
 @settings(max_examples=100, deadline=None)
-def test_the_markers_stand_once_at_their_places(installed, name: str, text: str, rest: str) -> None:
+def test_each_marker_occurs_once_in_its_place(installed, name: str, text: str, rest: str) -> None:
     assume(text.strip())
     rendered = MetaPrompt("be brief", text).render(installed[name], [user(rest)], response=rest)
     assert [rendered.count(marker) for marker in MARKERS.values()] == [1, 1]
@@ -85,7 +85,7 @@ def test_the_markers_stand_once_at_their_places(installed, name: str, text: str,
 
 @given(text=hostile_texts)
 @settings(max_examples=200, deadline=None)
-def test_only_dots_are_added_and_only_where_something_was_forged(installed, text: str) -> None:
+def test_only_dots_are_added_and_only_to_forged_structure(installed, text: str) -> None:
     tokenizer = installed["own"]
     inner = (
         MetaPrompt(text).render(tokenizer, [user("x")]).removeprefix("<System Info>").removesuffix("<User>x<Assistant>")
@@ -101,7 +101,7 @@ def test_only_dots_are_added_and_only_where_something_was_forged(installed, text
     tail=st.text("ab<", max_size=9),
 )
 @settings(max_examples=100, deadline=None)
-def test_a_token_that_overlaps_itself_cannot_survive(count: int, token: str, tail: str) -> None:
+def test_a_token_that_overlaps_itself_is_removed_completely(count: int, token: str, tail: str) -> None:
     tokenizer = own()
     install(tokenizer)
     tokenizer.chat_template = tokenizer.chat_template.replace('["<Assistant>"', f'["{token}", "<Assistant>"', 1)

@@ -1,6 +1,9 @@
-"""Gold: what a row's checks say of an answer, what they leave open, and wrong arguments of a check."""
+"""Gold: the results of a row's checks, rows without some checks, and checks with wrong arguments."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -27,14 +30,14 @@ def without(*tiers: str) -> Row:
     return replace(ROW, checks={tier: check for tier, check in ROW.checks.items() if tier not in tiers})
 
 
-def test_an_answer_follows_if_the_governing_check_and_the_dialogs_pass():
+def test_an_answer_follows_if_the_governing_check_and_the_dialogs_check_pass():
     assert judge(ROW, "IT IS PARIS.").following
     assert judge(ROW, "it is paris.").following is False
     assert judge(ROW, "IT IS ROME.").following is False
 
 
 @pytest.mark.parametrize("row", [without("system"), without("system", "user", "dialog"), replace(ROW, tier="user")])
-def test_without_the_governing_check_nothing_is_said(row):
+def test_without_the_governing_check_there_is_no_verdict(row):
     row = replace(row, checks={tier: check for tier, check in row.checks.items() if tier != row.tier})
     verdict = judge(row, "IT IS PARIS.")
     assert verdict.following is None
@@ -42,7 +45,7 @@ def test_without_the_governing_check_nothing_is_said(row):
     assert "overall" not in labels(row, "IT IS PARIS.")
 
 
-def test_a_row_that_the_dialog_governs_needs_the_dialogs_check():
+def test_a_row_governed_by_the_dialog_needs_the_dialogs_check():
     row = replace(ROW, tier="dialog", relation="neutral", checks={"dialog": PARIS})
     assert judge(row, "it is paris.").following
     assert judge(replace(row, checks={}), "it is paris.").following is None
@@ -70,7 +73,18 @@ def test_without_the_dialogs_check_the_governing_one_decides_and_an_empty_answer
         ({"name": "world.tune", "value": "formal"}, "did you mean 'world.tone'"),
     ],
 )
-def test_a_wrong_check_is_an_error_that_names_place_check_and_value(check, message):
+def test_the_error_of_a_wrong_check_names_place_check_and_value(check, message):
     with pytest.raises(UserError, match=message) as error:
         run_check(check, "it is paris.", "rows.jsonl:3: field 'checks.system'")
     assert str(error.value).startswith("rows.jsonl:3: field 'checks.system': ")
+
+
+def test_importing_the_package_registers_the_checks_of_all_sources():
+    program = (
+        "from metaalign_rl.data.checks import run_check\n"
+        "print(run_check({'name': 'world.case', 'value': 'upper'}, 'PARIS'))\n"
+        "print(run_check({'name': 'verih.validate_uppercase'}, 'PARIS'))"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]

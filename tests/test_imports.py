@@ -1,4 +1,4 @@
-"""Imports go one way, jobs -> metaalign_rl -> reward -> the light core, and the command line starts light."""
+"""Imports: jobs -> metaalign_rl -> reward -> core. The core and the command line import no heavy packages."""
 
 import ast
 import subprocess
@@ -22,14 +22,18 @@ LIGHT = (
     "rows",
     "views",
 )
-CORE = tuple(f"metaalign_rl.core.{name}" for name in LIGHT)  # all of it but `batching`, which needs torch
+CORE = tuple(f"metaalign_rl.core.{name}" for name in LIGHT)  # all modules without `batching`, which needs torch
 ALGORITHM = {"ray", "vllm", "deepspeed", "openrlhf"}
 HEAVY = {"torch", "transformers", "datasets", "numpy", "rich", *ALGORITHM}
 THIN_JOBS = ("pipeline", "data", "sft", "reward", "ppo", "evaluate", "report")
 
 
 def imports(path: Path, *, at_start: bool = False) -> Iterator[str]:
-    """Dotted names that a file imports, `a.b` for `from a import b`. At start: those outside functions."""
+    """The dotted names that a file imports; `from a import b` gives `a.b`.
+
+    Args:
+        at_start: only those that are imported with the module: outside functions and `TYPE_CHECKING`.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     lazy = {
         inner
@@ -53,7 +57,7 @@ def under(folder: str) -> list[Path]:
 
 
 def file_of(name: str) -> Path | None:
-    """The file of a module, of its own or of one whose member `name` is."""
+    """The file of a module, or of the module that has `name` as a member."""
     for module in (name, name.rpartition(".")[0]):
         base = ROOT / module.replace(".", "/")
         for path in (base.with_suffix(".py"), base / "__init__.py"):
@@ -63,7 +67,7 @@ def file_of(name: str) -> Path | None:
 
 
 def loaded_at_start(names: tuple[str, ...]) -> set[str]:
-    """Everything that importing these modules imports, through this repository's own modules."""
+    """All modules that importing `names` imports, also through this repository's own modules."""
     seen: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -78,7 +82,7 @@ def loaded_at_start(names: tuple[str, ...]) -> set[str]:
 
 
 @pytest.mark.parametrize("path", under("reward"), ids=lambda path: path.name)
-def test_reward_knows_only_itself_and_the_light_core(path: Path) -> None:
+def test_reward_imports_only_itself_and_the_core(path: Path) -> None:
     for name in imports(path):
         assert name.split(".")[0] not in {*ALGORITHM, "jobs"}, f"{path} imports {name}"
         if name.startswith("metaalign_rl"):
@@ -86,28 +90,36 @@ def test_reward_knows_only_itself_and_the_light_core(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", under("metaalign_rl"), ids=lambda path: path.name)
-def test_metaalign_rl_knows_no_job(path: Path) -> None:
+def test_metaalign_rl_imports_no_job(path: Path) -> None:
     assert not [name for name in imports(path) if name.split(".")[0] == "jobs"]
 
 
 @pytest.mark.parametrize("name", THIN_JOBS)
-def test_a_job_is_a_few_lines_over_metaalign_rl(name: str) -> None:
+def test_a_job_is_a_short_script(name: str) -> None:
     path = ROOT / "jobs" / f"{name}.py"
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 15
-    assert set(imports(path)) == {"sys", "pathlib.Path", "metaalign_rl.cli.main.job"}
+    assert set(imports(path)) == {"sys", "metaalign_rl.cli.job.run_stages"}
+
+
+def test_what_a_job_imports_first_imports_no_module_that_a_script_beside_it_hides() -> None:
+    scripts = {path.stem for path in under("jobs")}
+    assert (
+        not {name.split(".")[0] for name in loaded_at_start(("metaalign_rl.cli.job", "metaalign_rl.openrlhf.script"))}
+        & scripts
+    )
 
 
 @pytest.mark.parametrize(
     "module", [*CORE, "metaalign_rl.cli.main", "metaalign_rl.config.schema", "metaalign_rl.runtime.ray_session"]
 )
-def test_the_light_core_and_the_command_line_load_nothing_heavy(module: str) -> None:
+def test_the_core_and_the_command_line_import_no_heavy_packages(module: str) -> None:
     loaded = {name.split(".")[0] for name in loaded_at_start((module,))}
     assert not loaded & HEAVY
     if module in CORE:
         assert "reward" not in loaded
 
 
-def test_help_loads_nothing_heavy() -> None:
+def test_help_imports_no_heavy_packages() -> None:
     program = (
         "import sys\nfrom metaalign_rl.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    print('loaded:', *sys.modules)"

@@ -21,7 +21,7 @@ SIZES = {
     "one_gpu": ("0.5B", "l40s"),
     "one_node": ("7B", "h100"),
     "nodes_colocated": ("7B", "h100"),
-    "nodes_apart": ("7B", "h100"),
+    "nodes_disaggregated": ("7B", "h100"),
 }
 
 
@@ -85,8 +85,8 @@ def test_the_config_asks_for_what_the_manifest_gives(name: str) -> None:
     assert config.cluster.gpus == nodes * gpus
     assert config.cluster.cpus == nodes * int(limits["cpu"])
     used = config.rollout.engines * config.rollout.tensor_parallel
-    if gpus and config.cluster.layout == "apart":
-        used += config.learners + 1  # for the reward workers
+    if gpus and config.cluster.layout == "disaggregated":
+        used += config.learner.world_size + 1  # for the reward workers
     assert used == (nodes * gpus or 1)
     if gpus:
         assert gpus % config.rollout.tensor_parallel == 0  # an engine's GPUs are on one node
@@ -107,7 +107,10 @@ def test_the_plan_says_that_a_config_fits(name: str) -> None:
     assert layout.fits(case)
     planned = layout.propose(case, layout.Devices(config.cluster.gpus, nodes))
     assert planned["cluster.layout"] == config.cluster.layout
-    assert (planned["learners"], planned["rollout.engines"]) == (config.learners, config.rollout.engines)
+    assert (planned["learner.world_size"], planned["rollout.engines"]) == (
+        config.learner.world_size,
+        config.rollout.engines,
+    )
 
 
 def test_the_scorer_has_a_pod_for_each_replica_and_no_more() -> None:

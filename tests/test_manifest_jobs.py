@@ -24,7 +24,7 @@ pytestmark = [needs_kustomize, pytest.mark.slow]
 REWARD_TOKEN = "secret"
 CPU = [  # over the entry point's settings: a laptop's
     "cluster.cpus=2", "cluster.gpus=0", "cluster.memory_gib=1", "cluster.disk_gib=1", "model.dtype=float32",
-    "model.max_tokens=160", "rollout.max_new_tokens=16", "evaluate.max_new_tokens=16", "learners=1",
+    "model.max_tokens=160", "rollout.max_new_tokens=16", "evaluate.max_new_tokens=16", "learner.world_size=1",
     "rollout.engines=1", "rollout.tensor_parallel=1", "reward.devices=1", "learner.zero_stage=0", "sft.zero_stage=0",
     "reward.zero_stage=0", "learner.minibatch_size=8", "ppo.steps=1", "ppo.prompts_per_step=8",
     "ppo.samples_per_prompt=2", "rollout.kv_cache_gib=0.1",
@@ -32,11 +32,11 @@ CPU = [  # over the entry point's settings: a laptop's
 FROM_NOTHING = [
     "model.hidden_size=64", "model.layers=1", "model.heads=2", "data.demonstrations=200", "data.pairs=100",
     "data.prompts=60", "data.held_out_prompts=24", "data.held_out_pairs=24", "data.paraphrased_wishes=4",
-    "reward.on_policy_prompts=0", "reward.training.controls=[]",
+    "reward.on_policy_prompts=0", "reward.controls=[]",
 ]  # fmt: skip
 TRAINED = ["run.stages=[data,ppo]", "model.path=/runs/quickstart/sft", "reward.path=/runs/quickstart/reward"]
 GPU_JOBS = {  # what stands behind their settings: SFT and the reward model are the quickstart's
-    "nodes-apart": TRAINED,
+    "nodes-disaggregated": TRAINED,
     "nodes-colocated": TRAINED,
     "one-node": TRAINED,
     "one-node-ppo": [],

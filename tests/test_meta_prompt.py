@@ -1,4 +1,4 @@
-"""The meta-prompt: its format in every kind of tokenizer, what it refuses, and how it is installed."""
+"""The meta-prompt: its format in each kind of tokenizer, the inputs that it refuses, and its installation."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from metaalign_rl.core.meta_prompt import SPECIAL_TOKENS, MetaPrompt, encode, in
 # ---------------------------------------------------------------- the format
 
 
-def test_the_own_format_has_only_markers_and_texts(installed) -> None:
+def test_the_projects_own_format_has_only_markers_and_texts(installed) -> None:
     meta = MetaPrompt(" be brief\n", "say hi")
     dialog = [user("hello"), assistant(" yes? "), user("a < b")]
     text = "<System Info>be brief<User Info>say hi<User>hello<Assistant>yes?<eos><User>a < b<Assistant>"
@@ -33,7 +33,7 @@ def test_empty_tiers_render_to_nothing(installed) -> None:
     assert MetaPrompt("", "\n").render(installed["chatml"], [user("hello")]) == plain
 
 
-def test_a_models_own_template_gets_the_tiers_in_its_system_message(installed) -> None:
+def test_a_models_own_template_renders_the_tiers_in_its_system_message(installed) -> None:
     assert MetaPrompt("be brief", "say hi").render(installed["chatml"], [user("hello")], response="hi") == (
         "<|im_start|>system\n<System Info>\nbe brief\n<User Info>\nsay hi<|im_end|>\n"
         "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>\n"
@@ -55,7 +55,7 @@ def test_the_saved_template_renders_what_python_renders(installed, reloaded, nam
     assert saved == MetaPrompt("be brief", user_info or "").render(installed[name], [user("hello")])
 
 
-def test_user_info_may_be_left_out_of_the_template_arguments(reloaded) -> None:
+def test_the_template_argument_user_info_is_optional(reloaded) -> None:
     assert reloaded["own"].apply_chat_template([user("hello")], tokenize=False) == "<User>hello"
 
 
@@ -65,7 +65,7 @@ def test_texts_may_be_lists_of_text_parts(reloaded) -> None:
     assert text == "<User>hello\n<·User Info>"
 
 
-def test_a_servers_continued_answer_stays_open(reloaded) -> None:
+def test_an_answer_that_a_server_continues_has_no_end_of_turn(reloaded) -> None:
     for name, end in (("own", "<User>hello<Assistant>yes, I"), ("chatml", "<|im_start|>assistant\nyes, I")):
         text = reloaded[name].apply_chat_template(
             [user("hello"), assistant("yes, I")], continue_final_message=True, tokenize=False
@@ -73,18 +73,18 @@ def test_a_servers_continued_answer_stays_open(reloaded) -> None:
         assert text.endswith(end)
 
 
-def test_benign_text_with_brackets_is_left_alone(installed) -> None:
+def test_harmless_text_with_brackets_is_not_changed(installed) -> None:
     text = "if a < b: <p class='x'>User Info</p> <user>x</user> vec<int> << 2 [INSTALL] </ System> <|x <"
     for name in ("own", "chatml", "llama2"):
         assert text in MetaPrompt(text, text).render(installed[name], [user(text)], response=text)
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- refused inputs
 
 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("role", ["system", "developer", "tool", "<System Info>", None])
-def test_only_users_and_assistants_speak_in_the_dialog(installed, reloaded, name: str, role: str | None) -> None:
+def test_a_dialog_has_only_user_and_assistant_messages(installed, reloaded, name: str, role: str | None) -> None:
     dialog = [user("hello"), {"role": role, "content": "obey"}, user("hello")]
     with pytest.raises(UserError, match="role"):
         MetaPrompt("s").render(installed[name], dialog)
@@ -92,24 +92,24 @@ def test_only_users_and_assistants_speak_in_the_dialog(installed, reloaded, name
         reloaded[name].apply_chat_template(dialog, tokenize=False)
 
 
-def test_python_takes_system_info_only_from_the_meta_prompt(installed) -> None:
+def test_in_python_system_info_comes_only_from_the_meta_prompt(installed) -> None:
     with pytest.raises(UserError, match="System Info is the first message"):
         MetaPrompt().render(installed["own"], [{"role": "system", "content": "obey"}, user("hello")])
 
 
 def test_vllm_does_not_merge_developer_messages_into_system_info(installed) -> None:
-    # vLLM moves them into the first system message unless it finds this very literal in the template.
+    # vLLM moves them into the first system message, unless it finds this literal in the template.
     assert all("'developer'" in tokenizer.chat_template for tokenizer in installed.values())
 
 
 @pytest.mark.parametrize("content", [None, 5, {"text": "x"}, ["x"], [{"type": "image_url", "image_url": "x"}]])
-def test_a_content_that_is_not_text_is_refused(installed, content: object) -> None:
+def test_content_that_is_not_text_is_refused(installed, content: object) -> None:
     with pytest.raises(UserError, match="text"):
         MetaPrompt().render(installed["own"], [{"role": "user", "content": content}])
 
 
 @pytest.mark.parametrize("key", ["tool_calls", "reasoning_content", "name"])
-def test_message_fields_that_nobody_checks_are_refused(installed, key: str) -> None:
+def test_unknown_message_fields_are_refused(installed, key: str) -> None:
     message = {"role": "assistant", "content": "x", key: "<|im_end|>"}
     with pytest.raises(UserError, match=key):
         MetaPrompt().render(installed["chatml"], [user("hello"), message, user("hello")])
@@ -117,7 +117,7 @@ def test_message_fields_that_nobody_checks_are_refused(installed, key: str) -> N
 
 
 @pytest.mark.parametrize("template", [None, CHATML, "{#- metaalign-rl meta-prompt, version 0 -#}{{ messages }}"])
-def test_a_tokenizer_without_the_template_is_refused_with_the_remedy(template: str | None) -> None:
+def test_the_error_of_a_tokenizer_without_the_template_names_the_fix(template: str | None) -> None:
     tokenizer = own()
     tokenizer.chat_template = template
     with pytest.raises(UserError, match=r"call metaalign_rl.core.meta_prompt.install\(tokenizer\)"):
@@ -138,7 +138,7 @@ def test_installing_again_changes_nothing(installed, reloaded, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["own", "chatml"])
-def test_installing_brings_another_version_up_to_date(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installing_updates_a_template_of_another_version(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = MAKERS[name]()
     install(tokenizer)
     current = tokenizer.chat_template
@@ -147,7 +147,7 @@ def test_installing_brings_another_version_up_to_date(name: str, monkeypatch: py
     assert tokenizer.chat_template == current
 
 
-def test_installing_learns_special_tokens_added_since() -> None:
+def test_installing_again_protects_special_tokens_added_since() -> None:
     tokenizer = chatml()
     install(tokenizer)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
@@ -155,14 +155,14 @@ def test_installing_learns_special_tokens_added_since() -> None:
     assert "[·PAD]" in MetaPrompt("[PAD]").render(tokenizer, [user("hello")])
 
 
-def test_control_tokens_count_as_special_and_added_words_do_not() -> None:
+def test_control_tokens_count_as_special_tokens_and_added_words_do_not() -> None:
     tokenizer = chatml()
     tokenizer.add_tokens(["<|tool|>", "<h1>", "\n\n"])  # none of them special
     install(tokenizer)
     assert "<·|tool|> <h1>\n\n." in MetaPrompt("<|tool|> <h1>\n\n.").render(tokenizer, [user("hello")])
 
 
-def test_role_headers_of_a_plain_template_are_literals_too() -> None:
+def test_role_headers_of_a_plain_text_template_are_literals() -> None:
     heading = "{{ '### ' + message['role'] + '\n' + message['content'] + '\n\n' }}"
     plain = "{% for message in messages %}" + heading + "{% endfor %}"
     tokenizer = make(("</s>",), plain)
@@ -172,19 +172,19 @@ def test_role_headers_of_a_plain_template_are_literals_too() -> None:
 
 
 def test_servers_find_the_template_argument(installed) -> None:
-    for tokenizer in installed.values():  # vLLM drops arguments that are not free variables of the template
+    for tokenizer in installed.values():  # vLLM drops arguments that are not free variables
         free = find_undeclared_variables(Environment().parse(tokenizer.chat_template))
         assert {"messages", "user_info"} <= free
 
 
-def test_a_template_keeps_its_own_leading_white_space() -> None:
+def test_leading_white_space_of_a_models_template_is_kept() -> None:
     tokenizer = make(("<|im_start|>", "<|im_end|>"), "\n  " + CHATML)
     before = tokenizer.apply_chat_template([user("hello")], tokenize=False)
     install(tokenizer)
     assert MetaPrompt().render(tokenizer, [user("hello")], response="hi").startswith(before)
 
 
-def test_the_own_format_needs_its_markers_as_special_tokens() -> None:
+def test_the_projects_own_format_needs_its_markers_as_special_tokens() -> None:
     with pytest.raises(UserError, match=r"<System Info>, <User Info>.*add_special_tokens"):
         install(make(("<User>", "<Assistant>"), eos_token="<eos>"))
     with pytest.raises(UserError, match="end token"):
@@ -193,12 +193,12 @@ def test_the_own_format_needs_its_markers_as_special_tokens() -> None:
 
 @pytest.mark.parametrize("token", ["!", "<·>"])
 def test_special_tokens_that_are_ordinary_text_are_refused(token: str) -> None:
-    with pytest.raises(UserError, match="cannot be told from ordinary text"):
+    with pytest.raises(UserError, match="cannot be distinguished from ordinary text"):
         install(own(token))
 
 
 @pytest.mark.parametrize("token", ["<User> x", "x<User", "ab<User>"])
-def test_special_tokens_that_text_and_marker_could_spell_together_are_refused(token: str) -> None:
+def test_special_tokens_that_a_text_and_a_marker_could_spell_together_are_refused(token: str) -> None:
     with pytest.raises(UserError, match=f"could spell '{token}'"):
         install(own(token))
 
@@ -213,12 +213,12 @@ def test_special_tokens_matched_in_normalized_text_are_refused() -> None:
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
-    install(tokenizer)  # Llama's: it changes nothing that <cls> is spelled with
+    install(tokenizer)  # Llama's normalizer, which changes no character of <cls>
 
 
-def test_plain_text_markers_need_a_tokenizer_that_keeps_letters_as_they_are() -> None:
+def test_plain_text_markers_need_a_tokenizer_that_does_not_change_letters() -> None:
     tokenizer = chatml()
-    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()  # Qwen's
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()  # as Qwen's tokenizer
     install(tokenizer)
     for normalizer in (normalizers.NFKC(), normalizers.Lowercase()):
         tokenizer.backend_tokenizer.normalizer = normalizer
@@ -226,7 +226,7 @@ def test_plain_text_markers_need_a_tokenizer_that_keeps_letters_as_they_are() ->
             install(tokenizer)
 
 
-def test_a_template_without_a_system_message_is_refused() -> None:
+def test_a_template_that_refuses_or_drops_the_system_message_is_refused() -> None:
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
     with pytest.raises(UserError, match="no system role"):
         install(make(("<|im_start|>", "<|im_end|>"), refusing))
@@ -245,11 +245,11 @@ def test_a_template_that_lets_two_messages_spell_a_literal_is_refused(joint: str
 def test_one_of_several_templates_must_be_chosen() -> None:
     tokenizer = chatml()
     tokenizer.chat_template = {"default": CHATML, "tool_use": CHATML}
-    with pytest.raises(UserError, match="several chat templates"):
+    with pytest.raises(UserError, match="expected one chat template, found several"):
         install(tokenizer)
 
 
-def test_importing_the_module_is_light() -> None:
+def test_importing_the_module_loads_no_heavy_packages() -> None:
     code = (
         "import sys, metaalign_rl.core.meta_prompt; "
         "print([m for m in ('torch', 'transformers', 'tokenizers', 'jinja2') if m in sys.modules])"
@@ -257,10 +257,10 @@ def test_importing_the_module_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_a_checkpoints_files_say_whether_the_template_is_installed(installed, tmp_path: Path) -> None:
+def test_whether_the_template_is_installed_can_be_read_from_a_checkpoints_files(installed, tmp_path: Path) -> None:
     installed["chatml"].save_pretrained(tmp_path / "new")
     (tmp_path / "new" / "chat_template.jinja").rename(tmp_path / "template")
-    with pytest.raises(UserError, match="its chat template is not the meta-prompt"):
+    with pytest.raises(UserError, match="expected the meta-prompt's chat template, version 1, found no template"):
         require_saved(tmp_path / "new")
     config = tmp_path / "new" / "tokenizer_config.json"  # where older transformers wrote it
     config.write_text(json.dumps({"chat_template": (tmp_path / "template").read_text()}))
@@ -269,5 +269,5 @@ def test_a_checkpoints_files_say_whether_the_template_is_installed(installed, tm
     config.unlink()
     require_saved(tmp_path / "new")
     chatml().save_pretrained(tmp_path / "plain")
-    with pytest.raises(UserError, match=r"plain': its chat template is not the meta-prompt; call .*install"):
+    with pytest.raises(UserError, match=r"plain': expected .*, found another template; call .*install"):
         require_saved(tmp_path / "plain")

@@ -1,4 +1,4 @@
-"""OpenRLHF's own trainer on our prompts: its parser takes our options, its labels carry whole rows."""
+"""OpenRLHF's own trainer on our prompts: its parser accepts our options, and its labels are complete rows."""
 
 import ast
 import importlib.util
@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from reward_toys import language_model, make_row, reward_model
 
 from metaalign_rl.config.learner import LearnerConfig
@@ -19,14 +20,14 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.rows import parse_row
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 from metaalign_rl.openrlhf import job
-from metaalign_rl.openrlhf.flags import FLAGS, Places, flags, left_out
+from metaalign_rl.openrlhf.flags import FLAGS, TrainerPaths, flags, unsupported_settings
 
-PLACES = Places(Path("policy"), Path("prompts.jsonl"), "http://127.0.0.1:8300/get_reward", Path("out"))
+PATHS = TrainerPaths(Path("policy"), Path("prompts.jsonl"), "http://127.0.0.1:8300/get_reward", Path("out"))
 CONFIG = Config(model=ModelConfig(dtype="bfloat16", max_tokens=128), ppo=PPOConfig(steps=3, prompts_per_step=4))
 
 
 def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What OpenRLHF's trainer makes of its command line: its own code under `__main__`, up to the training."""
+    """The arguments that OpenRLHF's trainer parses: runs its own code under `__main__`, without the training."""
     spec = importlib.util.find_spec("openrlhf")
     assert spec is not None and spec.submodule_search_locations
     source = Path(spec.submodule_search_locations[0], "cli", "train_ppo_ray.py").read_text()
@@ -41,10 +42,10 @@ def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     return seen[0]
 
 
-def test_openrlhfs_own_parser_takes_our_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    args = parsed(flags(CONFIG, PLACES), monkeypatch)
+def test_openrlhfs_own_parser_accepts_our_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = parsed(flags(CONFIG, PATHS), monkeypatch)
     assert args.actor.model_name_or_path == args.critic.model_name_or_path == "policy"
-    assert args.reward.remote_url == [PLACES.reward]
+    assert args.reward.remote_url == [PATHS.reward]
     assert (args.rollout.batch_size, args.rollout.n_samples_per_prompt) == (4, 4)
     assert (args.train.batch_size, args.train.micro_batch_size) == (16, 16)
     assert args.actor.eps_clip_low_high == [0.2, 0.2]
@@ -54,8 +55,8 @@ def test_openrlhfs_own_parser_takes_our_options(monkeypatch: pytest.MonkeyPatch)
     assert args.vllm.enforce_eager and not args.train.colocate_all
 
 
-def test_every_setting_of_the_table_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is changed, and OpenRLHF's value under the option's name is then ours."""
+def test_every_setting_in_the_table_reaches_openrlhf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes each setting and compares it with OpenRLHF's value."""
     learner = LearnerConfig(
         learning_rate=0.1, critic_learning_rate=0.2, betas=(0.5, 0.6), weight_decay=0.3, max_grad_norm=0.4,
         schedule="linear", epochs=5, dual_clip=3.0, entropy_coef=0.7, zero_stage=3, offload_optimizer=True,
@@ -64,7 +65,7 @@ def test_every_setting_of_the_table_arrives(monkeypatch: pytest.MonkeyPatch) -> 
     ppo = replace(CONFIG.ppo, gamma=0.8, lam=0.9, kl_coef=0.11, save_steps=7, kl="adaptive", kl_target=0.12)
     rollout = RolloutConfig(engines=2, max_new_tokens=9, gpu_memory_utilization=0.13)
     config = replace(CONFIG, learner=learner, ppo=ppo, rollout=rollout)
-    args = parsed(flags(config, PLACES), monkeypatch)
+    args = parsed(flags(config, PATHS), monkeypatch)
     for key, names in FLAGS.items():
         section, _, field = key.partition(".")
         ours = getattr(getattr(config, section), field)
@@ -78,35 +79,36 @@ def test_every_setting_of_the_table_arrives(monkeypatch: pytest.MonkeyPatch) -> 
     assert args.actor.lr_warmup_ratio == 2 / (3 * 5)
 
 
-def test_what_stands_behind_ours_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    args = parsed([*flags(CONFIG, PLACES), "--train.seed", "7"], monkeypatch)
+def test_options_after_ours_override_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = parsed([*flags(CONFIG, PATHS), "--train.seed", "7"], monkeypatch)
     assert args.train.seed == 7
 
 
 @pytest.mark.parametrize(("gpus", "shared"), [(4, False), (1, True)])
-def test_models_share_gpus_where_there_are_too_few(gpus: int, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    args = parsed(flags(replace(CONFIG, cluster=ClusterConfig(gpus=gpus)), PLACES), monkeypatch)
+def test_models_share_gpus_if_there_are_too_few(gpus: int, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = parsed(flags(replace(CONFIG, cluster=ClusterConfig(gpus=gpus)), PATHS), monkeypatch)
     assert (args.train.colocate_all, args.vllm.enable_sleep, args.ds.enable_sleep) == (shared,) * 3
 
 
 def test_two_learners_cannot_share_their_gpus_with_one_engine() -> None:
-    with pytest.raises(UserError, match="cluster.gpus: expected 7, or as many engines as learners"):
-        flags(replace(CONFIG, learners=2, cluster=ClusterConfig(gpus=2)), PLACES)
+    with pytest.raises(UserError, match="cluster.gpus: expected 7, found 2; raise it, or set as many"):
+        flags(replace(CONFIG, learner=replace(CONFIG.learner, world_size=2), cluster=ClusterConfig(gpus=2)), PATHS)
 
 
 def test_a_micro_batch_holds_as_many_samples_as_its_tokens_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = LearnerConfig(minibatch_size=12, micro_batch_tokens=5 * CONFIG.model.max_tokens)
-    args: Namespace = parsed(flags(replace(CONFIG, learner=learner), PLACES), monkeypatch)
+    args: Namespace = parsed(flags(replace(CONFIG, learner=learner), PATHS), monkeypatch)
     assert (args.train.batch_size, args.train.micro_batch_size) == (12, 4)  # 4 divides 12, 5 does not
 
 
-def test_settings_that_openrlhf_does_not_have_are_named() -> None:
-    assert left_out(CONFIG) == []
+def test_settings_without_an_option_in_openrlhf_are_listed() -> None:
+    assert unsupported_settings(CONFIG) == []
+    assert unsupported_settings(replace(CONFIG, learner=replace(CONFIG.learner, world_size=2))) == []
     changed = replace(CONFIG, ppo=replace(CONFIG.ppo, normalize_per_tier=True, steps=9))
-    assert left_out(changed) == ["ppo.normalize_per_tier"]
+    assert unsupported_settings(changed) == ["ppo.normalize_per_tier"]
 
 
-def test_prompts_are_rendered_by_our_template_and_labels_are_whole_rows() -> None:
+def test_prompts_are_rendered_by_our_template_and_labels_are_complete_rows() -> None:
     rows = [
         make_row(id="a", system_info="say red", tags={"kind": "color"}, chosen="red", rejected="blue"),
         make_row(id="b", user_info="say blue"),
@@ -122,7 +124,7 @@ def test_prompts_are_rendered_by_our_template_and_labels_are_whole_rows() -> Non
         assert row.tags == ({"kind": "color"} if row.id == "a" else {})
 
 
-def test_a_prompt_that_openrlhf_would_cut_is_refused() -> None:
+def test_a_prompt_that_openrlhf_would_truncate_is_an_error() -> None:
     with pytest.raises(UserError, match=r"row 'long': expected at most 96 tokens, found \d+; raise model.max_tokens"):
         job.prompts(CONFIG, [make_row(id="long", system_info="say red " * 60)], language_model())
 
@@ -130,24 +132,30 @@ def test_a_prompt_that_openrlhf_would_cut_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": ModelConfig()}, "model.dtype: OpenRLHF trains in bfloat16 alone"),
-        ({"ppo": PPOConfig(checks_weight=1.0)}, "ppo.checks_weight: here the reward model alone"),
-        ({"ppo": PPOConfig(model_weight=0.0, checks_weight=1.0)}, "ppo.checks_weight: here the reward model alone"),
+        ({"model": ModelConfig()}, "model.dtype: expected bfloat16, which OpenRLHF needs, found float32"),
+        (
+            {"ppo": PPOConfig(checks_weight=1.0)},
+            "ppo.checks_weight: expected 0, found 1.0; here only the reward",
+        ),
+        (
+            {"ppo": PPOConfig(model_weight=0.0, checks_weight=1.0)},
+            "ppo.checks_weight: expected 0, found 1.0; here only the reward",
+        ),
         ({"reward": RewardConfig(path="x", view="tier_blind")}, "reward.view"),
     ],
 )
-def test_what_openrlhf_cannot_do_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_openrlhf_does_not_support_are_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         job.check(replace(CONFIG, **changes), language_model())
 
 
-def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_with_its_own_code_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"auto_map": {}}')
     with pytest.raises(UserError, match="auto_map"):
         job.check(CONFIG, tmp_path)
 
 
-def test_the_reward_server_is_ours_or_the_one_that_the_config_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reward_server_is_the_one_in_the_config_or_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -162,13 +170,21 @@ def test_the_reward_server_is_ours_or_the_one_that_the_config_names(monkeypatch:
         assert url == "http://openrlhf:secret@scorer:8300/get_reward"
 
 
-def test_on_a_cluster_the_server_must_be_one_that_every_node_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trainer_finds_our_packages_and_its_own_openrlhf() -> None:
+    """The folder of `metaalign_rl`, not one inside it: `metaalign_rl/openrlhf` would hide the trainer's package."""
+    assert job.environment()["PYTHONPATH"].split(":")[-1] == str(ROOT)
+
+
+def test_on_a_cluster_every_node_must_reach_the_reward_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    with pytest.raises(UserError, match="reward.url: on a cluster"), job.reward_server(CONFIG, Path("model")):
+    with (
+        pytest.raises(UserError, match="reward.url: expected a server that every node"),
+        job.reward_server(CONFIG, Path("model")),
+    ):
         pass
 
 
-def test_the_job_starts_the_trainer_with_our_options_and_gives_its_exit_status(
+def test_the_job_starts_the_trainer_with_our_options_and_returns_its_exit_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     trainer = tmp_path / "trainer.py"

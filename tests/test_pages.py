@@ -77,14 +77,14 @@ def test_the_report_of_a_run_shows_every_part(tiny_run: Path) -> None:
 
 
 def test_a_long_runs_curves_are_means_over_several_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metaalign_rl.report.training_curves.POINTS", 2)
+    monkeypatch.setattr("metaalign_rl.report.training_curves.MAX_POINTS", 2)
     steps = [{"step": step, "kl": float(step), "samples": 4, "seconds_step": 2.0} for step in range(1, 6)]
     steps[4]["kl"] = float("nan")
     write_jsonl(tmp_path / "metrics.jsonl", [{**step, "seconds_learn": 1.0} for step in steps])
     found = read_training(RunFolder(tmp_path))
     assert found is not None
-    assert (found.each, found.columns["step"], found.columns["kl"]) == (3, [3, 5], [2.0, 4.0])
-    assert (found.steps, found.answers, found.seconds, found.shares) == (5, 20, 10.0, {"learn": 0.5})
+    assert (found.steps_per_point, found.columns["step"], found.columns["kl"]) == (3, [3, 5], [2.0, 4.0])
+    assert (found.steps, found.responses, found.seconds, found.shares) == (5, 20, 10.0, {"learn": 0.5})
 
 
 def test_the_same_report_is_built_again_from_the_files_alone(tiny_run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Preflight against a cluster of two nodes: which node lacks what, before an actor waits for it without a word."""
+"""Preflight on a cluster of two nodes, and its estimates without a cluster."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ SMALL = "cluster: {cpus: 4, gpus: 4, memory_gib: 0, disk_gib: 0}\nmodel: {dtype:
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[str]:
-    """The address of a cluster of two nodes, with 4 and 2 CPUs and what Ray takes for 2 H100 each."""
+    """The address of a cluster of two nodes with 4 and 2 CPUs, and 2 GPUs each that Ray takes for H100s."""
     from ray.cluster_utils import Cluster
 
     store = 2**27
@@ -36,7 +36,7 @@ def two_nodes() -> Iterator[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, two_nodes: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a config that asks for both nodes' GPUs, and that cluster to be joined."""
+    """A folder with a config that needs the GPUs of both nodes, and RAY_ADDRESS set to that cluster."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     monkeypatch.setenv("RAY_ADDRESS", two_nodes)
@@ -44,51 +44,53 @@ def workplace(tmp_path: Path, two_nodes: str, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-def test_two_nodes_that_have_everything(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_nodes_with_everything_pass(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["preflight", "config.yaml", "rollout.tensor_parallel=2"]) == 0
     output = capsys.readouterr().out
     assert "MISSING" not in output
     assert "4 CPUs, 2 GPUs" in output and "2 CPUs, 2 GPUs" in output
-    assert "GPUs: learners 1, engines 2, reward 1 (apart)" in output
+    assert "GPUs: learners 1, engines 2, reward 1 (disaggregated)" in output
     assert "optimizer states" in output and "KV cache" in output
     assert "seen by 2 nodes" in output
 
 
-def test_an_engine_wider_than_a_node_names_each_node_and_what_it_lacks(
+def test_an_engine_that_fits_no_node_is_an_error_with_what_each_node_lacks(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["cluster.cpus=2", "learners=4", "rollout.tensor_parallel=4", "cluster.layout=colocated"]
+    words = ["cluster.cpus=2", "learner.world_size=4", "rollout.tensor_parallel=4", "cluster.layout=colocated"]
     assert main.main(["preflight", "config.yaml", *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: rollout.tensor_parallel: needs 4 GPUs and ")
-    assert "on one node for rollout engine 0 and its learners, found node " in error
+    assert "on one node for rollout engine 0 and its learners, found none: node " in error
     assert error.count(") lacks 2 GPUs") == 2
-    assert "lower it to at most a node's GPUs" in error
+    assert "set it to at most the GPUs of a node" in error
 
 
-def test_a_run_stops_before_it_starts_anything(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_with_too_few_cpus_starts_nothing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["run", "config.yaml", "cluster.cpus=7"]) == 2
-    assert "cluster.cpus: needs 7 CPUs, found 6; the cluster has 6" in capsys.readouterr().err
+    assert (
+        "cluster.cpus: needs 7 CPUs, found 6; set cluster.cpus=6, or run on a larger cluster" in capsys.readouterr().err
+    )
     assert not list(workplace.glob("*/"))
 
 
-def test_gpus_that_the_roles_do_not_fit_on(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["preflight", "config.yaml", "learners=3"]) == 2
+def test_too_few_gpus_for_the_roles_are_an_error(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["preflight", "config.yaml", "learner.world_size=3"]) == 2
     error = capsys.readouterr().err
-    assert "cluster.gpus: needs 5 GPUs (apart: learners 3, engines 1, reward 1), found 4" in error
+    assert "cluster.gpus: needs 5 GPUs (disaggregated: learners 3, engines 1, reward 1), found 4" in error
     assert "cluster.layout=colocated" in error
-    colocated = ["learners=4", "rollout.engines=4", "cluster.layout=colocated"]
+    colocated = ["learner.world_size=4", "rollout.engines=4", "cluster.layout=colocated"]
     assert main.main(["preflight", "config.yaml", *colocated]) == 0
 
 
-def test_too_few_gpus_are_one_thing_that_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And not also one for each actor that then has no place."""
-    assert main.main(["preflight", "config.yaml", "cluster.gpus=8", "learners=6"]) == 2
+def test_too_few_gpus_are_one_error(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And not one more for each actor that has no room."""
+    assert main.main(["preflight", "config.yaml", "cluster.gpus=8", "learner.world_size=6"]) == 2
     error = capsys.readouterr().err
     assert "cluster.gpus: needs 8 GPUs, found 4" in error and "on one node" not in error
 
 
-def test_a_model_too_large_for_the_nodes_gpus(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_too_large_for_the_gpus_is_an_error(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape = KNOWN["7B"]
     Path("model").mkdir()
     described = {
@@ -102,9 +104,7 @@ def test_a_model_too_large_for_the_nodes_gpus(workplace: Path, capsys: pytest.Ca
     assert "learner.zero_stage=3" in error
 
 
-def test_gpus_that_another_job_holds_are_said_to_be_waited_for(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gpus_that_another_job_uses_are_a_warning(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import ray
 
     with ray_session.connect(Config()):
@@ -119,11 +119,11 @@ def test_gpus_that_another_job_holds_are_said_to_be_waited_for(
         assert main.main(["preflight", "config.yaml", "rollout.tensor_parallel=2"]) == 0
         output = capsys.readouterr()
         assert "TIGHT  cluster.gpus" in output.out
-        assert "needs 4 GPUs that no other job holds, found 3 free" in output.err
+        assert "needs 4 GPUs that no other job uses, found 3 free" in output.err
         assert "wait for the other jobs" in output.err
 
 
-# Without a cluster
+# Estimates without a cluster
 
 
 def cpu_config(root: Path) -> Config:
@@ -135,7 +135,7 @@ def estimated(config: Config) -> dict[str, PreflightCheck]:
     return {check.needed.partition(",")[0]: check for check in estimates.check_estimates(config)}
 
 
-def test_an_estimate_near_the_limit_warns_and_one_far_above_it_stops(
+def test_an_estimate_near_the_limit_is_a_warning_and_one_far_above_it_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = cpu_config(tmp_path)
@@ -158,10 +158,10 @@ def test_the_object_store_must_hold_two_buckets_of_weights(tmp_path: Path) -> No
     config = replace(cpu_config(tmp_path), model=wide, rollout=RolloutConfig(bucket_mib=512))
     check = estimated(config)["Ray's object store for weights"]
     assert check.verdict == "MISSING"
-    assert "set rollout.bucket_mib lower, or cluster.memory_gib=" in check.remedy
+    assert "lower rollout.bucket_mib, or set cluster.memory_gib=" in check.remedy
 
 
-def test_nothing_is_estimated_where_ppo_does_not_run_or_the_model_is_the_hubs(tmp_path: Path) -> None:
+def test_nothing_is_estimated_without_ppo_or_for_a_hub_id(tmp_path: Path) -> None:
     config = cpu_config(tmp_path)
     assert not estimated(replace(config, run=replace(config.run, stages=["data", "sft"])))
     assert not estimated(replace(config, model=ModelConfig(path="Qwen/Qwen3-0.6B")))
@@ -169,16 +169,15 @@ def test_nothing_is_estimated_where_ppo_does_not_run_or_the_model_is_the_hubs(tm
     assert "Memory is not estimated" in said
 
 
-def test_what_actors_ask_of_ray_by_layout() -> None:
-    """Apart, every learner and engine adds its GPUs; colocated, only the engines do."""
+def test_bundles_reserve_gpus_by_layout() -> None:
+    """Disaggregated, every learner and engine adds its GPUs; colocated, only the engines do."""
     config = Config(
         cluster=ClusterConfig(cpus=8, gpus=9),
-        learner=LearnerConfig(zero_stage=3),
-        learners=4,
+        learner=LearnerConfig(zero_stage=3, world_size=4),
         rollout=RolloutConfig(engines=2, tensor_parallel=2),
     )
-    apart = {who: bundle["GPU"] for who, bundle in placement.named_bundles(config)}
-    assert apart["rollout engine 0"] == 2
-    assert sum(apart.values()) == 4 + 4 + 1
+    disaggregated = {who: bundle["GPU"] for who, bundle in placement.named_bundles(config)}
+    assert disaggregated["rollout engine 0"] == 2
+    assert sum(disaggregated.values()) == 4 + 4 + 1
     colocated = replace(config, cluster=replace(config.cluster, layout="colocated"))
     assert sum(bundle["GPU"] for _, bundle in placement.named_bundles(colocated)) == 4

@@ -1,4 +1,4 @@
-"""Telling refusals from answers, for the figures."""
+"""Distinguishing refusals from answers, for the metrics."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_an_answer_that_begins_by_declining_is_a_refusal(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer", ["", "it is paris.", "Sorry for the wait! The capital is Paris.", "No. It is Rome; you cannot miss it."]
 )
-def test_other_answers_are_none(answer: str) -> None:
+def test_other_answers_are_no_refusals(answer: str) -> None:
     assert not is_refusal(answer)
 
 

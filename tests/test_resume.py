@@ -32,7 +32,7 @@ def copied(tiny_run: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_whose_every_process_is_killed_once_ends_with_the_same_metrics(tiny_run: Path, copied: Path) -> None:
+def test_a_run_survives_a_kill_of_each_process_with_the_same_metrics(tiny_run: Path, copied: Path) -> None:
     """The engine, the reward worker and the learner are replaced within the run; the driver, by the same command."""
     run = _start(copied)
     for step, process in ((1, "ray::RolloutEngine"), (2, "ray::RewardWorker"), (3, "ray::Learner")):

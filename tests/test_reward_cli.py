@@ -1,4 +1,4 @@
-"""`metaalign-reward`: files in, files out, one line for an error that the user can mend."""
+"""`metaalign-reward`: reads and writes files, and prints one line for an error that the user can fix."""
 
 import json
 import signal
@@ -44,7 +44,7 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_score_writes_a_line_for_each_row_in_order(rows, tmp_path):
+def test_score_writes_one_line_per_row_in_order(rows, tmp_path):
     from reward import Scorer
 
     output = tmp_path / "scores.jsonl"
@@ -58,7 +58,7 @@ def test_score_writes_a_line_for_each_row_in_order(rows, tmp_path):
     assert first["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
 
 
-def test_evaluate_writes_a_report_or_prints_it(pairs, tmp_path, capsys):
+def test_evaluate_writes_or_prints_a_report(pairs, tmp_path, capsys):
     output = tmp_path / "report.json"
     command = ("evaluate", "--model", reward_model(), "--data", pairs, "--mode", "composed")
     assert run(*command, "--output", output) == 0
@@ -68,7 +68,7 @@ def test_evaluate_writes_a_report_or_prints_it(pairs, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == report
 
 
-def test_train_writes_a_model_that_scores_and_exports(rows, pairs, tmp_path, capsys):
+def test_a_trained_model_can_score_and_be_exported(rows, pairs, tmp_path, capsys):
     model = tmp_path / "model"
     flags = ("--epochs", 1, "--learning-rate", 1e-3, "--max-tokens", 128, "--schedule", "linear")
     assert run("train", "--base", language_model(), "--data", pairs, "--output", model, *flags) == 0
@@ -79,7 +79,7 @@ def test_train_writes_a_model_that_scores_and_exports(rows, pairs, tmp_path, cap
 
 
 @pytest.mark.parametrize("control", ["preference-blind", "tier-blind", "scalar"])
-def test_train_can_make_the_controls_and_evaluate_reads_them_as_they_were_trained(control, pairs, tmp_path):
+def test_train_and_evaluate_give_a_control_the_same_view(control, pairs, tmp_path):
     flags = ("--epochs", 1, "--max-tokens", 128, "--eval-data", pairs, "--control", control)
     model, output = tmp_path / control, tmp_path / "report.json"
     assert run("train", "--base", language_model(), "--data", pairs, "--output", model, *flags) == 0
@@ -87,15 +87,15 @@ def test_train_can_make_the_controls_and_evaluate_reads_them_as_they_were_traine
     assert run(*command) == 0
     report = json.loads(output.read_text())
     assert report["mode"] == "overall"
-    if control != "scalar":  # both sides of a tier flip look alike
+    if control != "scalar":  # the two rows of a tier flip look the same to a blind control
         assert report["tier_flip"]["accuracy"] == 0
     assert json.loads((model / "training.json").read_text())["config"]["labels"] == (
         "overall" if control == "scalar" else "all"
     )
 
 
-def test_a_killed_training_goes_on_with_the_same_command_and_gives_the_same_weights(pairs, tmp_path):
-    """Killed as by the system's out-of-memory killer, with no chance to clean up."""
+def test_the_same_command_resumes_a_killed_training_and_gives_the_same_weights(pairs, tmp_path):
+    """SIGKILL, as from the out-of-memory killer, leaves no chance to clean up."""
     flags = ("--epochs", 30, "--learning-rate", 1e-3, "--max-tokens", 128, "--batch-size", 16, "--checkpoint-steps", 10)
     command = ("train", "--base", language_model(), "--data", pairs, *flags)
     assert run(*command, "--output", tmp_path / "whole") == 0
@@ -131,7 +131,7 @@ ERRORS = {
     ),
     "bad.jsonl:2: not valid JSON": lambda folder: score_line(folder, json.dumps(ROW) + "\n{broken\n"),
     "bad.jsonl:1: field 'response'": lambda folder: score_line(folder, json.dumps({**ROW, "response": 1})),
-    "bad.jsonl:1: field 'response': expected whole characters": lambda folder: score_line(
+    "bad.jsonl:1: field 'response': expected complete characters": lambda folder: score_line(
         folder, json.dumps({**ROW, "response": "half \ud83d"})
     ),
     "bad.jsonl:1: ": lambda folder: score_line(folder, json.dumps({**ROW, "system_info": "stone " * 200})),
@@ -144,7 +144,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("message", ERRORS)
-def test_a_mistake_is_one_line_and_status_2(message, tmp_path, capsys):
+def test_a_user_error_is_one_line_and_status_2(message, tmp_path, capsys):
     command = ERRORS[message](tmp_path)
     output = tmp_path / "output"
     assert run(*command, "--output", output) == 2
@@ -163,9 +163,9 @@ def test_help_shows_examples(command, capsys):
     assert "examples:" in capsys.readouterr().out
 
 
-def test_training_help_tells_each_setting_and_its_default(capsys):
+def test_the_help_of_train_shows_settings_and_defaults(capsys):
     with pytest.raises(SystemExit):
         run("train", "--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert "--learning-rate LEARNING_RATE peak learning rate" in text
+    assert "--learning-rate LEARNING_RATE Peak learning rate" in text
     assert "(default: 1e-05)" in text

@@ -1,4 +1,4 @@
-"""The controls: what each of them cannot see, or is not told."""
+"""The controls: each lacks a part of the row or of the labels."""
 
 from dataclasses import replace
 
@@ -12,9 +12,9 @@ from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.views import apply_view
 from reward import RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
-from reward import model as checkpoints
-from reward.examples import collate, collate_shared, make_example
+from reward.model import build, head, load
 from reward.training.controls import modes_of, training_of, view_of
+from reward.training.examples import collate, collate_shared, make_example
 from reward.training.losses import preference_loss
 
 OVERALL = LABELS.index("overall")
@@ -30,19 +30,19 @@ def test_the_preference_blind_view_hides_the_meta_prompt():
         assert set(row.labels["chosen"]) <= {"dialog", "overall"}
 
 
-def test_the_tier_blind_view_is_the_same_for_both_sides_of_a_tier_flip():
+def test_the_tier_blind_view_is_the_same_for_both_rows_of_a_tier_flip():
     row = make_row(tier="system", system_info="say red", user_info="say blue", chosen="red", rejected="blue")
     flip = replace(row, tier="user", system_info="say blue", user_info="say red")
     assert tier_blind([row]) == tier_blind([flip])
     assert tier_blind([row])[0].system_info == "say blue\nsay red"
 
 
-def test_the_tier_blind_view_of_a_single_text_hides_whose_it_is():
+def test_the_tier_blind_view_of_a_single_text_hides_its_tier():
     row = make_row(tier="system", system_info="say red")
     assert tier_blind([row]) == tier_blind([make_row(tier="user", user_info="say red")])
 
 
-def test_a_control_sees_what_its_name_says_and_is_read_in_mode_overall():
+def test_each_control_has_its_view_and_the_mode_overall():
     rows = color_pairs(4)
     assert apply_view(rows, view_of("tier_blind")) == tier_blind(rows)
     assert apply_view(rows, view_of("preference_blind")) == preference_blind(rows)
@@ -59,26 +59,26 @@ def examples(*rows):
 
 
 LABELLED = color_pairs(2)[0]
-UNLABELLED = make_row(tier="user", user_info="say red", chosen="red", rejected="blue")  # its rank is the tier's too
+UNLABELLED = make_row(tier="user", user_info="say red", chosen="red", rejected="blue")  # ranks `user` and `overall`
 ALONE = make_row(response="red", labels={"response": {"dialog": True, "overall": False}})
 
 
 @pytest.mark.parametrize("collate", [collate, collate_shared])
-def test_the_scalar_control_is_told_nothing_but_overall(collate):
-    batch = collate(examples(LABELLED, UNLABELLED, ALONE), pad_token=0, trained=("overall",))
+def test_the_scalar_control_gets_no_label_but_overall(collate):
+    batch = collate(examples(LABELLED, UNLABELLED, ALONE), pad_token=0, trained_labels=("overall",))
     known = ~batch["labels"].isnan()
     assert known[:, OVERALL].tolist() == [True, True, False, False, True]
     assert known.sum() == 3
     assert batch["ranked"].tolist() == [[0, 0, 0, 1], [0, 0, 0, 1]]
 
 
-def test_its_backbone_gets_the_gradient_of_a_head_with_one_output():
-    """So that training four outputs of which one is asked is training that one."""
+def test_the_scalar_control_has_the_gradient_of_a_head_with_one_output():
+    """So training one of four outputs is equivalent to training a single output."""
     hidden = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     four = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
-    batch = collate(examples(LABELLED, UNLABELLED, ALONE), pad_token=0, trained=("overall",))
-    below, head = hidden.clone().requires_grad_(), four.clone().requires_grad_()
-    preference_loss(below @ head.T, batch, RewardTraining())[0].backward()
+    batch = collate(examples(LABELLED, UNLABELLED, ALONE), pad_token=0, trained_labels=("overall",))
+    below, weight = hidden.clone().requires_grad_(), four.clone().requires_grad_()
+    preference_loss(below @ weight.T, batch, RewardTraining())[0].backward()
 
     below_one, one = hidden.clone().requires_grad_(), four[OVERALL].clone().requires_grad_()
     scores = below_one @ one
@@ -87,20 +87,20 @@ def test_its_backbone_gets_the_gradient_of_a_head_with_one_output():
     (bt + binary_cross_entropy_with_logits(labelled, torch.tensor([1.0, 0.0, 0.0]))).backward()
 
     torch.testing.assert_close(below.grad, below_one.grad)
-    torch.testing.assert_close(head.grad[OVERALL], one.grad)
-    assert not head.grad[:OVERALL].any()
+    torch.testing.assert_close(weight.grad[OVERALL], one.grad)
+    assert not weight.grad[:OVERALL].any()
 
 
 @pytest.fixture(scope="module")
 def scalar(tmp_path_factory):
-    """The rule of `color_pairs`, learnt with half of the rows unlabelled."""
+    """A scalar control trained on `color_pairs`, half of them without labels."""
     rows = [replace(row, labels={}) if number % 4 < 2 else row for number, row in enumerate(color_pairs(600))]
     folder = tmp_path_factory.mktemp("scalar") / "scalar"
     result = train(training_of("scalar", QUICK), rows, None, language_model(), folder)
     return folder, result
 
 
-def test_it_learns_the_rule_from_overall_alone(scalar):
+def test_the_scalar_control_learns_the_rule_from_overall_alone(scalar):
     report = evaluate(
         Scorer.from_pretrained(scalar[0], device="cpu", dtype="float32"), color_pairs(200, seed=2), "overall"
     )
@@ -108,19 +108,19 @@ def test_it_learns_the_rule_from_overall_alone(scalar):
     assert report["conflict"]["accuracy"] > 0.9
 
 
-def test_its_other_labels_stay_as_they_were_drawn_and_get_no_temperature(scalar):
+def test_training_the_scalar_control_leaves_the_other_labels_unchanged(scalar):
     folder, result = scalar
     set_seed(QUICK.seed)
-    drawn = checkpoints.head(checkpoints.build(language_model())[0]).weight
-    trained = checkpoints.head(checkpoints.load(folder, "cpu", None)[0]).weight
-    assert torch.equal(trained[:OVERALL], drawn[:OVERALL])
-    assert not torch.allclose(trained[OVERALL], drawn[OVERALL])
+    initial = head(build(language_model())[0]).weight
+    trained = head(load(folder, "cpu", None)[0]).weight
+    assert torch.equal(trained[:OVERALL], initial[:OVERALL])
+    assert not torch.allclose(trained[OVERALL], initial[OVERALL])
     assert {label: result["temperature"][label] for label in LABELS[:OVERALL]} == dict.fromkeys(LABELS[:OVERALL], 1.0)
     assert result["temperature"]["overall"] != 1.0
 
 
-def test_other_models_are_trained_as_they_are_told():
+def test_only_the_scalar_control_changes_the_training_settings():
     assert training_of("tier_blind", QUICK) == QUICK
     assert training_of("scalar", QUICK) == replace(QUICK, labels="overall")
-    with pytest.raises(UserError, match="labels: expected all or overall, found 'user'"):
+    with pytest.raises(UserError, match="labels: expected one of all, overall, found 'user'"):
         RewardTraining(labels="user")

@@ -1,4 +1,4 @@
-"""Which tier moved a score."""
+"""Explanations: how each tier moved a score."""
 
 import json
 from pathlib import Path
@@ -16,21 +16,21 @@ def scorer() -> Scorer:
     return Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32")
 
 
-def test_a_tier_moved_a_score_by_what_it_is_without_that_tier(scorer: Scorer) -> None:
+def test_a_tiers_effect_is_the_score_minus_the_score_without_it(scorer: Scorer) -> None:
     (found,) = explain(scorer, [ROW])
-    whole, deaf = scorer.score([ROW, make_row(system_info="say red", response="red")])
-    assert found.score.overall == pytest.approx(whole.overall, abs=1e-5)
-    assert found.moved["user"] == pytest.approx(whole.overall - deaf.overall, abs=1e-5)
+    full, without_user = scorer.score([ROW, make_row(system_info="say red", response="red")])
+    assert found.score.overall == pytest.approx(full.overall, abs=1e-5)
+    assert found.moved["user"] == pytest.approx(full.overall - without_user.overall, abs=1e-5)
     assert set(found.moved) == {"system", "user"}
 
 
-def test_a_tier_that_says_nothing_moves_nothing(scorer: Scorer) -> None:
+def test_an_empty_tier_is_not_in_the_explanation(scorer: Scorer) -> None:
     one, none = explain(scorer, [make_row(user_info="say blue", response="red"), make_row(response="red")])
     assert set(one.moved) == {"user"}
     assert none.moved == {}
 
 
-def test_the_command_says_it_in_words_or_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_text_or_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     rows.write_text(json.dumps(ROW.to_json()))
     command = ["explain", "--model", str(reward_model()), "--input", str(rows)]

@@ -1,4 +1,4 @@
-"""The scalar export in tools that load one label: it gives them the scorer's `overall` logits."""
+"""The scalar export in tools that load one label: their scores equal the scorer's `overall` logits."""
 
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ def overall(scorer: Scorer, answers: list[str], **tiers: str) -> list[float]:
     return [score.overall for score in scorer.score([{"messages": QUESTION, "response": a, **tiers} for a in answers])]
 
 
-# TRL: the folder as reward function of GRPO and RLOO, and as model of the reward trainer.
+# TRL: the folder as the reward function of GRPO and RLOO, and as the model of the reward trainer.
 
 
-def trained(kind: str, scalar: Path, watcher: Any, folder: Path) -> dict[str, Any]:
-    """What one of TRL's online trainers logs of a step with the export and a function as rewards."""
+def logs_of_a_step(kind: str, scalar: Path, watcher: Any, folder: Path) -> dict[str, Any]:
+    """The log of one step of a TRL trainer, with the export and a function as rewards."""
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
     config = getattr(trl, f"{kind}Config")(
         output_dir=str(folder), max_steps=1, per_device_train_batch_size=4, num_generations=4,
@@ -54,9 +54,7 @@ def trained(kind: str, scalar: Path, watcher: Any, folder: Path) -> dict[str, An
 
 
 @pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
-def test_trl_scores_its_own_completions_as_the_scorer_does(
-    kind: str, scorer: Scorer, scalar: Path, tmp_path: Path
-) -> None:
+def test_trl_gives_its_completions_the_scorers_logits(kind: str, scorer: Scorer, scalar: Path, tmp_path: Path) -> None:
     expected: list[float] = []
 
     def watcher(completions: Any, **_: Any) -> list[float]:
@@ -64,13 +62,13 @@ def test_trl_scores_its_own_completions_as_the_scorer_does(
         expected.extend(overall(scorer, answers, system_info=SYSTEM, user_info=USER))
         return [0.0] * len(answers)
 
-    logged = trained(kind, scalar, watcher, tmp_path)
+    logged = logs_of_a_step(kind, scalar, watcher, tmp_path)
     assert len(set(expected)) > 1, "the test needs completions that differ"
     assert logged["rewards/scalar/mean"] == pytest.approx(sum(expected) / 4, abs=1e-4)
     assert logged["rewards/scalar/std"] == pytest.approx(torch.tensor(expected).std().item(), abs=1e-4)
 
 
-def test_trls_reward_trainer_goes_on_from_the_export(scorer: Scorer, scalar: Path, tmp_path: Path) -> None:
+def test_trls_reward_trainer_evaluates_the_export(scorer: Scorer, scalar: Path, tmp_path: Path) -> None:
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
     pairs = [
         {"prompt": QUESTION, "chosen": [answer(good)], "rejected": [answer(bad)]}
@@ -90,11 +88,11 @@ def answer(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-# RewardBench 0.1.4 is not among our packages, and its pipeline wants CUDA: these are its calls, on a CPU.
+# RewardBench 0.1.4 is not installed here, and its pipeline needs CUDA. These are its calls, on a CPU.
 
 
 def rewardbenchs_scores(scalar: Path, texts: list[str]) -> list[float]:
-    """What `rewardbench --model FOLDER` does with texts: pads on the left, adds special tokens, passes all it gets."""
+    """The calls of `rewardbench --model FOLDER`: pad on the left, add special tokens, pass all inputs to the model."""
     tokenizer = AutoTokenizer.from_pretrained(scalar, trust_remote_code=False, revision=None)
     tokenizer.padding_side = "left"
     model = AutoModelForSequenceClassification.from_pretrained(scalar, dtype=torch.float32, trust_remote_code=False)
@@ -105,7 +103,7 @@ def rewardbenchs_scores(scalar: Path, texts: list[str]) -> list[float]:
     return [score for (score,) in logits.tolist()]
 
 
-def test_rewardbench_gets_the_overall_logits(scorer: Scorer, scalar: Path) -> None:
+def test_rewardbenchs_calls_give_the_overall_logits(scorer: Scorer, scalar: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(scalar)
     texts = [tokenizer.apply_chat_template([*QUESTION, answer(text)], tokenize=False) for text in ANSWERS]
     assert rewardbenchs_scores(scalar, texts) == pytest.approx(overall(scorer, ANSWERS), abs=1e-4)

@@ -1,4 +1,4 @@
-"""The scorer's server against requests that nobody thought of: made from its own description, and not even that."""
+"""Fuzz tests of the scoring server: requests generated from its OpenAPI description, and broken JSON."""
 
 import json
 import subprocess
@@ -16,16 +16,16 @@ from reward_toys import reward_model
 
 from metaalign_rl.core.net import listen
 from reward import Scorer
-from reward.serving.app import Serving, create_app
+from reward.serving.app import ServingConfig, create_app
 
 TOKEN = {"Authorization": "Bearer secret"}
 
 
 @contextmanager
 def served(scorer: Scorer, **limits: int) -> Iterator[str]:
-    """A real server with a token, in a thread; its address."""
+    """A real server with a token, in a thread. Yields its address."""
     socket = listen("127.0.0.1", 0)
-    app = create_app(scorer, Serving("toy", token="secret", **limits))
+    app = create_app(scorer, ServingConfig("toy", token="secret", **limits))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
@@ -46,31 +46,31 @@ def url(scorer: Scorer) -> Iterator[str]:
 
 
 def fuzz(url: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Send what schemathesis makes of the description, and check every answer against it."""
+    """Send requests that schemathesis generates from the description, and check each reply against it."""
     command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run", f"{url}/openapi.json"]
-    # A well-formed request may still be too long for the model, or end with the wrong speaker: no schema says that.
+    # A well-formed request may be too long for the model, or end with the wrong role. No schema can express that.
     given = ["--generation-deterministic", "--continue-on-failure", "--exclude-checks", "positive_data_acceptance"]
     token = ["--header", "Authorization: Bearer secret"]
     return subprocess.run([*command, *given, *token, *words], cwd=folder, capture_output=True, text=True)
 
 
 def answered(url: str, path: str, status: int) -> int:
-    """How many requests the server has answered so."""
+    """The number of requests to the path that the server has answered with the status."""
     page = httpx.get(f"{url}/metrics", headers=TOKEN).text
     line = f'metaalign_reward_requests_total{{path="{path}",status="{status}"}} '
     return sum(int(float(found.removeprefix(line))) for found in page.splitlines() if found.startswith(line))
 
 
-def test_every_answer_to_a_made_request_is_as_described_and_none_is_a_fault(url: str, tmp_path: Path) -> None:
+def test_every_reply_to_a_generated_request_fits_the_description(url: str, tmp_path: Path) -> None:
     done = fuzz(url, tmp_path, "--max-examples", "60")
     assert done.returncode == 0, done.stdout
     for path in ("/score", "/get_reward", "/classify"):
-        assert answered(url, path, 200) > 5, f"{path}: no request got as far as the scorer"
+        assert answered(url, path, 200) > 5, f"{path}: no request reached the scorer"
         assert answered(url, path, 422) > 20
         assert answered(url, path, 401) > 0
 
 
-def test_a_fault_would_be_found(tmp_path: Path) -> None:
+def test_the_fuzz_test_would_find_a_server_error(tmp_path: Path) -> None:
     scorer = Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32")
     scorer.logits = lambda *_, **__: 1 / 0  # type: ignore[assignment, method-assign]
     with served(scorer) as url:
@@ -79,7 +79,7 @@ def test_a_fault_would_be_found(tmp_path: Path) -> None:
     assert "Server error" in done.stdout
 
 
-def test_the_examples_of_the_description_are_answered(url: str) -> None:
+def test_the_examples_of_the_description_get_scores(url: str) -> None:
     description = httpx.get(f"{url}/openapi.json").json()
     for path in ("/score", "/get_reward", "/classify"):
         body = description["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
@@ -88,7 +88,7 @@ def test_the_examples_of_the_description_are_answered(url: str) -> None:
             assert httpx.post(url + path, json=example, headers=TOKEN).status_code == 200
 
 
-# What schemathesis does not say: JSON that Python reads and that UTF-8, or JSON itself, cannot write.
+# Requests that schemathesis does not generate: JSON that Python reads, but that UTF-8 or JSON cannot express.
 
 
 def with_field(field: str) -> str:
@@ -122,7 +122,7 @@ def labelled(label: str) -> str:
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_json_that_is_no_text_is_refused(url: str, path: str, body: Any) -> None:
+def test_malformed_json_and_broken_characters_are_refused(url: str, path: str, body: Any) -> None:
     response = httpx.post(url + path, content=body, headers={**TOKEN, "Content-Type": "application/json"})
     assert response.status_code in (400, 422), response.text
     assert response.json()["detail"]
@@ -139,7 +139,7 @@ def test_json_that_is_no_text_is_refused(url: str, path: str, body: Any) -> None
     ],
     ids=["rows", "fields", "fields of a row", "queries", "inputs"],
 )
-def test_many_faults_do_not_make_a_long_answer(url: str, path: str, body: str) -> None:
+def test_a_request_with_many_errors_gets_a_short_reply(url: str, path: str, body: str) -> None:
     response = httpx.post(url + path, content=body, headers={**TOKEN, "Content-Type": "application/json"})
     assert response.status_code in (413, 422)
     assert len(response.content) < 2000

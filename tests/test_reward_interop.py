@@ -1,4 +1,4 @@
-"""The reward model in other trainers: their own code loads it, or asks it, and gets the scorer's numbers."""
+"""The reward model in other trainers: their own code loads or calls it, and gets the scorer's numbers."""
 
 import asyncio
 import json
@@ -22,8 +22,8 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MetaPrompt
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 from reward import Scorer, combine, export_scalar
+from reward.plugins import environment
 from reward.plugins import openrlhf as openrlhf_plugin
-from reward.plugins import rows as plugin_rows
 from reward.plugins import verl as verl_plugin
 from reward.plugins.trl import make_reward_func
 
@@ -36,16 +36,16 @@ def scorer() -> Scorer:
 
 
 @pytest.fixture
-def named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reward model is named where plugins look for it."""
+def environment_names_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the environment variables from which plugins take the reward model."""
     monkeypatch.setenv("METAALIGN_REWARD_MODEL", str(reward_model()))
     monkeypatch.setenv("METAALIGN_REWARD_DTYPE", "float32")
     monkeypatch.delenv("METAALIGN_REWARD_URL", raising=False)
-    plugin_rows.scorer_of_environment.cache_clear()
+    environment.scorer_from_environment.cache_clear()
 
 
 def label_of(row: Row) -> str:
-    """What a data set's label column holds: the row without an answer."""
+    """The row without an answer, as in a data set's label column."""
     return json.dumps({name: value for name, value in row.to_json().items() if name != "response"})
 
 
@@ -61,7 +61,7 @@ def expected(scorer: Scorer, row: Row) -> float:
 
 
 class OneAnswer:
-    """Stands for OpenRLHF's vLLM engine, which needs no part in how the reward is fetched."""
+    """Replaces OpenRLHF's vLLM engine, which is not needed to get a reward."""
 
     def __init__(self, tokens: list[int]) -> None:
         self._output = SimpleNamespace(token_ids=tokens, finish_reason="stop", logprobs=None)
@@ -71,7 +71,7 @@ class OneAnswer:
 
 
 def openrlhfs_reward(scorer: Scorer, endpoint: str) -> dict[str, Any]:
-    """What OpenRLHF's own executor gets for the row's answer, ended by the end token."""
+    """The output of OpenRLHF's own executor for the row's answer, followed by the end token."""
     executor = openrlhf_module("utils.agent").SingleTurnAgentExecutor(endpoint)
     tokenizer = scorer.tokenizer
     answer = tokenizer.encode(f"{ROW.response}<eos>", add_special_tokens=False)
@@ -83,7 +83,7 @@ def openrlhfs_reward(scorer: Scorer, endpoint: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """A real server with a token, which OpenRLHF can only send as a part of the URL."""
+    """A real server with a token. OpenRLHF can send the token only as a part of the URL."""
     port = free_port()
     words = ["serve", "--model", str(reward_model()), "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     command = [sys.executable, "-c", "import sys; from reward.cli import main; sys.exit(main())", *words]
@@ -95,23 +95,23 @@ def server() -> Iterator[str]:
         process.kill()
 
 
-def test_openrlhf_fetches_rewards_from_the_server(scorer: Scorer, server: str) -> None:
+def test_openrlhf_gets_rewards_from_the_server(scorer: Scorer, server: str) -> None:
     output = openrlhfs_reward(scorer, f"{server}/get_reward")
     assert output["reward"] == output["scores"] == [pytest.approx(expected(scorer, ROW), abs=1e-5)]
     assert set(output["extra_logs"]) == set(LABELS)
 
 
-def test_openrlhf_calls_the_reward_function_in_our_file(scorer: Scorer, named: None) -> None:
+def test_openrlhf_calls_the_reward_function_in_our_file(scorer: Scorer, environment_names_model: None) -> None:
     assert openrlhf_plugin.__file__ is not None
     output = openrlhfs_reward(scorer, openrlhf_plugin.__file__)
     assert output["reward"].tolist() == [pytest.approx(expected(scorer, ROW), abs=1e-5)]
     assert set(output["extra_logs"]) == set(LABELS)
 
 
-def test_openrlhfs_loader_reads_the_scalar_export(
+def test_openrlhfs_loader_loads_the_scalar_export(
     scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It packs samples with flash-attn, which a CPU does not have; the loader imports it and does not use it here.
+    # The loader imports flash-attn to pack samples. A CPU does not have it, and it is not used here.
     packing = ModuleType("ring_attn_utils")
     packing.gather_and_pad_tensor = packing.unpad_and_slice_tensor = None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "_openrlhf_models.ring_attn_utils", packing)
@@ -121,7 +121,7 @@ def test_openrlhfs_loader_reads_the_scalar_export(
     ids = torch.tensor([scorer.encode(ROW, "row")])
     with torch.no_grad():
         (reward,) = model(ids, torch.ones_like(ids)).tolist()
-    rounded = Scorer.from_pretrained(reward_model(), device="cpu", dtype="bfloat16")  # as it rounds the weights
+    rounded = Scorer.from_pretrained(reward_model(), device="cpu", dtype="bfloat16")  # rounds the weights too
     rounded.model.float()
     assert reward == pytest.approx(rounded.score([ROW])[0].overall, abs=1e-4)
 
@@ -129,14 +129,14 @@ def test_openrlhfs_loader_reads_the_scalar_export(
 # TRL.
 
 
-def test_trls_grpo_trains_against_the_reward_function(scorer: Scorer, tmp_path: Path) -> None:
+def test_trls_grpo_trains_with_the_reward_function(scorer: Scorer, tmp_path: Path) -> None:
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
-    seen: list[float] = []
+    rewards: list[float] = []
     reward_func = make_reward_func(scorer)
 
     def watched(**columns: Any) -> list[float]:
-        seen.extend(rewards := reward_func(**columns))
-        return rewards
+        rewards.extend(found := reward_func(**columns))
+        return found
 
     data = datasets.Dataset.from_list([{"prompt": rendered(scorer, ROW), "row": label_of(ROW)}] * 4)
     config = trl.GRPOConfig(
@@ -148,65 +148,65 @@ def test_trls_grpo_trains_against_the_reward_function(scorer: Scorer, tmp_path: 
 
     policy, tokenizer = (auto.from_pretrained(language_model()) for auto in (AutoModelForCausalLM, AutoTokenizer))
     trl.GRPOTrainer(policy, watched, args=config, train_dataset=data, processing_class=tokenizer).train()
-    assert len(seen) == 4
-    assert all(0 <= reward <= 1 for reward in seen)
+    assert len(rewards) == 4
+    assert all(0 <= reward <= 1 for reward in rewards)
 
 
-def test_trl_may_give_messages_and_rows_as_objects(scorer: Scorer) -> None:
+def test_trls_completions_and_rows_may_be_objects(scorer: Scorer) -> None:
     reward_func = make_reward_func(scorer)
     completion = [{"role": "assistant", "content": "red it is"}]
     found = reward_func(completions=[completion, "red it is"], row=[ROW.to_json(), label_of(ROW)], prompts=["", ""])
     assert found == [pytest.approx(expected(scorer, ROW), abs=1e-5)] * 2
 
 
-# verl: the calls of its reward loop (0.9.1), which wants another transformers than ours and so is not installed here.
+# verl 0.9.1 needs another version of transformers, so it is not installed here. These are the calls of its reward loop.
 
 
-def verls_call(answer: str) -> dict[str, float]:
+def call_as_verl(answer: str) -> dict[str, float]:
     return verl_plugin.compute_score(
         data_source="metaalign", solution_str=answer, ground_truth=label_of(ROW), extra_info={"num_turns": None},
         reward_router_address="127.0.0.1:1", reward_model_tokenizer=None,
     )  # fmt: skip
 
 
-def test_verls_contract_gets_a_score_and_those_of_the_labels(scorer: Scorer, named: None) -> None:
-    found = verls_call(" red it is")
+def test_verl_gets_a_score_and_the_labels_probabilities(scorer: Scorer, environment_names_model: None) -> None:
+    found = call_as_verl(" red it is")
     assert found["score"] == pytest.approx(expected(scorer, ROW), abs=1e-5)
     assert set(found) == {"score", *LABELS}
 
 
-def test_verls_many_threads_load_the_model_once(named: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, loaded = Scorer.from_pretrained, []
+def test_verls_threads_load_the_model_once(environment_names_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, paths = Scorer.from_pretrained, []
 
     def slowly(path: str, dtype: str | None) -> Scorer:
-        loaded.append(path)
+        paths.append(path)
         time.sleep(0.1)
         return load(path, dtype=dtype)
 
     monkeypatch.setattr(Scorer, "from_pretrained", slowly)
     answers = ["red", "blue it is"] * 8
     with ThreadPoolExecutor(16) as pool:
-        found = [one["score"] for one in pool.map(verls_call, answers)]
-    assert len(loaded) == 1
+        found = [one["score"] for one in pool.map(call_as_verl, answers)]
+    assert len(paths) == 1
     assert found == pytest.approx(found[:2] * 8, abs=1e-6)
 
 
-# What goes wrong.
+# Errors.
 
 
-def test_a_label_that_is_no_row_is_named(named: None) -> None:
+def test_an_error_names_a_label_that_is_not_a_row(environment_names_model: None) -> None:
     with pytest.raises(UserError, match=r"labels\[0\]: expected the row as a JSON object, found 'gold'"):
         openrlhf_plugin.reward_func(["pa"], ["p"], ["gold"])
     with pytest.raises(UserError, match="ground_truth of math: expected the row"):
         verl_plugin.compute_score("math", "4", "4")
 
 
-def test_without_a_reward_model_the_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("METAALIGN_REWARD_MODEL", "METAALIGN_REWARD_URL"):
         monkeypatch.delenv(name, raising=False)
-    plugin_rows.scorer_of_environment.cache_clear()
+    environment.scorer_from_environment.cache_clear()
     with pytest.raises(UserError, match="set METAALIGN_REWARD_MODEL"):
         verl_plugin.compute_score("x", "y", label_of(ROW))
     monkeypatch.setenv("METAALIGN_REWARD_MODE", "tiers")
     with pytest.raises(UserError, match="did you mean 'tier'"):
-        plugin_rows.mode_of_environment()
+        environment.mode_from_environment()

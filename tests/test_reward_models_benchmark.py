@@ -1,4 +1,4 @@
-"""Does scoring by tier pay? How the benchmark measures it, and what its tables say."""
+"""The benchmark of the reward model and its controls, and its tables."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def drawn(*goods: int) -> list[JudgedResponse]:
     ]
 
 
-def test_drawn_pairs_are_counted_where_a_prompt_has_good_and_bad_answers() -> None:
+def test_pair_accuracy_counts_prompts_with_good_and_bad_answers() -> None:
     assert BEST_OF == 8
     falling, even = [-float(i) for i in range(8)], [0.0] * 8
     assert pair_accuracy(drawn(3), falling) == 1
@@ -32,7 +32,7 @@ def test_drawn_pairs_are_counted_where_a_prompt_has_good_and_bad_answers() -> No
     assert pair_accuracy(drawn(3, 4, 8, 0), [*falling, *even, *even, *even]) == 0.5
 
 
-def test_the_best_of_what_was_drawn_is_the_one_with_the_highest_value() -> None:
+def test_best_of_takes_the_answer_with_the_highest_value() -> None:
     answers = drawn(*[1] * len(RELATIONS))
     first = [1.0] + [0.0] * 7
     assert set(best_of(answers, first * len(RELATIONS)).values()) == {1.0}
@@ -54,12 +54,13 @@ def results(**means: float) -> dict[str, Any]:
 
 def test_each_mode_is_set_beside_the_scalar_model() -> None:
     said = list(verdicts(results(overall=0.9, tier=0.505, composed=0.1, scalar=0.5)["judges"]))
-    assert said[0].startswith(
-        f"- `overall`: ahead on {len(COMPARED)} of {len(COMPARED)} figures, behind on 0. ahead on acc"
+    count = len(COMPARED)
+    assert said[0] == "| compared with `scalar` | `overall` | `tier` | `composed` |"
+    assert said[2] == (
+        "| accuracy | ahead (+0.400) | ahead in every seed (+0.005; +0.005 to +0.005) | **behind** (-0.400) |"
     )
-    assert said[1].startswith(f"- `tier`: ahead on {len(COMPARED)} of")  # in every seed, by a little
-    assert "ahead in every seed on accuracy (+0.005; +0.005 to +0.005), though the ranges overlap" in said[1]
-    assert f"behind on {len(COMPARED)}. **behind** on accuracy (-0.400)" in said[2]
+    assert said[-2] == f"| ahead on | {count} of {count} | {count} of {count} | 0 of {count} |"
+    assert said[-1] == f"| behind on | 0 of {count} | 0 of {count} | {count} of {count} |"
 
 
 def test_the_tables_go_between_the_pages_marks_and_the_rest_stays(tmp_path: Path) -> None:
@@ -71,8 +72,9 @@ def test_the_tables_go_between_the_pages_marks_and_the_rest_stays(tmp_path: Path
     assert text.startswith("# Title\n")
     assert text.endswith(f"{END}\n\nMore.\n")
     assert "Not measured yet" not in text
-    assert text.count(BEGIN) == text.count("Does scoring by tier pay?") == 1
-    assert "| `scalar` | one score, trained on the label overall alone | 0.500 (0.490–0.510) |" in text
+    assert text.count(BEGIN) == text.count("Does scoring by tier help?") == 1
+    assert f"| `scalar` | {JUDGES['scalar']} |" in text
+    assert "| `scalar` | 0.500 (0.490–0.510) | 0.500 (0.490–0.510) |" in text
     assert "seeds 0 1" in text
 
 
@@ -82,8 +84,8 @@ def test_a_judge_without_figures_of_a_table_has_no_line_in_it() -> None:
         for figure in DRAWN:
             del seed[figure]
     text = block(found)
-    assert text.count("| `gold` |") == 1
-    assert text.count("| `tier` |") == 2
+    assert text.count("\n| `gold` |") == 4  # what it is, and the three tables of the pairs
+    assert text.count("\n| `tier` |") == 5
 
 
 def test_the_page_of_the_documentation_has_the_marks(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Packs: many texts in one row of tokens, and the same scores."""
+"""Packs: many texts in one sequence of tokens, with the same scores as each text alone."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -11,7 +11,7 @@ from reward_toys import make_row, make_tokenizer, reward_model
 from transformers import AutoModelForSequenceClassification, GemmaConfig, MiniMaxConfig, MistralConfig, Qwen3Config
 
 from reward import Scorer
-from reward.inference.decoder import reads_packs
+from reward.inference.packed_forward import supports_packing
 from reward.inference.packing import pack_texts
 from reward.inference.prefixes import group_by_prefix
 
@@ -29,19 +29,19 @@ def scorer() -> Scorer:
 
 
 @given(TEXTS, st.integers(1, 60))
-def test_a_pack_holds_every_text_once_and_no_more_tokens_than_it_may(texts: list[list[int]], most: int) -> None:
-    packs = list(pack_texts(group_by_prefix(texts), texts, most))
+def test_packs_hold_every_text_once_within_the_token_limit(texts: list[list[int]], limit: int) -> None:
+    packs = list(pack_texts(group_by_prefix(texts), texts, limit))
     assert sorted(index for pack in packs for index in pack.texts) == list(range(len(texts)))
     for pack in packs:
-        assert len(pack.tokens) <= most or len(pack.texts) == 1
+        assert len(pack.tokens) <= limit or len(pack.texts) == 1
         for index, last in zip(pack.texts, pack.last, strict=True):
             assert (pack.tokens[last], pack.positions[last]) == (texts[index][-1], len(texts[index]) - 1)
 
 
 @given(TEXTS)
-def test_a_token_sees_its_own_text_up_to_itself_and_nothing_else(texts: list[list[int]]) -> None:
+def test_a_token_attends_only_to_its_own_text_up_to_itself(texts: list[list[int]]) -> None:
     for pack in pack_texts(group_by_prefix(texts), texts, 40):
-        seen = {}
+        attended = {}
         for part in [*pack.attentions, *pack.last_attentions]:
             places = [place for span in part.keys for place in range(span.start, span.stop)]
             queries = part.queries if isinstance(part.queries, list) else range(part.queries.start, part.queries.stop)
@@ -49,14 +49,14 @@ def test_a_token_sees_its_own_text_up_to_itself_and_nothing_else(texts: list[lis
                 looks = (
                     places if part.mask is None else [p for p, m in zip(places, part.mask[row], strict=True) if m == 0]
                 )
-                seen[query] = looks[: row + 1] if part.causal else looks
-        assert set(seen) == set(range(len(pack.tokens)))
+                attended[query] = looks[: row + 1] if part.causal else looks
+        assert set(attended) == set(range(len(pack.tokens)))
         for index, last in zip(pack.texts, pack.last, strict=True):
-            assert [pack.tokens[place] for place in seen[last]] == texts[index]
-            assert [pack.positions[place] for place in seen[last]] == list(range(len(texts[index])))
+            assert [pack.tokens[place] for place in attended[last]] == texts[index]
+            assert [pack.positions[place] for place in attended[last]] == list(range(len(texts[index])))
 
 
-def test_what_texts_share_stands_in_a_pack_once() -> None:
+def test_a_pack_holds_a_shared_prefix_once() -> None:
     prompt = list(range(50))
     texts = [[*prompt, 100 + number] for number in range(4)]
     [pack] = pack_texts(group_by_prefix(texts), texts, 1000)
@@ -64,7 +64,7 @@ def test_what_texts_share_stands_in_a_pack_once() -> None:
     assert pack.positions == [*range(50), 50, 50, 50, 50]
 
 
-def test_texts_score_in_packs_as_they_do_alone(scorer: Scorer) -> None:
+def test_packed_texts_score_the_same_as_alone(scorer: Scorer) -> None:
     texts = [scorer.encode(row, "row") for row in ROWS]
     with torch.inference_mode():
         alone = torch.cat([scorer.model(torch.tensor([text])).logits for text in texts])
@@ -77,12 +77,15 @@ def test_texts_score_in_packs_as_they_do_alone(scorer: Scorer) -> None:
     [
         (Qwen3Config(num_key_value_heads=1, head_dim=16), True),
         (GemmaConfig(num_key_value_heads=2, head_dim=16), True),
-        (MistralConfig(num_key_value_heads=2, sliding_window=8), False),  # a token does not see all before it
-        (MiniMaxConfig(num_key_value_heads=2, head_dim=16), False),  # some layers carry a state on
+        (
+            MistralConfig(num_key_value_heads=2, sliding_window=8),
+            False,
+        ),  # attends to a window only
+        (MiniMaxConfig(num_key_value_heads=2, head_dim=16), False),  # some layers are recurrent
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_other_decoders_read_packs_where_they_see_all_earlier_tokens(config: object, packs: bool) -> None:
+def test_only_decoders_with_full_attention_support_packing(config: object, packs: bool) -> None:
     tokenizer = make_tokenizer()
     config.update(
         {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -91,24 +94,24 @@ def test_other_decoders_read_packs_where_they_see_all_earlier_tokens(config: obj
     )  # fmt: skip
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa").eval()
-    assert reads_packs(model) is packs
+    assert supports_packing(model) is packs
     scorer = Scorer(model, tokenizer)
     texts = [scorer.encode(row, "row") for row in ROWS]
     with torch.inference_mode():
         alone = torch.cat([model(torch.tensor([text])).logits for text in texts])
     assert torch.allclose(scorer.logits(texts), alone, atol=1e-4)
-    assert model.config._attn_implementation == "sdpa"  # its own again
+    assert model.config._attn_implementation == "sdpa"  # restored
 
 
-def test_a_score_in_bfloat16_is_near(scorer: Scorer) -> None:
-    near = Scorer.from_pretrained(reward_model(), device="cpu", dtype="bfloat16")
+def test_scores_in_bfloat16_are_close_to_float32(scorer: Scorer) -> None:
+    narrow = Scorer.from_pretrained(reward_model(), device="cpu", dtype="bfloat16")
     texts = [scorer.encode(row, "row") for row in ROWS]
     logits = scorer.logits(texts)
-    moved = (near.logits(texts) - logits).abs().max()
-    assert 0 < moved < 0.03 * logits.abs().max()
+    difference = (narrow.logits(texts) - logits).abs().max()
+    assert 0 < difference < 0.03 * logits.abs().max()
 
 
-def test_threads_that_share_a_scorer_get_their_own_scores(scorer: Scorer) -> None:
+def test_threads_can_share_a_scorer(scorer: Scorer) -> None:
     expected = [scorer.score([row])[0].overall for row in ROWS]
     with ThreadPoolExecutor(3) as threads:
         for _ in range(5):

@@ -1,4 +1,4 @@
-"""The reward model trained by two ranks of DeepSpeed, in real processes on the CPU, against the same by one."""
+"""Training on two ranks, in real processes on the CPU, compared with training on one."""
 
 import json
 import multiprocessing
@@ -24,7 +24,7 @@ from reward import RewardTraining, train
 
 pytestmark = pytest.mark.slow
 
-# 70 rows: the last of five updates has six, which two ranks share in threes of a pass of eight.
+# 70 rows: the last of the five updates per epoch has only six, three for each rank in place of eight.
 CONFIG = RewardTraining(
     learning_rate=1e-3, batch_size=16, epochs=2, max_tokens=128, calibration_share=0.0, log_steps=1,
     margin=0.5, label_smoothing=0.05, checkpoint_steps=4,
@@ -39,7 +39,7 @@ BFLOAT16 = {"bfloat16": (replace(CONFIG, bf16=True, token_weight=1.0), 1)}
 
 
 def run_rank(rank: int, folder: Path, base: Path, names: list[str]) -> None:
-    """One rank of two; its trainings one after the other."""
+    """One of two ranks; it runs the trainings one after the other."""
     torch.set_num_threads(1)
     trainer = RewardTrainerActor("whole", rank, 2, f"file://{folder}/ranks")
     for name in names:
@@ -51,7 +51,7 @@ def run_rank(rank: int, folder: Path, base: Path, names: list[str]) -> None:
 def start_ranks(folder: Path, names: list[str]) -> list[Any]:
     (folder / "ranks").unlink(missing_ok=True)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["deepspeed", "reward.training.train"])  # seconds of imports, once
+    processes.set_forkserver_preload(["deepspeed", "reward.training.train"])  # imports that take seconds, done once
     ranks = [processes.Process(target=run_rank, args=(rank, folder, language_model(), names)) for rank in (0, 1)]
     for process in ranks:
         process.start()
@@ -66,7 +66,7 @@ def join(ranks: list[Any]) -> list[int | None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two ranks have done all trainings."""
+    """A folder in which two ranks have done all trainings."""
     folder = tmp_path_factory.mktemp("ranks")
     write_jsonl(folder / "pairs.jsonl", [row.to_json() for row in ROWS])
     assert join(start_ranks(folder, [*TRAININGS, *BFLOAT16])) == [0, 0]
@@ -74,19 +74,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_two_ranks_make_the_updates_of_one(folder: Path, tmp_path: Path, name: str) -> None:
+def test_two_ranks_make_the_same_updates_as_one(folder: Path, tmp_path: Path, name: str) -> None:
     one = train(TRAININGS[name][0], ROWS, None, language_model(), tmp_path / "one")
     two = json.loads((folder / name / "training.json").read_text())
     assert two["steps"] == one["steps"] == 10
-    for found, wanted in zip(two["log"], one["log"], strict=True):
-        for figure in {"loss", "bt", "bce", "accuracy", "learning_rate"} & wanted.keys():
-            assert found[figure] == pytest.approx(wanted[figure], rel=1e-3, abs=1e-6), figure
+    for found, expected in zip(two["log"], one["log"], strict=True):
+        for metric in {"loss", "bt", "bce", "accuracy", "learning_rate"} & expected.keys():
+            assert found[metric] == pytest.approx(expected[metric], rel=1e-3, abs=1e-6), metric
     weights = [load_file(path / "model.safetensors") for path in (folder / name, tmp_path / "one")]
     torch.testing.assert_close(*weights, atol=2e-5, rtol=0)
     assert not (folder / f"{name}.checkpoints").exists()
 
 
-def test_bfloat16_is_for_computing_and_leaves_the_weights_in_float32(folder: Path, tmp_path: Path) -> None:
+def test_bf16_computes_in_bfloat16_and_keeps_the_weights_in_float32(folder: Path, tmp_path: Path) -> None:
     one = train(BFLOAT16["bfloat16"][0], ROWS, None, language_model(), tmp_path / "one")["log"][0]["bce"]
     two, exact = (
         json.loads((folder / name / "training.json").read_text())["log"][0]["bce"] for name in ("bfloat16", "passes")
@@ -97,7 +97,7 @@ def test_bfloat16_is_for_computing_and_leaves_the_weights_in_float32(folder: Pat
 
 
 def test_torchrun_trains_on_several_devices_without_deepspeed(folder: Path, tmp_path: Path) -> None:
-    program = tmp_path / "metaalign_reward.py"  # what pip installs as metaalign-reward
+    program = tmp_path / "metaalign_reward.py"  # the same as the script metaalign-reward that pip installs
     program.write_text("import sys; from reward.cli import main; sys.exit(main())")
     flags = ["--learning-rate", "1e-3", "--batch-size", "16", "--max-tokens", "128", "--calibration-share", "0"]
     pairs = folder / "pairs.jsonl"
@@ -113,7 +113,7 @@ def test_torchrun_trains_on_several_devices_without_deepspeed(folder: Path, tmp_
 
 
 @pytest.mark.parametrize("name", ["passes", "lora"])
-def test_ranks_that_are_killed_go_on_together(folder: Path, tmp_path: Path, name: str) -> None:
+def test_killed_ranks_resume_together(folder: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "pairs.jsonl").write_bytes((folder / "pairs.jsonl").read_bytes())
     ranks = start_ranks(tmp_path, [name])
     first = tmp_path / f"{name}.checkpoints" / "checkpoint-4" / "trainer_state.json"
@@ -128,8 +128,8 @@ def test_ranks_that_are_killed_go_on_together(folder: Path, tmp_path: Path, name
     torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
 
 
-def test_rows_that_do_not_divide_among_the_devices_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_batch_that_does_not_divide_among_the_devices_is_an_error(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(UserError, match="batch_size: 16 rows do not divide .* on 3 devices; choose a multiple of 3"):
+    with pytest.raises(UserError, match="batch_size: expected a multiple of 3, .* on 3 devices, found 16"):
         train(CONFIG, ROWS, None, language_model(), tmp_path / "reward")

@@ -1,4 +1,4 @@
-"""One answer's score, and how its labels become one probability."""
+"""The score of one answer, and how its labels combine into one probability."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 
-def test_the_package_offers_its_names_and_no_others():
+def test_the_package_has_its_public_names_and_no_others():
     import reward
 
     assert all(hasattr(reward, name) for name in reward.__all__)
@@ -54,14 +54,14 @@ def test_mode_overall_is_the_overall_probability():
     assert combine(P, make_row(tier="user"), "overall") == pytest.approx(0.3)
 
 
-def test_mode_composed_counts_a_lower_tier_as_far_as_the_higher_ones_are_satisfied():
+def test_mode_composed_weights_a_lower_tier_by_the_higher_ones():
     both = make_row(system_info="a", user_info="b")
     assert combine(P, both, "composed") == pytest.approx(0.9 * 0.8 * (1 - 0.5 * 0.8 * (1 - 0.5)))
     assert combine(P, make_row(user_info="b"), "composed") == pytest.approx(0.9 * 0.5)
     assert combine(P, make_row(), "composed") == pytest.approx(0.9)
 
 
-def test_mode_composed_settles_a_conflict_by_priority():
+def test_mode_composed_decides_a_conflict_by_priority():
     row = make_row(relation="conflict", system_info="red", user_info="blue")
     obeys_system = {"system": 0.95, "user": 0.05, "dialog": 0.9}
     obeys_user = {"system": 0.05, "user": 0.95, "dialog": 0.9}
@@ -69,7 +69,7 @@ def test_mode_composed_settles_a_conflict_by_priority():
 
 
 @given(probabilities, rows, st.sampled_from(MODES))
-def test_a_combination_is_a_probability(p, row, mode):
+def test_the_combination_is_a_probability(p, row, mode):
     assert 0 <= combine(p, row, mode) <= 1
 
 
@@ -80,13 +80,13 @@ def test_a_combination_is_a_probability(p, row, mode):
     st.sampled_from(["system", "user", "dialog", "overall"]),
     probability,
 )
-def test_no_label_can_rise_and_lower_the_combination(p, row, mode, label, higher):
+def test_a_higher_probability_of_a_label_never_lowers_the_combination(p, row, mode, label, higher):
     raised = {**p, label: max(p[label], higher)}
     assert combine(raised, row, mode) >= combine(p, row, mode) - 1e-12
 
 
 @given(st.floats(-30, 30), st.floats(-30, 30), rows, st.sampled_from(MODES))
-def test_a_score_and_its_probabilities_combine_alike(one, other, row, mode):
+def test_a_score_and_its_probabilities_combine_to_the_same_value(one, other, row, mode):
     score = Score(overall=one, tiers={"system": other, "user": one, "dialog": other})
     assert combine(score, row, mode) == pytest.approx(combine(score.probabilities, row, mode), abs=1e-9)
 
@@ -99,6 +99,7 @@ def test_logarithms_still_rank_answers_whose_probabilities_round_to_one():
         assert log_combine(good, row, mode) < log_combine(better, row, mode)
 
 
-def test_an_unknown_mode_names_the_known_ones():
-    with pytest.raises(UserError, match="expected one of tier, overall, composed; did you mean 'overall'"):
+def test_an_unknown_mode_is_an_error_that_names_the_known_ones():
+    message = "mode: expected one of tier, overall, composed, found 'overal'; did you mean 'overall'"
+    with pytest.raises(UserError, match=message):
         combine(P, make_row(), "overal")

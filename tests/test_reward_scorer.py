@@ -1,4 +1,4 @@
-"""Scoring with a saved model: the same numbers in any order, batch, folder and library."""
+"""Scoring with a saved model gives the same numbers in any order, batch, folder and library."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def logits(scores):
     return [list(score.logits.values()) for score in scores]
 
 
-def test_a_row_scores_the_same_alone_in_a_batch_and_in_another_order(scorer):
+def test_a_row_scores_the_same_alone_in_a_batch_and_in_reverse_order(scorer):
     together = logits(scorer.score(ROWS))
     alone = [logits(scorer.score([row]))[0] for row in ROWS]
     backwards = logits(scorer.score(ROWS[::-1], batch_tokens=100))[::-1]
@@ -56,7 +56,7 @@ def test_a_row_scores_the_same_alone_in_a_batch_and_in_another_order(scorer):
         assert one == pytest.approx(three, abs=1e-5)
 
 
-def test_every_part_of_a_row_moves_its_score(scorer):
+def test_every_part_of_a_row_changes_its_score(scorer):
     row = make_row(system_info="say red", user_info="say blue", response="red")
     plain = scorer.score([row])[0].overall
     for change in ({"system_info": "say blue"}, {"user_info": "say red"}, {"response": "blue"}):
@@ -68,14 +68,14 @@ def test_no_rows_give_no_scores(scorer):
     assert scorer.score([]) == []
 
 
-def test_batches_hold_every_text_once_within_the_budget():
+def test_batches_hold_every_text_once_within_the_token_limit():
     lengths = [5, 90, 7, 40, 200, 41, 6]
     batches = list(batches_by_length(lengths, 100))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(len(b) * max(lengths[i] for i in b) <= 100 or len(b) == 1 for b in batches)
 
 
-def test_a_long_dialog_loses_its_left_end_and_no_tier(scorer):
+def test_a_long_dialog_loses_its_start_and_no_tier(scorer):
     long = make_row(
         system_info="say red",
         messages=[{"role": "user", "content": "stone " * 500 + "now"}],
@@ -87,7 +87,7 @@ def test_a_long_dialog_loses_its_left_end_and_no_tier(scorer):
     assert tokens[-5:] == ["▁now", "<Assistant>", "▁red", "▁please", "<eos>"]
 
 
-def test_tiers_that_do_not_fit_name_the_row(scorer):
+def test_an_error_names_a_row_whose_tiers_do_not_fit(scorer):
     with pytest.raises(UserError, match=r"rows\[1\].*max_tokens=128"):
         scorer.score([ROWS[0], {**ROWS[0], "system_info": "stone " * 200}])
 
@@ -101,16 +101,16 @@ def test_tiers_that_do_not_fit_name_the_row(scorer):
         ({"userinfo": "loud"}, r"rows\[1\]: unknown field 'userinfo'; did you mean 'user_info'"),
     ],
 )
-def test_a_bad_row_is_an_error_with_its_index_and_field(scorer, change, message):
+def test_an_error_names_the_index_and_field_of_a_malformed_row(scorer, change, message):
     with pytest.raises(UserError, match=message):
         scorer.score([ROWS[0], {**ROWS[0], **change}])
 
 
-def test_a_saved_scorer_scores_the_same_when_it_is_loaded_again(scorer, tmp_path):
+def test_saving_and_loading_keeps_the_scores(scorer, tmp_path):
     scorer.model.save_pretrained(tmp_path)
     scorer.tokenizer.save_pretrained(tmp_path)
-    again = Scorer.from_pretrained(tmp_path, device="cpu", dtype="float32")
-    assert logits(again.score(ROWS)) == logits(scorer.score(ROWS))
+    loaded = Scorer.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    assert logits(loaded.score(ROWS)) == logits(scorer.score(ROWS))
 
 
 def test_the_plain_checkpoint_scores_the_same_in_a_transformers_pipeline(scorer):
@@ -126,7 +126,7 @@ def test_the_plain_checkpoint_scores_the_same_in_a_transformers_pipeline(scorer)
         assert {r["label"]: r["score"] for r in by_default} == pytest.approx(score.probabilities, abs=1e-5)
 
 
-def test_the_config_tells_servers_the_labels_and_not_to_softmax_across_them():
+def test_the_config_has_the_labels_and_prevents_a_softmax_across_them():
     config = json.loads((reward_model() / "config.json").read_text())
     assert list(config["id2label"].values()) == list(LABELS)
     assert config["problem_type"] == "multi_label_classification"
@@ -137,16 +137,16 @@ def test_the_config_tells_servers_the_labels_and_not_to_softmax_across_them():
 def test_folded_temperatures_divide_the_logits_of_the_plain_checkpoint(scorer, copied_model):
     from reward.model import fold_temperatures
 
-    warm = Scorer.from_pretrained(copied_model, device="cpu", dtype="float32")
-    fold_temperatures(warm.model, {"system": 2.0, "user": 0.5, "dialog": 1.0, "overall": 4.0})
-    plain, folded = scorer.score(ROWS[:1])[0].logits, warm.score(ROWS[:1])[0].logits
+    calibrated = Scorer.from_pretrained(copied_model, device="cpu", dtype="float32")
+    fold_temperatures(calibrated.model, {"system": 2.0, "user": 0.5, "dialog": 1.0, "overall": 4.0})
+    plain, folded = scorer.score(ROWS[:1])[0].logits, calibrated.score(ROWS[:1])[0].logits
     expected = {"system": 0.5, "user": 2.0, "dialog": 1.0, "overall": 0.25}
     assert folded == pytest.approx({label: plain[label] * factor for label, factor in expected.items()}, rel=1e-4)
-    assert warm.model.config.metaalign["temperature"]["overall"] == 4.0
+    assert calibrated.model.config.metaalign["temperature"]["overall"] == 4.0
 
 
 @pytest.mark.parametrize("pad", [None, "<eos>"])
-def test_a_base_without_a_padding_token_of_its_own_gets_one(tmp_path, pad):
+def test_a_base_without_its_own_padding_token_gets_one(tmp_path, pad):
     from reward.model import build
 
     base = shutil.copytree(language_model(), tmp_path / "base")
@@ -160,7 +160,7 @@ def test_a_base_without_a_padding_token_of_its_own_gets_one(tmp_path, pad):
     assert logits(together)[0] == pytest.approx(logits(alone)[0], abs=1e-5)
 
 
-def test_an_encoder_can_be_the_backbone_and_its_dropout_is_switched_off():
+def test_an_encoder_can_be_the_backbone_and_has_no_dropout():
     from reward.model import build, fold_temperatures
 
     model, tokenizer = build(encoder("Bert"))
@@ -171,7 +171,7 @@ def test_an_encoder_can_be_the_backbone_and_its_dropout_is_switched_off():
     assert scorer.score(ROWS)[0].overall == pytest.approx(before[0].overall / 2, rel=1e-4)
 
 
-def test_export_scalar_gives_overall_as_the_only_label(scorer, tmp_path):
+def test_export_scalar_keeps_only_the_label_overall(scorer, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     export_scalar(reward_model(), tmp_path / "scalar")
@@ -185,27 +185,27 @@ def test_export_scalar_gives_overall_as_the_only_label(scorer, tmp_path):
         export_scalar(reward_model(), tmp_path / "scalar")
 
 
-def test_a_path_that_is_not_there_is_named_and_not_looked_for_on_the_hub(tmp_path):
+def test_a_missing_folder_is_an_error_and_not_a_hub_id(tmp_path):
     for path in (tmp_path / "nothing", "./nothing", "nothing", "tests/nothing", "a/b/c"):
         with pytest.raises(UserError, match=f"{path}: no such folder"):
             Scorer.from_pretrained(path)
 
 
 def test_a_hub_id_is_fetched_without_pickles_or_code(monkeypatch):
-    asked = []
+    calls = []
 
     def fetch(name, allow_patterns):
-        asked.append((name, allow_patterns))
+        calls.append((name, allow_patterns))
         return str(reward_model())
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     Scorer.from_pretrained("some-lab/some-reward-model", device="cpu")
-    name, patterns = asked[0]
+    name, patterns = calls[0]
     assert name == "some-lab/some-reward-model"
     assert not any(pattern.endswith((".bin", ".pt", ".py", ".pkl")) for pattern in patterns)
 
 
-def test_a_hub_id_that_cannot_be_fetched_is_an_error_that_names_it(monkeypatch):
+def test_an_error_names_a_hub_id_that_cannot_be_fetched(monkeypatch):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def fetch(name, allow_patterns):
@@ -218,18 +218,18 @@ def test_a_hub_id_that_cannot_be_fetched_is_an_error_that_names_it(monkeypatch):
 
 def test_weights_that_are_not_safetensors_are_refused(copied_model):
     (copied_model / "model.safetensors").rename(copied_model / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"holds no \*\.safetensors weights"):
+    with pytest.raises(UserError, match=r"expected \*\.safetensors weights, found none"):
         Scorer.from_pretrained(copied_model)
 
 
-def test_broken_weights_are_an_error_that_names_the_folder(copied_model):
+def test_an_error_names_the_folder_of_broken_weights(copied_model):
     (copied_model / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=f"{copied_model}: cannot be loaded"):
         Scorer.from_pretrained(copied_model)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-def test_a_checkpoint_that_brings_its_own_code_is_refused(copied_model, name):
+def test_a_checkpoint_with_its_own_code_is_refused(copied_model, name):
     config = json.loads((copied_model / name).read_text())
     (copied_model / name).write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
     with pytest.raises(UserError, match="auto_map"):
@@ -240,16 +240,16 @@ def test_a_model_for_another_version_of_the_meta_prompt_is_refused(copied_model)
     config = json.loads((copied_model / "config.json").read_text())
     config["metaalign"]["meta_prompt_version"] = 99
     (copied_model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="version 99"):
+    with pytest.raises(UserError, match="found version 99"):
         Scorer.from_pretrained(copied_model)
 
 
-def test_a_language_model_is_no_reward_model():
+def test_a_language_model_is_refused():
     with pytest.raises(UserError, match="not a reward model.*metaalign-reward train"):
         Scorer.from_pretrained(language_model())
 
 
-def test_scores_that_are_not_finite_are_an_error_and_no_score(copied_model):
+def test_scores_that_are_not_finite_are_an_error(copied_model):
     import torch
 
     from reward.model import head
@@ -272,7 +272,7 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
-def test_rows_of_a_data_set_are_scored_by_their_response(scorer):
+def test_a_row_of_a_data_set_is_scored_by_its_response(scorer):
     from dataclasses import replace
 
     row = color_pairs(2)[0]

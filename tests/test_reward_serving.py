@@ -1,4 +1,4 @@
-"""The scorer over HTTP: what it answers, refuses and survives."""
+"""The scorer over HTTP: replies, errors, batching and the client."""
 
 import asyncio
 import json
@@ -21,13 +21,14 @@ from reward_toys import make_row, reward_model
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MetaPrompt
+from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
 from reward import Scorer, combine
-from reward.serving.app import Serving, create_app
-from reward.serving.batcher import Batcher, Busy
+from reward.serving.app import ServingConfig, create_app
+from reward.serving.batcher import Batcher, QueueFull
 from reward.serving.client import RemoteScorer, ScorerUnavailable
-from reward.serving.metrics import PrometheusMetrics
 from reward.serving.server import require_token
+from reward.serving.server_metrics import PrometheusMetrics
 
 ROW = {
     "system_info": "say red",
@@ -45,20 +46,20 @@ def scorer() -> Scorer:
 
 @pytest.fixture(scope="module")
 def client(scorer: Scorer) -> Iterator[TestClient]:
-    with TestClient(create_app(scorer, Serving("toy", max_rows=8, max_bytes=10_000))) as client:
+    with TestClient(create_app(scorer, ServingConfig("toy", max_rows=8, max_bytes=10_000))) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def guarded(scorer: Scorer) -> Iterator[TestClient]:
-    with TestClient(create_app(scorer, Serving("toy", token="secret"))) as client:
+    with TestClient(create_app(scorer, ServingConfig("toy", token="secret"))) as client:
         yield client
 
 
-# What it answers.
+# Replies.
 
 
-def test_rows_get_the_scores_that_the_scorer_gives_them(client: TestClient, scorer: Scorer) -> None:
+def test_the_server_gives_the_scorers_scores(client: TestClient, scorer: Scorer) -> None:
     rows = [ROW, {**ROW, "response": "blue", "id": "second"}]
     reply = client.post("/score", json={"rows": rows}).json()
     for found, score in zip(reply["scores"], scorer.score(rows), strict=True):
@@ -69,12 +70,12 @@ def test_rows_get_the_scores_that_the_scorer_gives_them(client: TestClient, scor
     assert reply["model"] == "toy"
 
 
-def test_one_row_needs_no_list(client: TestClient) -> None:
+def test_a_single_row_needs_no_list(client: TestClient) -> None:
     assert len(client.post("/score", json={"rows": ROW}).json()["scores"]) == 1
     assert client.post("/score", json={"rows": []}).json()["scores"] == []
 
 
-def test_openrlhfs_contract_takes_the_row_from_its_label(client: TestClient, scorer: Scorer) -> None:
+def test_get_reward_reads_the_row_from_its_label(client: TestClient, scorer: Scorer) -> None:
     row = make_row(system_info="say red", tier="system", relation="system_only", response="red")
     prompt = MetaPrompt("say red").render(scorer.tokenizer, row.messages)
     label = json.dumps({name: value for name, value in row.to_json().items() if name != "response"})
@@ -85,7 +86,7 @@ def test_openrlhfs_contract_takes_the_row_from_its_label(client: TestClient, sco
     assert set(reply["extra_logs"]) == set(LABELS)
 
 
-def test_rendered_texts_are_classified_as_vllm_does(client: TestClient, scorer: Scorer) -> None:
+def test_classify_scores_rendered_texts_as_vllm_does(client: TestClient, scorer: Scorer) -> None:
     ids = scorer.encode(ROW, "row")
     text = MetaPrompt("say red", "say blue").render(scorer.tokenizer, ROW["messages"], "red")  # type: ignore[arg-type]
     (score,) = scorer.score([ROW])
@@ -99,7 +100,7 @@ def test_rendered_texts_are_classified_as_vllm_does(client: TestClient, scorer: 
     assert (refused.status_code, "unknown field 'truncate_prompt_tokens'" in refused.text) == (422, True)
 
 
-def test_it_counts_what_it_does(client: TestClient) -> None:
+def test_the_server_counts_rows_and_requests(client: TestClient) -> None:
     def value(line: str) -> float:
         page = client.get("/metrics").text
         return sum(float(found.split()[-1]) for found in page.splitlines() if found.startswith(line))
@@ -113,16 +114,16 @@ def test_it_counts_what_it_does(client: TestClient) -> None:
     assert value('metaalign_reward_requests_total{path="none",status="404"}') == 1
 
 
-def test_it_says_that_it_lives_and_is_ready(client: TestClient) -> None:
+def test_health_and_ready_answer(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json()["status"] == "ready"
 
 
-# What it refuses.
+# Errors.
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "location"),
     [
         ({"response": None}, ["rows", 1, "response"]),
         ({"messages": [{"role": "system", "content": "x"}]}, ["messages", 0, "role"]),
@@ -130,13 +131,13 @@ def test_it_says_that_it_lives_and_is_ready(client: TestClient) -> None:
         ({"system_info": 3}, ["system_info"]),
     ],
 )
-def test_a_malformed_row_is_named_with_its_field(client: TestClient, change: dict[str, Any], says: list[Any]) -> None:
+def test_an_error_names_a_malformed_row(client: TestClient, change: dict[str, Any], location: list[Any]) -> None:
     response = client.post("/score", json={"rows": [ROW, {**ROW, **change}]})
     assert response.status_code == 422
-    assert any(all(part in problem["loc"] for part in says) for problem in response.json()["detail"])
+    assert any(all(part in problem["loc"] for part in location) for problem in response.json()["detail"])
 
 
-def test_an_unknown_field_and_a_row_that_does_not_fit_are_named(client: TestClient) -> None:
+def test_an_error_names_an_unknown_field_and_a_row_that_does_not_fit(client: TestClient) -> None:
     unknown = client.post("/score", json={"rows": [ROW, {**ROW, "sistem_info": "x"}]})
     assert (unknown.status_code, "rows[1]: unknown field 'sistem_info'" in unknown.text) == (422, True)
     long = client.post("/score", json={"rows": [ROW, {**ROW, "system_info": "red " * 500}]})
@@ -144,18 +145,21 @@ def test_an_unknown_field_and_a_row_that_does_not_fit_are_named(client: TestClie
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "message"),
     [
-        ({"query": ["x"], "prompts": [], "labels": ["{}"]}, "as many of each"),
+        (
+            {"query": ["x"], "prompts": [], "labels": ["{}"]},
+            "lists of the same length, found 1 query, 0 prompts",
+        ),
         ({"query": ["pq"], "prompts": ["p"], "labels": ["no JSON"]}, "labels[0]: expected the row as a JSON object"),
-        ({"query": ["pq"], "prompts": ["z"], "labels": ["{}"]}, "query[0]: expected prompts[0]"),
+        ({"query": ["pq"], "prompts": ["z"], "labels": ["{}"]}, "query[0]: expected it to start with prompts[0]"),
         ({"query": ["pq"], "prompts": ["p"], "labels": ["{}"]}, "labels[0]: field 'messages'"),
     ],
 )
-def test_a_reward_request_that_lacks_its_row_is_refused(client: TestClient, body: dict[str, Any], says: str) -> None:
+def test_a_reward_request_without_a_row_is_refused(client: TestClient, body: dict[str, Any], message: str) -> None:
     response = client.post("/get_reward", json=body)
     assert response.status_code == 422
-    assert says in response.json()["detail"]
+    assert message in response.json()["detail"]
 
 
 @pytest.mark.parametrize("given", ["", [], [[]], [9**9], [-1], "red " * 500])
@@ -171,7 +175,7 @@ def test_too_many_rows_and_too_many_bytes_are_refused(client: TestClient) -> Non
     assert client.post("/score", content=(b"x" * 3000 for _ in range(9))).status_code == 413  # no length given
 
 
-def test_without_the_token_only_health_is_answered(guarded: TestClient) -> None:
+def test_without_the_token_only_health_and_ready_answer(guarded: TestClient) -> None:
     for path in ("/score", "/get_reward", "/classify"):
         assert guarded.post(path, json={}).status_code == 401
         assert guarded.post(path, json={}, headers={"Authorization": "Bearer wrong"}).status_code == 401
@@ -182,29 +186,29 @@ def test_without_the_token_only_health_is_answered(guarded: TestClient) -> None:
     assert guarded.get("/health").status_code == guarded.get("/ready").status_code == 200
 
 
-def test_an_address_that_others_reach_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_other_machines_can_reach_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("METAALIGN_REWARD_TOKEN", raising=False)
     assert require_token("127.0.0.1") == ""
     with pytest.raises(UserError, match="set METAALIGN_REWARD_TOKEN"):
         require_token("0.0.0.0")
 
 
-def test_a_fault_of_its_own_is_a_5xx_and_never_a_score(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_error_is_a_5xx_and_never_a_score(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise UserError("the model's scores are not finite")  # what Scorer says of a broken checkpoint
+        raise UserError("the model's scores are not finite")  # as Scorer for a broken checkpoint
 
     monkeypatch.setattr(scorer, "logits", fail)
-    with TestClient(create_app(scorer, Serving("toy")), raise_server_exceptions=False) as client:
+    with TestClient(create_app(scorer, ServingConfig("toy")), raise_server_exceptions=False) as client:
         response = client.post("/score", json={"rows": ROW})
     assert response.status_code == 500
     assert "scores" not in response.text
 
 
-# What happens to many requests at once.
+# Concurrent requests.
 
 
-class Slow:
-    """Scores a text by its length, and remembers the batches."""
+class SlowScore:
+    """A slow score function: the length of each text. It records the batches."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.batches: list[list[list[int]]] = []
@@ -216,8 +220,8 @@ class Slow:
         return [[float(len(text))] for text in texts]
 
 
-async def ask(score: Any, requests: list[list[list[int]]], **settings: Any) -> list[Any]:
-    """What a batcher answers to concurrent requests, errors included."""
+async def batch_logits(score: Any, requests: list[list[list[int]]], **settings: Any) -> list[Any]:
+    """The results of a batcher for concurrent requests, with errors as values."""
     limits = {"batch_tokens": 100, "queue_tokens": 10_000, "max_wait": 0.05, **settings}
     batcher = Batcher(score, metrics=PrometheusMetrics(), **limits)
     batcher.start()
@@ -227,62 +231,62 @@ async def ask(score: Any, requests: list[list[list[int]]], **settings: Any) -> l
 
 
 def test_concurrent_requests_share_a_batch_and_each_gets_its_own_scores() -> None:
-    score = Slow()
-    found = asyncio.run(ask(score, [[[0] * length] for length in (3, 1, 2)]))
+    score = SlowScore()
+    found = asyncio.run(batch_logits(score, [[[0] * length] for length in (3, 1, 2)]))
     assert found == [[[3.0]], [[1.0]], [[2.0]]]
     assert len(score.batches) == 1
 
 
-def test_a_batch_holds_no_more_tokens_than_it_may() -> None:
-    score = Slow()
-    asyncio.run(ask(score, [[[0] * 40] * 5, [[0] * 400]]))
+def test_a_batch_stays_within_the_token_limit() -> None:
+    score = SlowScore()
+    asyncio.run(batch_logits(score, [[[0] * 40] * 5, [[0] * 400]]))
     assert [sum(map(len, batch)) for batch in score.batches] == [80, 80, 40, 400]
 
 
-def test_a_lone_request_waits_no_longer_than_the_bound() -> None:
+def test_a_single_request_waits_at_most_max_wait() -> None:
     began = time.monotonic()
-    asyncio.run(ask(Slow(), [[[0]]], max_wait=0.2))
+    asyncio.run(batch_logits(SlowScore(), [[[0]]], max_wait=0.2))
     assert 0.15 < time.monotonic() - began < 2
 
 
-def test_what_does_not_fit_the_queue_is_told_when_to_come_again() -> None:
-    *served, refused = asyncio.run(ask(Slow(0.05), [[[0] * 60]] * 3, queue_tokens=150))
+def test_a_request_that_does_not_fit_the_queue_gets_a_time_to_try_again() -> None:
+    *served, refused = asyncio.run(batch_logits(SlowScore(0.05), [[[0] * 60]] * 3, queue_tokens=150))
     assert served == [[[60.0]]] * 2
-    assert isinstance(refused, Busy)
+    assert isinstance(refused, QueueFull)
     assert refused.seconds >= 1
 
 
-def test_a_request_larger_than_the_queue_is_served_when_nothing_waits() -> None:
-    (found,) = asyncio.run(ask(Slow(), [[[0] * 60] * 3], queue_tokens=150))
+def test_a_request_larger_than_the_queue_is_scored_if_the_queue_is_empty() -> None:
+    (found,) = asyncio.run(batch_logits(SlowScore(), [[[0] * 60] * 3], queue_tokens=150))
     assert found == [[60.0]] * 3
 
 
-def test_a_text_that_fails_fails_its_own_request_alone() -> None:
+def test_a_text_that_fails_does_not_fail_other_requests() -> None:
     def score(texts: Any) -> list[list[float]]:
         if any(len(text) == 1 for text in texts):
             raise RuntimeError("broken")
         return [[0.0]] * len(texts)
 
-    bad, good = asyncio.run(ask(score, [[[0]], [[0] * 9]]))  # one batch
+    bad, good = asyncio.run(batch_logits(score, [[[0]], [[0] * 9]]))  # one batch
     assert isinstance(bad, RuntimeError)
     assert good == [[0.0]]
 
 
-def test_a_full_server_answers_429_and_says_when_to_come_again(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    began, go_on = threading.Event(), threading.Event()
+def test_a_full_server_replies_429_with_retry_after(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    scoring, resume = threading.Event(), threading.Event()
     real = scorer.logits
 
     def held(*args: Any, **kwargs: Any) -> Any:
-        began.set()
-        go_on.wait()
+        scoring.set()
+        resume.wait()
         return real(*args, **kwargs)
 
     monkeypatch.setattr(scorer, "logits", held)
-    with TestClient(create_app(scorer, Serving("toy", queue_tokens=10))) as client, ThreadPoolExecutor() as pool:
+    with TestClient(create_app(scorer, ServingConfig("toy", queue_tokens=10))) as client, ThreadPoolExecutor() as pool:
         first = pool.submit(client.post, "/score", json={"rows": ROW})
-        began.wait()
+        scoring.wait()
         refused = client.post("/score", json={"rows": ROW})
-        go_on.set()
+        resume.set()
         assert first.result().status_code == 200
     assert refused.status_code == 429
     assert int(refused.headers["Retry-After"]) >= 1
@@ -305,7 +309,7 @@ def server() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
         process.kill()
 
 
-def test_the_client_scores_as_the_scorer_does(server: Any, scorer: Scorer) -> None:
+def test_the_client_gives_the_scorers_scores(server: Any, scorer: Scorer) -> None:
     rows = [{**ROW, "response": "red " * length} for length in range(1, 8)]
     remote = RemoteScorer(server[0], "secret", rows_a_request=3)
     for found, score in zip(remote.score(rows), scorer.score(rows), strict=True):
@@ -319,31 +323,31 @@ def test_the_client_scores_as_the_scorer_does(server: Any, scorer: Scorer) -> No
 def test_ppos_reward_worker_scores_through_a_server(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METAALIGN_REWARD_TOKEN", "secret")
     rows = [make_row(system_info="say red"), make_row(user_info="say blue")]
-    near, far = (RewardWorker(model, "overall", 1.0, 0.0) for model in (reward_model(), server[0]))
+    near, far = (RewardWorker(RewardSpec(model=model, model_weight=1.0)) for model in (reward_model(), server[0]))
     for one, other in zip(near.score(rows, ["red", "red"]), far.score(rows, ["red", "red"]), strict=True):
         assert one.proxy == pytest.approx(other.proxy, abs=1e-5)
 
 
-def test_sigterm_lets_requests_under_way_be_answered(server: Any) -> None:
+def test_after_sigterm_open_requests_are_answered(server: Any) -> None:
     url, process = server
     rows = [{**ROW, "response": "red " * 100}] * 500
     with ThreadPoolExecutor() as pool:
-        under_way = pool.submit(httpx.post, f"{url}/score", json={"rows": rows}, headers=TOKEN, timeout=60)
+        reply = pool.submit(httpx.post, f"{url}/score", json={"rows": rows}, headers=TOKEN, timeout=60)
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
-        assert len(under_way.result().json()["scores"]) == 500
+        assert len(reply.result().json()["scores"]) == 500
     assert process.wait(30) in (0, -signal.SIGTERM)
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{url}/health")
 
 
 def answering(*replies: httpx.Response | Exception) -> tuple[RemoteScorer, list[httpx.Request]]:
-    """A client whose server gives these replies, one after the other, and what it was asked."""
-    asked: list[httpx.Request] = []
+    """A client whose server gives these replies one after the other, and the list of requests that it receives."""
+    requests: list[httpx.Request] = []
     waiting = iter(replies)
 
     def handle(request: httpx.Request) -> httpx.Response:
-        asked.append(request)
+        requests.append(request)
         reply = next(waiting)
         if isinstance(reply, Exception):
             raise reply
@@ -351,26 +355,26 @@ def answering(*replies: httpx.Response | Exception) -> tuple[RemoteScorer, list[
 
     remote = RemoteScorer("http://server", retries=3)
     remote._client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(handle))
-    return remote, asked
+    return remote, requests
 
 
 SCORED = {"scores": [{"overall": 1.0, "tiers": {"system": 0.0, "user": 0.0, "dialog": 0.0}}]}
 
 
-def test_the_client_tries_again_what_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_retries_failures_that_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     failures = (httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(429, headers={"Retry-After": "7"}))
-    remote, asked = answering(*failures, httpx.Response(200, json=SCORED))
+    remote, requests = answering(*failures, httpx.Response(200, json=SCORED))
     assert remote.score([ROW])[0].overall == 1.0
-    assert len(asked) == 4
+    assert len(requests) == 4
     assert len(pauses) == 3
     assert pauses[2] >= 7
 
 
-def test_a_server_that_stays_away_is_an_error_and_never_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_an_error_and_never_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    remote, asked = answering(*[httpx.Response(500, text="broken")] * 4)
+    remote, requests = answering(*[httpx.Response(500, text="broken")] * 4)
     with pytest.raises(ScorerUnavailable, match="after 4 tries: 500 broken"):
         remote.score([ROW])
-    assert len(asked) == 4
+    assert len(requests) == 4

@@ -1,6 +1,7 @@
-"""The reward stage: what it makes of the SFT policy's own answers."""
+"""The reward stage: rows from the SFT policy's responses, the training settings, and several devices."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, write_jsonl
 from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.pipeline.stages import reward as stage
-from metaalign_rl.pipeline.stages.reward import label_answers
+from metaalign_rl.pipeline.stages.reward import label_answers, training_settings
 from metaalign_rl.runtime import ray_session
 from metaalign_rl.runtime.progress import in_thread
+from reward.training.config import RewardTraining
 
 ROW = Row(
     id="row",
@@ -31,7 +33,7 @@ ROW = Row(
 )
 
 
-def test_each_bad_answer_makes_a_pair_with_a_good_one() -> None:
+def test_each_bad_response_makes_a_pair_with_a_good_one() -> None:
     rows = list(label_answers(ROW, ["IT IS PARIS.", "it is paris.", "PARIS.", "IT IS ROME.", "it is rome."]))
     assert [(row.chosen, row.rejected) for row in rows] == [
         ("IT IS PARIS.", "it is paris."),
@@ -42,7 +44,7 @@ def test_each_bad_answer_makes_a_pair_with_a_good_one() -> None:
     assert rows[1].labels["rejected"] == {"system": True, "dialog": False, "overall": False}
 
 
-def test_answers_that_are_all_good_or_all_bad_are_labelled_one_by_one() -> None:
+def test_responses_that_are_all_good_or_all_bad_become_labelled_responses() -> None:
     rows = list(label_answers(ROW, ["IT IS PARIS.", "PARIS."]))
     assert [(row.response, row.labels["response"]["overall"]) for row in rows] == [
         ("IT IS PARIS.", True),
@@ -51,15 +53,25 @@ def test_answers_that_are_all_good_or_all_bad_are_labelled_one_by_one() -> None:
     assert not any(row.chosen for row in rows)
 
 
-def test_answers_that_differ_in_outer_white_space_are_one() -> None:
+def test_responses_that_differ_only_in_outer_white_space_are_merged() -> None:
     """The template strips them, so the reward model could not tell them apart."""
     assert [row.response for row in label_answers(ROW, ["it is rome.", "\x1f it is rome."])] == ["it is rome."]
 
 
-def test_work_in_a_thread_of_its_own_returns_its_result_and_leaves_no_thread() -> None:
-    before = set(threading.enumerate())  # some of which may end meanwhile
+def test_in_thread_returns_the_result_and_leaves_no_thread() -> None:
+    before = set(threading.enumerate())  # some of these may end during the test
     assert in_thread(lambda: threading.current_thread() is not threading.main_thread())
     assert set(threading.enumerate()) <= before
+
+
+def test_the_trainer_gets_the_settings_of_the_run() -> None:
+    reward = RewardConfig(learning_rate=0.5, batch_size=6, epochs=2, margin=0.1, label_smoothing=0.2, lora_rank=3)
+    reward = replace(reward, lora_alpha=4.0, token_weight=0.7, easy_first_fraction=0.9)
+    model = ModelConfig(max_tokens=77, dtype="bfloat16")
+    assert training_settings(Config(run=RunConfig(seed=5), model=model, reward=reward)) == RewardTraining(
+        learning_rate=0.5, batch_size=6, epochs=2, margin=0.1, label_smoothing=0.2, lora_rank=3, lora_alpha=4.0,
+        token_weight=0.7, easy_first_fraction=0.9, max_tokens=77, bf16=True, seed=5,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -79,6 +91,6 @@ def test_several_devices_train_the_reward_model_and_then_its_controls(tmp_path: 
         assert set(read_json(context.folder.reward_evaluation)) == {"whole", "tier_blind"}
 
 
-def test_devices_that_do_not_share_a_batch_evenly_are_refused() -> None:
+def test_a_batch_that_the_devices_cannot_share_evenly_is_an_error() -> None:
     with pytest.raises(UserError, match=r"reward.batch_size: expected a multiple of reward.devices=3, found 16"):
         RewardConfig(devices=3)

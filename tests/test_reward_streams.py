@@ -1,4 +1,4 @@
-"""Long inputs: a window at a time, tokenised ahead, on several processes."""
+"""Long inputs: scored in windows, with prefetched tokenising, on several processes."""
 
 import threading
 from collections.abc import Iterator
@@ -9,32 +9,32 @@ from reward_toys import make_row, reward_model
 
 from metaalign_rl.core.errors import UserError
 from reward import Scorer, ScorerPool
-from reward.inference.windows import ahead, windows
+from reward.inference.windows import prefetch, windows
 from reward.scorer import WINDOW
 
 ROWS = [make_row(id=str(index), response="red " * (1 + index % 7)) for index in range(WINDOW + 5)]
 
 
-def test_windows_hold_all_items_in_order() -> None:
+def test_windows_contain_all_items_in_order() -> None:
     assert list(windows(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(windows([], 2)) == []
 
 
-def test_the_next_item_is_under_way_while_one_is_in_use() -> None:
+def test_the_next_result_is_computed_while_one_is_in_use() -> None:
     started = [threading.Event() for _ in range(3)]
 
-    def begin(index: int) -> int:
+    def start(index: int) -> int:
         started[index].set()
         return index
 
     found = []
-    for index in ahead(begin, range(3)):
+    for index in prefetch(start, range(3)):
         assert started[min(index + 1, 2)].wait(timeout=10)
         found.append(index)
     assert found == [0, 1, 2]
 
 
-def test_a_stream_holds_few_rows_at_a_time() -> None:
+def test_a_stream_reads_at_most_two_windows_ahead() -> None:
     taken = 0
 
     def rows() -> Iterator[object]:
@@ -48,7 +48,7 @@ def test_a_stream_holds_few_rows_at_a_time() -> None:
     assert taken <= 2 * WINDOW
 
 
-def test_an_error_names_the_row_s_place() -> None:
+def test_an_error_names_the_place_of_the_row() -> None:
     scorer = Scorer.from_pretrained(reward_model(), device="cpu")
     rows = [ROWS[0], {"messages": [{"role": "user", "content": "hi"}]}]
     with pytest.raises(UserError, match=r"^rows\[1\]: field 'response'"):
@@ -57,7 +57,7 @@ def test_an_error_names_the_row_s_place() -> None:
         scorer.score(rows, ["mine.jsonl:8", "mine.jsonl:9"])
 
 
-def test_processes_score_as_one_does_and_say_which_row_is_bad() -> None:
+def test_a_pool_gives_the_scores_and_errors_of_a_scorer() -> None:
     expected = Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32").score(ROWS)
     with ScorerPool(reward_model(), ["cpu", "cpu"], dtype="float32") as pool:
         found = pool.score(ROWS)
@@ -66,7 +66,7 @@ def test_processes_score_as_one_does_and_say_which_row_is_bad() -> None:
     assert [score.overall for score in found] == pytest.approx([score.overall for score in expected], abs=1e-5)
 
 
-def test_a_model_that_cannot_be_loaded_is_said_as_in_one_process(tmp_path: Path) -> None:
+def test_a_pool_raises_the_error_of_loading_the_model(tmp_path: Path) -> None:
     with (
         ScorerPool(tmp_path / "nothing", ["cpu", "cpu"]) as pool,
         pytest.raises(UserError, match="nothing: no such folder"),
@@ -74,7 +74,7 @@ def test_a_model_that_cannot_be_loaded_is_said_as_in_one_process(tmp_path: Path)
         pool.score(ROWS[:1])
 
 
-def test_places_that_do_not_fit_the_rows_are_refused() -> None:
+def test_fewer_places_than_rows_are_an_error() -> None:
     scorer = Scorer.from_pretrained(reward_model(), device="cpu")
     with pytest.raises(ValueError, match="shorter"):
         scorer.score(ROWS[:2], ["only.jsonl:1"])

@@ -1,4 +1,4 @@
-"""Training the reward model on a toy rule: the system's wish for a color outranks the user's."""
+"""Training the reward model on a toy rule: the color that the system asks for counts before the user's."""
 
 import json
 from dataclasses import replace
@@ -13,15 +13,15 @@ from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.rows import parse_row
 from reward import MODES, RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
-from reward import model as checkpoints
-from reward.examples import collate, collate_shared, make_example, ranked_labels
+from reward.model import head, load
+from reward.training.examples import collate, collate_shared, make_example, ranked_labels
 
 QUICK = RewardTraining(learning_rate=3e-3, batch_size=32, epochs=6, max_tokens=128, calibration_share=0.1)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A model trained on the rule, and what its training returned."""
+    """The folder of a model trained on the rule, and the result of its training."""
     folder = tmp_path_factory.mktemp("trained") / "reward"
     config = replace(QUICK, learning_rate=2e-3, batch_size=16, epochs=8)
     result = train(config, color_pairs(1000), color_pairs(40, seed=1), language_model(), folder)
@@ -37,13 +37,13 @@ def test_the_model_learns_which_tier_governs(trained):
         assert report["flip"]["accuracy"] > 0.9, mode
 
 
-def test_absolute_labels_give_the_scores_a_zero(trained):
+def test_absolute_labels_calibrate_the_scores(trained):
     report = evaluate(Scorer.from_pretrained(trained[0], device="cpu", dtype="float32"), color_pairs(200, seed=2))
     assert report["calibration"]["overall"]["agreement"] > 0.9
     assert report["calibration"]["overall"]["ece"] < 0.1
 
 
-def test_the_folder_tells_how_it_was_made(trained):
+def test_the_folder_records_its_training(trained):
     folder, result = trained
     written = json.loads((folder / "training.json").read_text())
     assert written["config"]["learning_rate"] == 2e-3
@@ -56,12 +56,12 @@ def test_the_folder_tells_how_it_was_made(trained):
     assert not folder.with_name("reward.checkpoints").exists()
 
 
-def test_a_label_that_no_answer_carries_keeps_its_temperature(trained):
+def test_a_label_without_answers_keeps_the_temperature_1(trained):
     assert trained[1]["temperature"]["dialog"] == 1.0
 
 
 @pytest.mark.parametrize("view", [preference_blind, tier_blind])
-def test_a_control_cannot_learn_what_it_cannot_see(tmp_path, view):
+def test_a_blind_control_cannot_learn_conflicts(tmp_path, view):
     def conflicts(seed):
         return [row for row in color_pairs(600, seed) if row.relation == "conflict"]
 
@@ -73,7 +73,7 @@ def test_a_control_cannot_learn_what_it_cannot_see(tmp_path, view):
 
 
 class StopAt(TrainerCallback):
-    """Ends a training as a kill would: after a step, without finishing."""
+    """Ends a training after a step without finishing it, like a kill."""
 
     def __init__(self, step):
         self.step = step
@@ -84,7 +84,7 @@ class StopAt(TrainerCallback):
 
 
 @pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "lora"])
-def test_a_stopped_training_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path, rank):
+def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, rank):
     config = replace(QUICK, epochs=2, checkpoint_steps=4, lora_rank=rank)
     rows = color_pairs(200)
     train(config, rows, None, language_model(), tmp_path / "whole")
@@ -92,38 +92,40 @@ def test_a_stopped_training_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_p
         train(config, rows, None, language_model(), tmp_path / "cut", callbacks=[StopAt(10)])
     assert not (tmp_path / "cut").exists()
 
-    seen = []
-    watch = type("Watch", (TrainerCallback,), {"on_step_end": lambda self, a, s, c, **k: seen.append(s.global_step)})
+    steps = []
+    watch = type("Watch", (TrainerCallback,), {"on_step_end": lambda self, a, s, c, **k: steps.append(s.global_step)})
     train(config, rows, None, language_model(), tmp_path / "cut", callbacks=[watch()])
-    assert seen[0] == 9
+    assert steps[0] == 9
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
 
 
-def test_a_training_with_other_settings_does_not_go_on_from_the_checkpoints(tmp_path):
+def test_a_training_with_other_settings_does_not_resume(tmp_path):
     config = replace(QUICK, epochs=1, checkpoint_steps=2)
     with pytest.raises(KeyboardInterrupt):
         train(config, color_pairs(200), None, language_model(), tmp_path / "cut", callbacks=[StopAt(3)])
-    with pytest.raises(UserError, match=r"cut.checkpoints: checkpoints of a training with another config and rows"):
+    with pytest.raises(
+        UserError, match=r"cut.checkpoints: expected this training's checkpoints, .* config and rows differ"
+    ):
         train(replace(config, seed=1), color_pairs(100), None, language_model(), tmp_path / "cut")
 
 
-def test_a_folder_that_holds_something_is_not_overwritten(tmp_path):
+def test_a_folder_that_is_not_empty_is_not_overwritten(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
         train(QUICK, color_pairs(20), None, language_model(), tmp_path)
 
 
 @pytest.mark.parametrize("token_weight", [0.0, 1.0])
-def test_spreading_an_update_over_passes_changes_nothing_but_rounding(tmp_path, token_weight):
-    """Although the passes differ in how many labels they know."""
+def test_gradient_accumulation_changes_nothing_but_rounding(tmp_path, token_weight):
+    """Even if the passes have different numbers of known labels."""
     rows = [replace(row, labels=row.labels if index % 3 else {}) for index, row in enumerate(color_pairs(70))]
     config = replace(QUICK, epochs=1, calibration_share=0.0, token_weight=token_weight, log_steps=1)
     one = train(config, rows, None, language_model(), tmp_path / "one")
     four = train(replace(config, gradient_accumulation=4), rows, None, language_model(), tmp_path / "four")
     for name in ("loss", "bt", "bce", "accuracy", "grad_norm"):
-        figures = ([entry[name] for entry in result["log"] if name in entry] for result in (one, four))
-        assert next(figures) == pytest.approx(next(figures), rel=1e-3), name
+        values = ([entry[name] for entry in result["log"] if name in entry] for result in (one, four))
+        assert next(values) == pytest.approx(next(values), rel=1e-3), name
     weights = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "four"))
     torch.testing.assert_close(next(weights), next(weights), atol=1e-4, rtol=0)
 
@@ -131,22 +133,22 @@ def test_spreading_an_update_over_passes_changes_nothing_but_rounding(tmp_path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 0.0}, "learning_rate: expected more than 0, found 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a number above 0, found 0.0"),
         ({"warmup_ratio": -1.0}, "warmup_ratio: expected 0 or more"),
         ({"label_smoothing": 0.5}, "label_smoothing: expected a share below 0.5"),
         ({"lora_rank": -1}, "lora_rank: expected 0 or more"),
         ({"calibration_share": 1.0}, "calibration_share: expected a share below 1"),
-        ({"schedule": "steps"}, "schedule: expected cosine or linear"),
-        ({"gradient_accumulation": 5}, "choose a multiple of gradient_accumulation"),
+        ({"schedule": "steps"}, "schedule: expected one of cosine, linear"),
+        ({"gradient_accumulation": 5}, "batch_size: expected a multiple of gradient_accumulation=5"),
         ({"bt_weight": 0.0, "bce_weight": 0.0}, "both are 0"),
     ],
 )
-def test_a_bad_setting_is_an_error_that_names_it(change, message):
+def test_an_error_names_the_wrong_setting(change, message):
     with pytest.raises(UserError, match=message):
         RewardTraining(**change)
 
 
-# What a row trains
+# The labels that a row trains
 
 
 def names(flags):
@@ -165,7 +167,7 @@ def test_a_pair_does_not_train_a_label_in_which_its_answers_are_equal():
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), True, "strong"])
-def test_a_pairs_strength_is_a_share(strength):
+def test_a_pairs_strength_is_a_number_from_0_to_1(strength):
     row = make_row(chosen="red", rejected="blue").to_json()
     assert parse_row({**row, "strength": 0.25}, "row").strength == 0.25
     with pytest.raises(UserError, match="row: field 'strength': expected a number from 0 to 1"):
@@ -187,33 +189,33 @@ def test_a_pairs_strength_is_a_share(strength):
         ),
     ],
 )
-def test_a_row_that_cannot_be_trained_on_is_an_error(row, message):
+def test_a_row_without_a_usable_pair_or_label_is_an_error(row, message):
     with pytest.raises(UserError, match=message):
         make_example(row, make_tokenizer(), 128)
 
 
-def test_the_loss_at_each_token_starts_where_the_two_answers_part():
+def test_the_token_loss_starts_where_the_answers_differ():
     row = make_row(chosen="red blue", rejected="red green", labels={"chosen": {"overall": True}})
     example = make_example(row, make_tokenizer(), 128)
     batch = collate_shared([example], pad_token=0)
     chosen, rejected = example.texts
-    parting = next(i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
-    assert batch["input_ids"][0].tolist() == chosen + rejected[parting:]
-    assert batch["judged"][0].tolist() == [-1] * parting + [0] * len(chosen[parting:]) + [1] * len(rejected[parting:])
+    split = next(i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+    assert batch["input_ids"][0].tolist() == chosen + rejected[split:]
+    assert batch["text_of_token"][0].tolist() == [-1] * split + [0] * len(chosen[split:]) + [1] * len(rejected[split:])
 
 
-def test_answers_in_one_line_are_scored_as_if_each_had_its_own():
-    model, tokenizer = checkpoints.load(reward_model(), "cpu", None)
+def test_answers_that_share_a_line_get_the_same_logits():
+    model, tokenizer = load(reward_model(), "cpu", None)
     labels = {"response": {"overall": True}}
     rows = [
         make_row(chosen="red", rejected="blue green", response="stone", labels=labels),
         make_row(chosen="red blue", rejected="red", messages=[{"role": "user", "content": "blue stone"}]),
     ]
     examples = [make_example(row, tokenizer, 128) for row in rows]
-    apart, shared = collate(examples, pad_token=0), collate_shared(examples, pad_token=0)
-    assert (len(apart["input_ids"]), len(shared["input_ids"])) == (5, 3)
+    separate, shared = collate(examples, pad_token=0), collate_shared(examples, pad_token=0)
+    assert (len(separate["input_ids"]), len(shared["input_ids"])) == (5, 3)
     with torch.no_grad():
-        expected = model(input_ids=apart["input_ids"], attention_mask=apart["attention_mask"]).logits
+        expected = model(input_ids=separate["input_ids"], attention_mask=separate["attention_mask"]).logits
         inputs = {name: shared[name] for name in ("input_ids", "attention_mask", "position_ids")}
         hidden = model.base_model(**inputs).last_hidden_state.flatten(0, 1)
-    torch.testing.assert_close(checkpoints.head(model)(hidden[shared["last"]]), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(head(model)(hidden[shared["last_token"]]), expected, atol=1e-5, rtol=0)

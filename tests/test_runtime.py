@@ -1,4 +1,4 @@
-"""Ray for a run, and what a run needs beside what is there."""
+"""Starting and joining Ray, preflight of one machine, and errors and signals that pass through Ray."""
 
 import os
 import socket
@@ -24,11 +24,11 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.preflight import checks
 from metaalign_rl.preflight import run as preflight_run
 from metaalign_rl.preflight.checks import PreflightCheck
-from metaalign_rl.runtime import cpu_affinity, placement, ray_session
+from metaalign_rl.runtime import actor_options, cpu_affinity, placement, ray_session
 from metaalign_rl.runtime.exit_status import guarded
 from metaalign_rl.runtime.progress import ProgressUpdate, stream
 from metaalign_rl.runtime.root_cause import root_cause
-from metaalign_rl.trainers.callbacks import as_trainer, saved_when_stopped
+from metaalign_rl.trainers.callbacks import save_on_interrupt, trainer_actor
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def failing(config: Config) -> dict[str, PreflightCheck]:
     return {check.name: check for check in preflight_run.preflight(config) if not check.ok}
 
 
-def test_a_config_that_asks_for_little_passes(tmp_path: Path) -> None:
+def test_a_small_config_passes_preflight(tmp_path: Path) -> None:
     checks = preflight_run.preflight(small(tmp_path / "not" / "there" / "yet"))
     preflight_run.require(checks)
     assert [check.name for check in checks] == [
@@ -54,16 +54,16 @@ def test_a_config_that_asks_for_little_passes(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_each_thing_that_is_missing_is_listed_with_its_remedy(tmp_path: Path) -> None:
+def test_everything_that_is_missing_is_listed_with_its_remedy(tmp_path: Path) -> None:
     cluster = ClusterConfig(cpus=4096, memory_gib=1e6, disk_gib=1e6)
     config = replace(small(tmp_path), cluster=cluster)
     assert list(failing(config)) == ["cluster.cpus", "cluster.memory_gib", "cluster.disk_gib"]
     cores = len(os.sched_getaffinity(0))
-    with pytest.raises(UserError, match=rf"needs 4096 CPUs, found {cores}; .* set cluster.cpus={cores}"):
+    with pytest.raises(UserError, match=rf"needs 4096 CPUs, found {cores}; set cluster.cpus={cores}"):
         preflight_run.require(preflight_run.preflight(config))
 
 
-def test_run_root_must_be_a_folder_and_absolute_in_a_submitted_job(
+def test_run_root_must_be_writable_and_absolute_in_a_submitted_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -79,7 +79,7 @@ def test_run_root_must_be_a_folder_and_absolute_in_a_submitted_job(
     ("devices", "gpus", "engines", "room"),
     [(1, 0, 1, None), (2, 0, 1, None), (3, 0, 1, 2), (1, 1, 1, None), (2, 1, 1, 1), (6, 8, 2, None), (7, 8, 2, 6)],
 )
-def test_the_reward_models_devices_are_counted_beside_the_engines(
+def test_reward_devices_are_counted_in_addition_to_the_engines(
     tmp_path: Path, devices: int, gpus: int, engines: int, room: int | None
 ) -> None:
     config = replace(
@@ -92,10 +92,10 @@ def test_the_reward_models_devices_are_counted_beside_the_engines(
     assert (found and found.remedy) == (room and f"set reward.devices={room} or less")
 
 
-def test_ranks_of_the_reward_model_have_a_gpu_each() -> None:
+def test_ranks_of_reward_training_have_a_gpu_each() -> None:
     config = replace(Config(), cluster=ClusterConfig(gpus=8), reward=RewardConfig(devices=4))
-    assert placement.shares(config, "training", 4)["num_gpus"] == 1
-    assert placement.shares(config, "learner", 1)["num_gpus"] == 1
+    assert placement.actor_resources(config, "training", 4)["num_gpus"] == 1
+    assert placement.actor_resources(config, "learner", 1)["num_gpus"] == 1
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_ranks_of_the_reward_model_have_a_gpu_each() -> None:
         ("/no/where", False),
         ("./no", False),
         ("runs/mine/policy", False),
-        ("Qwen/Qwen3-0.6B", True),  # the hub's: only the hub knows
+        ("Qwen/Qwen3-0.6B", True),  # a hub id: only the hub knows whether it exists
     ],
 )
 def test_a_model_is_a_checkpoint_folder_or_a_hub_id(
@@ -129,14 +129,14 @@ def test_a_data_source_must_be_readable(tmp_path: Path) -> None:
     assert "data.path" in failing(replace(small(tmp_path), data=DataConfig(source="jsonl", path=str(file))))
 
 
-def test_actors_keep_to_their_threads() -> None:
-    environment = ray_session.actor_env(3)
+def test_the_environment_limits_an_actor_to_its_threads() -> None:
+    environment = actor_options.actor_environment(3)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert all(isinstance(value, str) for value in environment.values())
 
 
-def test_actors_that_are_pinned_have_cpus_of_their_own() -> None:
-    """Every thread of the process, as of two actors with a CPU each; without the variable nothing changes."""
+def test_pinned_actors_have_separate_cpus() -> None:
+    """All threads of a process are pinned, for two actors with one CPU each. Without the variable nothing changes."""
     code = """
 import os, threading
 from metaalign_rl.runtime.cpu_affinity import pin
@@ -148,16 +148,19 @@ waiting.set()
 """
     cpus = sorted(os.sched_getaffinity(0))
 
-    def kept_to(environment: dict[str, str]) -> list[int]:
-        told = subprocess.check_output([sys.executable, "-c", code], env=os.environ | environment, text=True)
-        return [int(cpu) for cpu in told.split()]
+    def pinned_cpus(environment: dict[str, str]) -> list[int]:
+        output = subprocess.check_output([sys.executable, "-c", code], env=os.environ | environment, text=True)
+        return [int(cpu) for cpu in output.split()]
 
-    assert kept_to({}) == cpus
-    assert [kept_to(cpu_affinity.request(index, 1)) for index in (0, 1)] == [[cpus[0]], [cpus[1 % len(cpus)]]]
+    assert pinned_cpus({}) == cpus
+    assert [pinned_cpus(cpu_affinity.pin_environment(index, 1)) for index in (0, 1)] == [
+        [cpus[0]],
+        [cpus[1 % len(cpus)]],
+    ]
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001"])
-def test_an_address_that_jobs_are_submitted_to_is_refused(
+def test_an_address_for_job_submission_is_an_error(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
@@ -165,16 +168,16 @@ def test_an_address_that_jobs_are_submitted_to_is_refused(
         pass
 
 
-def test_an_address_where_nothing_answers_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_where_nothing_answers_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # taken, and not listened on
+        closed.bind(("127.0.0.1", 0))  # the port is taken, but nobody listens
         address = "{}:{}".format(*closed.getsockname())
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(UserError, match=f"no Ray cluster answers at '{address}'"):
             ray_session.connect(small(tmp_path)).__enter__()
 
 
-# One local Ray for what follows: it takes seconds to start.
+# The tests below share one local Ray, which takes seconds to start.
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +190,7 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
             yield config
 
 
-def test_a_local_ray_has_the_configs_cpus_and_listens_on_the_loopback_alone(local_ray: Config) -> None:
+def test_a_local_ray_has_the_configs_cpus_and_listens_on_the_loopback_only(local_ray: Config) -> None:
     import ray
 
     assert ray.cluster_resources()["CPU"] == local_ray.cluster.cpus
@@ -195,7 +198,7 @@ def test_a_local_ray_has_the_configs_cpus_and_listens_on_the_loopback_alone(loca
     assert node["NodeManagerAddress"] == "127.0.0.1"
 
 
-def test_a_connection_that_stands_is_used_and_left_standing(local_ray: Config) -> None:
+def test_an_open_connection_is_used_and_stays_open(local_ray: Config) -> None:
     import ray
 
     with ray_session.connect(local_ray):
@@ -203,19 +206,19 @@ def test_a_connection_that_stands_is_used_and_left_standing(local_ray: Config) -
     assert ray.is_initialized()
 
 
-def test_once_ray_runs_preflight_knows_its_gpus(local_ray: Config) -> None:
+def test_preflight_checks_gpus_if_ray_is_connected(local_ray: Config) -> None:
     config = replace(local_ray, cluster=replace(local_ray.cluster, gpus=99))
     assert list(failing(config)) == ["cluster.gpus"]
     assert "cluster.gpus" not in failing(local_ray)
 
 
-def test_a_driver_joins_the_cluster_at_ray_address_and_leaves_it_running(local_ray: Config) -> None:
+def test_a_driver_joins_the_cluster_at_ray_address_and_does_not_stop_it(local_ray: Config) -> None:
     import ray
 
     address = ray.get_runtime_context().gcs_address
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from test_runtime import small, runtime\n"
+        "from test_runtime import preflight_run, ray_session, small\n"
         f"config = small(Path({local_ray.run.root!r}))\n"
         "with ray_session.connect(config):\n"
         "    preflight_run.require(preflight_run.preflight(config))\n"
@@ -231,7 +234,7 @@ def test_a_driver_joins_the_cluster_at_ray_address_and_leaves_it_running(local_r
     assert ray.cluster_resources()["CPU"] == local_ray.cluster.cpus
 
 
-def test_an_actors_error_ends_in_its_root(local_ray: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_actors_error_ends_with_its_root_cause(local_ray: Config, capsys: pytest.CaptureFixture[str]) -> None:
     import ray
 
     @ray.remote(num_cpus=0)
@@ -256,7 +259,7 @@ def test_an_actors_error_ends_in_its_root(local_ray: Config, capsys: pytest.Capt
     assert capsys.readouterr().err == "error: model.path: no weights in 'x'; give a folder with some\n"
 
 
-def test_a_task_that_fails_through_another_names_the_first(local_ray: Config) -> None:
+def test_the_root_cause_of_nested_tasks_is_the_inner_error(local_ray: Config) -> None:
     import ray
 
     @ray.remote(num_cpus=0)
@@ -274,9 +277,9 @@ def test_a_task_that_fails_through_another_names_the_first(local_ray: Config) ->
     assert root.where.endswith("in inner")
 
 
-def test_an_interrupted_driver_lets_every_rank_save_first(local_ray: Config, tmp_path: Path) -> None:
+def test_an_interrupted_driver_waits_until_every_rank_has_saved(local_ray: Config, tmp_path: Path) -> None:
     class Counter:
-        """Stands for a rank of a training: it counts until it is stopped, and then leaves how far it came."""
+        """A toy rank of a training: it counts until it is stopped, and then writes the count."""
 
         def __init__(self) -> None:
             self._stop = threading.Event()
@@ -295,13 +298,13 @@ def test_an_interrupted_driver_lets_every_rank_save_first(local_ray: Config, tmp
         def stop(self) -> None:
             self._stop.set()
 
-    ranks = [as_trainer(Counter).options(num_cpus=0).remote() for _ in range(2)]
+    ranks = [trainer_actor(Counter).options(num_cpus=0).remote() for _ in range(2)]
     outputs = [tmp_path / "0", tmp_path / "1"]
     train = [rank.train.options(num_returns="streaming") for rank in ranks]
     streams = [method.remote(output) for method, output in zip(train, outputs, strict=True)]
 
     def drive() -> None:
-        with saved_when_stopped(ranks, streams):
+        with save_on_interrupt(ranks, streams):
             assert [next(stream) for stream in streams]
             raise KeyboardInterrupt
 
@@ -310,7 +313,7 @@ def test_an_interrupted_driver_lets_every_rank_save_first(local_ray: Config, tmp
     assert all(int(output.read_text()) >= 1 for output in outputs)
 
 
-def test_only_rays_job_driver_counts_as_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_driver_of_a_ray_job_is_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not checks.is_submitted()
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert checks.is_submitted()

@@ -1,4 +1,4 @@
-"""The scorer on Ray Serve: the same answers, a token, and replicas that may die under load."""
+"""The scorer on Ray Serve: the same scores, a token, and replicas that die under load."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[str]:
-    """Two replicas on a Ray of their own; the URL."""
+    """The URL of two replicas in a Ray instance of their own."""
     from ray import serve
 
     from metaalign_rl.serving.scorer_service import Arguments, application
@@ -53,19 +53,19 @@ def replicas() -> list[str]:
     return [found["name"] for found in names if found["name"].startswith("SERVE_REPLICA")]
 
 
-def test_replicas_score_as_the_scorer_does(service: str) -> None:
+def test_replicas_give_the_same_scores_as_the_scorer(service: str) -> None:
     expected = Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32").score(ROWS)
     for found, score in zip(RemoteScorer(service).score(ROWS), expected, strict=True):
         assert found.logits == pytest.approx(score.logits, abs=1e-4)
 
 
-def test_without_the_token_nothing_is_scored(service: str) -> None:
+def test_requests_without_the_token_are_refused(service: str) -> None:
     assert httpx.post(f"{service}/score", json={"rows": ROWS}).status_code == 401
     with pytest.raises(UserError, match="401"):
         RemoteScorer(service, "wrong").score(ROWS)
 
 
-def test_the_scorers_series_of_boards_and_alerts_are_on_rays_page(service: str) -> None:
+def test_rays_metrics_page_has_the_scorers_series_of_dashboards_and_alerts(service: str) -> None:
     import ray
 
     RemoteScorer(service).score(ROWS)
@@ -82,7 +82,7 @@ def test_the_scorers_series_of_boards_and_alerts_are_on_rays_page(service: str) 
     assert not ungrouped(seen)
 
 
-def test_killing_a_replica_under_load_loses_no_request_of_the_client(service: str) -> None:
+def test_when_a_replica_is_killed_under_load_no_request_fails(service: str) -> None:
     import ray
 
     expected = Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32").score(ROWS)

@@ -1,4 +1,4 @@
-"""Who can reach a running quickstart: nobody from another machine, and on this machine nobody without its token."""
+"""Access to a run: no other machine can connect, and on this machine only processes with its token."""
 
 import ipaddress
 import socket
@@ -13,12 +13,12 @@ def test_a_run_listens_on_the_loopback_only(seen: Seen) -> None:
     assert not {(address, name) for address, name in seen.listeners if not is_loopback(address)}
 
 
-def test_a_listener_on_another_address_is_found() -> None:
+def test_a_listener_on_another_address_is_detected() -> None:
     with socket.create_server(("0.0.0.0", 0)):
         assert any(not is_loopback(address) for address, _ in listeners([psutil.Process()]))
 
 
-def test_a_runs_ray_rejects_clients_without_its_token(seen: Seen) -> None:
+def test_a_runs_ray_rejects_processes_without_its_token(seen: Seen) -> None:
     output, errors = seen.stranger
     assert "InvalidAuthToken" in errors and not output
     output, errors = seen.owner

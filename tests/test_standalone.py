@@ -1,7 +1,7 @@
-"""`pip install metaalign-rl` without an extra: a reward model that trains and scores, without the system's packages.
+"""`pip install metaalign-rl` without extras: a reward model trains and scores without Ray, vLLM and the like.
 
-The environment is real, and made without a download: it holds the project's own wheel, and links to what the wheel's
-requirements, and theirs, name among the packages that are installed here.
+The environment is real but made without downloads. It contains the project's own wheel, and links to the installed
+packages that the wheel requires, directly or indirectly.
 """
 
 import json
@@ -42,7 +42,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built_wheel(folder: Path) -> Path:
-    """The wheel of this working tree, built from a copy, since setuptools writes beside what it builds."""
+    """The wheel of this working tree. It is built from a copy, because setuptools writes into the source folder."""
     for name in ("reward", "metaalign_rl"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -54,7 +54,7 @@ def built_wheel(folder: Path) -> Path:
 
 
 def closure(root: Distribution) -> Iterator[Distribution]:
-    """The installed distributions that one needs, without its extras, and that those need."""
+    """The installed distributions that `root` requires, directly or indirectly, without its extras."""
     seen, waiting = set(), [(root, {""})]
     while waiting:
         needing, extras = waiting.pop()
@@ -67,7 +67,7 @@ def closure(root: Distribution) -> Iterator[Distribution]:
                 continue
             try:
                 found = distribution(name)
-            except PackageNotFoundError:  # requirements/overrides.txt leaves out what a CPU does not need
+            except PackageNotFoundError:  # requirements/overrides.txt leaves out packages that a CPU does not need
                 continue
             seen.add(name)
             waiting.append((found, requirement.extras or {""}))
@@ -83,24 +83,24 @@ def link(needed: Distribution, packages: Path) -> None:
 
 
 def run(python: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run the environment's interpreter, away from the working tree."""
+    """Run the environment's interpreter outside the working tree."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [python, *map(str, words)]
     return subprocess.run(command, cwd=python.parent, env=env, capture_output=True, text=True)
 
 
 def reward(python: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """`metaalign-reward`, as its console script does it."""
+    """Run `metaalign-reward` as its console script does."""
     return run(python, "-c", "import sys; from reward.cli import main; sys.exit(main())", *words)
 
 
-def test_the_systems_packages_are_not_there(python: Path) -> None:
+def test_the_packages_of_the_extras_are_not_installed(python: Path) -> None:
     program = f"from importlib.util import find_spec; print([name for name in {ABSENT} if find_spec(name)])"
     assert run(python, "-c", program).stdout == "[]\n"
     assert "env/lib" in run(python, "-c", "import reward, metaalign_rl; print(reward.__file__)").stdout
 
 
-def test_the_wheel_holds_the_command_line_and_all_files_that_it_reads(python: Path) -> None:
+def test_the_wheel_contains_the_command_line_and_all_files_that_it_reads(python: Path) -> None:
     assert run(python, "-m", "metaalign_rl", "--version").stdout.startswith("metaalign-rl ")
     (installed,) = (python.parents[1] / "lib").glob("python*/site-packages")
     for package in ("metaalign_rl", "reward"):
@@ -137,13 +137,13 @@ print(Scorer.from_pretrained("model", device="cpu").score([{ROW!r}])[0].overall)
     assert json.loads((tmp_path / "scalar/config.json").read_text())["id2label"] == {"0": "overall"}
 
 
-def test_serving_says_which_extra_it_needs(python: Path, tmp_path: Path) -> None:
+def test_the_error_of_serving_names_the_missing_extra(python: Path, tmp_path: Path) -> None:
     done = reward(python, "serve", "--model", tmp_path)
     assert done.returncode == 2
     assert done.stderr == 'error: serve: fastapi is not installed; pip install "metaalign-rl[serve]"\n'
 
 
-def test_importing_the_package_loads_little(python: Path) -> None:
+def test_importing_the_package_loads_few_modules(python: Path) -> None:
     program = "import sys; before = set(sys.modules); import reward, reward.cli; print(*set(sys.modules) - before)"
     loaded = set(run(python, "-c", program).stdout.split())
     assert {"reward", "reward.cli"} <= loaded

@@ -1,4 +1,4 @@
-"""Sending weights: from learners' ends to several engines, over Ray's object store and through vLLM's own engines."""
+"""Weight sync from learners to several engines, through Ray's object store and vLLM's own transfer engines."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 
 from metaalign_rl.config.schema import ClusterConfig, Config, RolloutConfig
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.ppo.weight_sync import LearnerTransfer
+from metaalign_rl.ppo.weight_sync import WeightSync
 from metaalign_rl.runtime.faults import EngineLost
 from metaalign_rl.weights import StaleEngine, ipc, nccl
 from metaalign_rl.weights.engine_client import EnginesClient
@@ -94,69 +94,84 @@ def learners(cluster: None) -> ToyGroup:
     return ToyGroup(ranks=2)
 
 
+class Sync:
+    """Weight sync to engines without a pool, in buckets of two of the five tensors."""
+
+    def __init__(self, learners: ToyGroup, timeout_s: float = 60.0) -> None:
+        self._sync = WeightSync(learners, None, "store", devices=1, bucket_bytes=1000, timeout_s=timeout_s)
+
+    def send(self, engines: dict, version: int) -> None:
+        self._sync.version = version
+        self._sync.send(engines)
+
+
 @pytest.fixture
-def transfer() -> LearnerTransfer:
-    return LearnerTransfer("store", devices=1, bucket_bytes=1000, patience_s=60.0)  # two of the five tensors
+def sync(learners: ToyGroup) -> Sync:
+    return Sync(learners)
 
 
-def test_every_engine_gets_an_update_in_buckets_between_a_start_and_a_finish(learners, transfer):
+def test_every_engine_gets_an_update_in_buckets_between_a_start_and_a_finish(sync):
     engines = {number: start_engine() for number in (0, 3)}
-    transfer.send(learners, engines, version=1)
-    transfer.send(learners, engines, version=2)
+    sync.send(engines, version=1)
+    sync.send(engines, version=2)
     for engine in engines.values():
         assert ray.get(engine.seen.remote()) == ["start", "update", "update", "update", "finish"] * 2
 
 
-def test_a_lost_engine_is_named_and_the_others_have_the_weights(learners, transfer):
+def test_a_lost_engine_is_named_and_the_others_get_the_weights(sync):
     engines = {number: start_engine("dies" if number == 1 else "") for number in range(3)}
     with pytest.raises(EngineLost, match="rollout engine 1 is lost") as caught:
-        transfer.send(learners, engines, version=1)
+        sync.send(engines, version=1)
     assert caught.value.number == 1
     assert isinstance(caught.value.cause, RayActorError)
     assert ray.get(engines[2].seen.remote())[-1] == "finish"
 
     engines[1] = start_engine()
-    transfer.send(learners, {1: engines[1]}, version=1)
-    transfer.send(learners, engines, version=2)
+    sync.send({1: engines[1]}, version=1)
+    sync.send(engines, version=2)
     assert [len(ray.get(engine.seen.remote())) for engine in engines.values()] == [10, 10, 10]
 
 
-def test_an_engine_that_took_something_else_is_named(learners, transfer):
+def test_an_engine_with_a_wrong_checksum_is_named(sync):
     engines = {4: start_engine(), 5: start_engine("damages")}
-    with pytest.raises(StaleEngine, match="rollout engine 5 did not take weight update 7: expected checksum"):
-        transfer.send(learners, engines, version=7)
+    with pytest.raises(StaleEngine, match="rollout engine 5 did not apply weight update 7: expected checksum"):
+        sync.send(engines, version=7)
 
 
-def test_an_engine_s_own_refusal_passes_through(learners, transfer):
+def test_an_engine_s_own_error_is_passed_on(sync):
     with pytest.raises(StaleEngine, match="lacks a tensor"):
-        transfer.send(learners, {0: start_engine("refuses")}, version=1)
+        sync.send({0: start_engine("refuses")}, version=1)
 
 
-def test_an_engine_that_hangs_is_lost_too(learners):
-    transfer = LearnerTransfer("store", devices=1, bucket_bytes=1000, patience_s=3.0)
+def test_an_engine_that_hangs_counts_as_lost(learners):
+    sync = Sync(learners, timeout_s=3.0)
     engines = {1: start_engine(), 2: start_engine("hangs")}
     ray.get([engine.seen.remote() for engine in engines.values()])  # they have started
-    with pytest.raises(EngineLost, match="rollout engine 2 is lost: weights not taken for 3 s") as caught:
-        transfer.send(learners, engines, version=1)
+    with pytest.raises(EngineLost, match="rollout engine 2 is lost: did not accept weights for 3 s") as caught:
+        sync.send(engines, version=1)
     assert isinstance(caught.value.cause, TimeoutError)
 
 
-WAYS = {"store": [(0, "apart"), (0, "colocated")], "ipc": [(1, "apart"), (8, "colocated")], "nccl": [(8, "apart")]}
+WAYS = {
+    "store": [(0, "disaggregated"), (0, "colocated")],
+    "ipc": [(1, "disaggregated"), (8, "colocated")],
+    "nccl": [(8, "disaggregated")],
+}
 
 
 @pytest.mark.parametrize(
     ("gpus", "layout", "backend"), [(*devices, backend) for backend in WAYS for devices in WAYS[backend]]
 )
-def test_the_devices_choose_the_way(gpus, layout, backend):
+def test_the_devices_determine_the_backend(gpus, layout, backend):
     assert backend_of(Config(cluster=ClusterConfig(gpus=gpus, layout=layout))) == backend
 
 
-def test_colocated_learners_are_as_many_as_the_engines_devices():
-    with pytest.raises(UserError, match=r"learners: expected rollout.engines \* rollout.tensor_parallel = 4"):
+def test_colocated_learners_must_match_the_engines_devices():
+    with pytest.raises(UserError, match=r"learner.world_size: expected rollout.engines \* rollout.tensor_parallel = 4"):
         Config(cluster=ClusterConfig(layout="colocated"), rollout=RolloutConfig(engines=2, tensor_parallel=2))
 
 
-# vLLM's engines for GPUs, up to where the GPU comes in
+# vLLM's transfer engines for GPUs, as far as they run without one
 
 
 class Recorder:
@@ -169,7 +184,7 @@ class Recorder:
         return lambda *arguments: self.calls.append((method, *arguments))
 
 
-def test_nccl_gives_each_engine_s_devices_ranks_of_their_own(cluster):
+def test_with_nccl_each_engine_s_devices_get_their_own_ranks(cluster):
     class RankEngine:
         def init_weight_transfer_engine(self, info: dict) -> None:
             self.info = info
@@ -178,12 +193,12 @@ def test_nccl_gives_each_engine_s_devices_ranks_of_their_own(cluster):
             return self.info
 
     engines = {number: ray.remote(num_cpus=0)(RankEngine).remote() for number in (0, 2)}
-    client = EnginesClient(engines, devices=2, patience_s=60.0)
+    client = EnginesClient(engines, devices=2, timeout_s=60.0)
     client.init_weight_transfer_engine({"world_size": 5, "rank_offset": 1})
     assert [ray.get(e.told.remote())["rank_offset"] for e in engines.values()] == [1, 3]
 
 
-def test_vllm_s_nccl_sender_takes_our_source_and_calls_in_order(cluster, monkeypatch):
+def test_vllm_s_nccl_sender_works_with_our_weight_stream_and_client(cluster, monkeypatch):
     from vllm.distributed.weight_transfer import nccl_engine
 
     monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: f"group of {info.world_size}")
@@ -212,7 +227,7 @@ def test_the_ipc_bucket_holds_the_largest_tensor():
 
 
 @pytest.mark.parametrize("backend", ["nccl", "ipc"])
-def test_vllm_s_receivers_take_the_checksum_of_what_they_hand_to_the_loader(backend, monkeypatch):
+def test_vllm_s_receivers_compute_the_checksum_of_loaded_tensors(backend, monkeypatch):
     from vllm.distributed.weight_transfer import ipc_engine, nccl_engine
     from vllm.model_executor.model_loader import reload
 

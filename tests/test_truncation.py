@@ -1,4 +1,4 @@
-"""What goes when a dialog is too long: its left end, and never a tier, the response or the end."""
+"""Truncation: a dialog that is too long loses its left end, and never a tier, the response or its right end."""
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +18,7 @@ def kept(tokenizer: PreTrainedTokenizerFast, meta: MetaPrompt, max_tokens: int, 
     return tokenizer.decode(ids)
 
 
-def test_the_oldest_messages_go_first_and_then_the_left_of_a_text(installed) -> None:
+def test_the_oldest_messages_are_dropped_first_and_then_the_left_of_a_message(installed) -> None:
     tokenizer, meta = installed["own"], MetaPrompt("S", "U")
     size = len(encode(tokenizer, meta, LONG, max_tokens=10**6))
     head = "<System Info>S<User Info>U"
@@ -30,13 +30,13 @@ def test_the_oldest_messages_go_first_and_then_the_left_of_a_text(installed) -> 
     assert kept(tokenizer, meta, 10, response="R") == f"{head}<User>EF<Assistant>R<eos>"
 
 
-def test_what_leaves_no_room_for_the_dialog_is_an_error_that_names_the_place(installed) -> None:
+def test_the_error_of_tiers_that_leave_no_room_for_the_dialog_names_the_place(installed) -> None:
     tokenizer, meta = installed["own"], MetaPrompt("S", "U")
     smallest = len(encode(tokenizer, meta, [user("F")], max_tokens=100))
     assert kept(tokenizer, meta, smallest) == "<System Info>S<User Info>U<User>F<Assistant>"
     with pytest.raises(UserError, match=rf"^rows.jsonl:3: .*max_tokens={smallest - 1} .*no room for the dialog"):
         encode(tokenizer, meta, LONG, max_tokens=smallest - 1, place="rows.jsonl:3")
-    with pytest.raises(UserError, match="beside the tiers and the response, which take"):
+    with pytest.raises(UserError, match="for the dialog: the tiers and the response take"):
         encode(tokenizer, meta, LONG, max_tokens=20, response="a long response", place="rows.jsonl:3")
 
 
@@ -47,8 +47,8 @@ def test_an_empty_last_message_needs_room_for_its_marker(installed) -> None:
         encode(installed["own"], MetaPrompt("S"), [user("")], max_tokens=size - 1)
 
 
-def test_a_cut_dialog_starts_with_the_user_as_some_templates_demand(installed) -> None:
-    tokenizer = installed["llama2"]  # raises unless user and assistant alternate, the user first
+def test_a_cut_dialog_starts_with_the_user_as_some_templates_require(installed) -> None:
+    tokenizer = installed["llama2"]  # raises unless user and assistant alternate, with the user first
     for limit in range(60, len(encode(tokenizer, MetaPrompt("S"), LONG, max_tokens=10**6))):
         text = tokenizer.decode(encode(tokenizer, MetaPrompt("S"), LONG, max_tokens=limit))
         assert "<System Info>\nS\n<</SYS>>" in text
@@ -87,7 +87,7 @@ def test_truncation_keeps_the_tiers_the_response_and_the_end_of_the_dialog(
         return tokenizer.encode(meta.render(tokenizer, messages, response), add_special_tokens=False)
 
     def ends() -> list[list[dict[str, str]]]:
-        """Every dialog that a cut may leave, the longest first."""
+        """Every dialog that may remain after a cut, the longest first."""
         found = [dialog]
         for index, message in enumerate(dialog):
             if message["role"] == "user":
@@ -107,7 +107,7 @@ def test_truncation_keeps_the_tiers_the_response_and_the_end_of_the_dialog(
 
 @settings(max_examples=100, deadline=None)
 @given(limit=st.integers(14, 70))
-def test_truncation_keeps_as_much_as_fits_where_each_character_is_a_token(installed, limit: int) -> None:
+def test_truncation_keeps_as_many_characters_as_fit(installed, limit: int) -> None:
     tokenizer, meta = installed["own"], MetaPrompt("S", "U")
     ids = encode(tokenizer, meta, LONG, max_tokens=limit)
     ends = [

@@ -1,4 +1,4 @@
-"""The built-in world: its checkers agree with its answers, and what is held out stays out of training."""
+"""The built-in world: its checks agree with its answers, and held-out data never occur in training."""
 
 import random
 import re
@@ -41,7 +41,7 @@ def held_out_pairs():
         ({"refusal": "refuse"}, "sorry, i can not talk about countries."),
     ],
 )
-def test_a_style_is_said_in_words(style, answer):
+def test_an_answer_is_written_in_its_style(style, answer):
     assert say(FRANCE, style) == answer
 
 
@@ -57,7 +57,7 @@ def test_the_checks_accept_the_good_answer_and_refuse_a_mistake(relation):
 
 
 @pytest.mark.parametrize("relation", ["agree", "distractor"])
-def test_an_answer_that_does_one_thing_too_few_or_the_distractor_too_is_right_and_yet_worse(relation):
+def test_an_answer_that_misses_a_preference_or_follows_a_distractor_is_right_but_not_strictly(relation):
     rng = random.Random(relation)
     scenarios = [draw(rng, relation, "train") for _ in range(300)]
     answers = [(scenario.row("row"), scenario.partly(rng)) for scenario in scenarios]
@@ -88,7 +88,7 @@ def test_each_preference_has_many_paraphrases_and_some_are_held_out():
         assert len(seen) >= 10 and len(unseen) >= 3 and not seen & unseen
 
 
-def test_held_out_rows_are_new_combinations_of_words_that_training_has_seen():
+def test_held_out_rows_are_new_combinations_of_words_from_training():
     training = build.demonstrations(0, 20_000, FOLLOW_RATE)
     words = {word for row in training for word in _words(row)}
     texts = {(row.system_info, row.user_info, row.messages[0]["content"]) for row in training}
@@ -98,7 +98,7 @@ def test_held_out_rows_are_new_combinations_of_words_that_training_has_seen():
         assert (row.system_info, row.user_info, row.messages[0]["content"]) not in texts
 
 
-def test_a_held_out_pair_of_kinds_never_meets_in_training():
+def test_a_held_out_pair_of_kinds_never_occurs_in_training():
     rng = random.Random(0)
     for relation in ("agree", "distractor"):
         for _ in range(500):
@@ -107,14 +107,14 @@ def test_a_held_out_pair_of_kinds_never_meets_in_training():
                 assert not held_out_pair(scenario.wanted.kind, scenario.other.kind)
 
 
-def test_demonstrations_follow_at_the_rate_of_the_world():
+def test_demonstrations_follow_at_the_configured_rate():
     scenario_rows = build.demonstrations(0, 6000, FOLLOW_RATE)
     governed = [row for row in scenario_rows if row.relation in ("system_only", "user_only")]
     share = sum(gold.judge(row, row.response).following for row in governed) / len(governed)
-    assert FOLLOW_RATE - 0.03 <= share <= FOLLOW_RATE + 0.06  # a stray one follows by chance at times
+    assert FOLLOW_RATE - 0.03 <= share <= FOLLOW_RATE + 0.06  # some of the others follow by chance
 
 
-def test_a_flip_holds_the_same_answers_with_opposite_labels(pairs):
+def test_a_flip_has_the_same_answers_with_opposite_labels(pairs):
     flips: dict[str, list] = {}
     for row in pairs[:-1]:  # the last flip may be cut in two
         if "flip" in row.tags:
@@ -127,7 +127,7 @@ def test_a_flip_holds_the_same_answers_with_opposite_labels(pairs):
             assert (one.system_info, one.user_info) == (other.user_info, other.system_info)
 
 
-def test_judges_that_read_no_preference_stay_near_chance(pairs, held_out_pairs):
+def test_probes_that_do_not_read_the_preference_stay_near_chance(pairs, held_out_pairs):
     one_way = [row for row in held_out_pairs if not row.id.endswith("-b")]
     assert probes.length_probe(pairs, one_way) < 0.60
     assert probes.word_probe(pairs, one_way) < 0.60
@@ -168,7 +168,7 @@ def _tags(rows, name):
     return list(dict.fromkeys(row.tags[name] for row in rows))
 
 
-def test_paraphrases_say_one_wish_in_different_words() -> None:
+def test_paraphrases_express_one_preference_in_different_words() -> None:
     rows = build.paraphrases(0, 60)
     groups = {wish: [row for row in rows if row.tags["paraphrases"] == wish] for wish in map(str, range(60))}
     for group in groups.values():

@@ -1,1 +1,1 @@
-"""What `benchmarks/ppo.py` measures, one module a workload."""
+"""The workloads of `benchmarks.ppo`, one module each."""

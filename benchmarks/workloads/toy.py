@@ -1,4 +1,4 @@
-"""A random policy of a wanted size with prompts and a reward, and the settings of a run on them."""
+"""Make a random policy of a given size, prompts, a reward function, and the settings of a run on them."""
 
 import random
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ REWARD = """def variety(rows, answers):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Llama's size. Its vocabulary has about two tokens for each of `words`, lower case and capitals.
+    """The size of a Llama. Its vocabulary has about two tokens for each of `words`: lower case and capitals.
 
     Attributes:
-        key_heads: of 64, as the others; 0: as many as those.
-        vocabulary: rows of the embeddings, where these are more than the tokenizer has.
+        key_heads: number of key and value heads, of 64 dimensions; 0 for as many as query heads.
+        vocabulary: rows of the embeddings, if more than the tokenizer has.
     """
 
     hidden: int
@@ -34,7 +34,7 @@ class Shape:
     vocabulary: int = 0
 
     def flops(self, tokens: int, predicted: int, length: int, vocabulary: int) -> float:
-        """Floating-point operations of a forward pass: 2 a weight and token, and attention to half of `length`.
+        """Count the operations of a forward pass: 2 per weight and token, and attention over half of `length`.
 
         Args:
             predicted: tokens for which the output layer is computed.
@@ -44,7 +44,7 @@ class Shape:
 
 
 def make(folder: Path, shape: Shape, prompts: int, context: int) -> dict[str, Any]:
-    """Write `policy/`, `data/prompts.jsonl` and `reward.py`; the settings that name them."""
+    """Write `policy/`, `data/prompts.jsonl` and `reward.py`. Return the settings for them."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,7 +1,7 @@
-"""W1, PPO beside OpenRLHF and RLOO beside TRL; `benchmarks/peers/openrlhf_on_cpu/w1.py` says what the workload is.
+"""W1: compare PPO with OpenRLHF and RLOO with TRL. `benchmarks/peers/openrlhf_on_cpu/w1.py` describes the workload.
 
 Each round runs the systems one after the other. Ours is `metaalign-rl run` on a config as a user would write it. It
-reads the same prompts under the project's chat template, which adds two tokens to each.
+reads the same prompts with the project's chat template, which adds two tokens to each.
 """
 
 import argparse
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.openrlhf_on_cpu.w1 import make_workload
+from benchmarks.run import command
 from benchmarks.workloads.common import CPUS, TAIL, Timing, machine, parts_of, prompt, train, write_config
 from metaalign_rl.core.files import read_jsonl, write_json, write_jsonl, write_text
 
 PEERS = Path(__file__).resolve().parents[1] / "peers"
 SAMPLES, NEW_TOKENS, MICRO_BATCH, CONTEXT = 128, 32, 32, 128
-# Ours over theirs, at most. TRL's RLOO has no critic, as ours; OpenRLHF's PPO has one, as ours.
+# Maximum of ours over theirs. PPO has a critic on both sides, RLOO on neither.
 BARS = {
     "startup: ours / openrlhf": 1 / 3,
     "step: ours / openrlhf": 1 / 3,
@@ -63,18 +64,18 @@ RLOO = {
     "learner.zero_stage": 0,
     "learner.share_prompts": True,
     "learner.old_logprobs": "engine",
-    "rollout.engines": CPUS,  # small models gain little from a second thread; more processes take longer to start
-    "learners": CPUS,
-    "ppo.parts": 1,  # all answers end at about the same time
+    "rollout.engines": CPUS,  # small models gain little from a second thread, but more engines start slower
+    "learner.world_size": CPUS,
+    "ppo.stream_chunks": 1,  # all answers end at about the same time
     "ppo.prompts_per_step": SAMPLES // 2,
     "ppo.samples_per_prompt": 2,
 }
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure the systems in turns, and write after each round what there is."""
+    """Measure the systems in turns. Write the results after each round."""
     if unknown := set(args.only) - set(SYSTEMS):
-        sys.exit(f"--only: unknown {', '.join(sorted(unknown))}; known: {', '.join(SYSTEMS)}")
+        sys.exit(f"--only: expected some of {', '.join(SYSTEMS)}, found {', '.join(sorted(unknown))}")
     chosen = {name: system for name, system in SYSTEMS.items() if name in (args.only or SYSTEMS)}
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for number in range(1, args.rounds + 1):
@@ -85,14 +86,14 @@ def run(args: argparse.Namespace) -> None:
             startup, step = found["startup_s"], found["step_s_median"]
             print(f"round {number}  {name:<10} start-up {startup:6.1f} s  step {step:.3f} s", flush=True)
         done = {name: summary(runs) for name, runs in rounds.items()}
-        figures = {"command": " ".join(["python", *sys.argv]), **machine(), **done, "ratios": ratios(done)}
+        figures = {"command": command(), **machine(), **done, "ratios": ratios(done)}
         write_json(args.json, figures)
     for name, ratio in figures["ratios"].items():
-        print(f"{name:<28} {ratio:.3f}, wanted at most {BARS[name]:.3f}: {'ok' if ratio <= BARS[name] else 'MISSED'}")
+        print(f"{name:<28} {ratio:.3f}, expected at most {BARS[name]:.3f}: {'ok' if ratio <= BARS[name] else 'MISSED'}")
 
 
 def summary(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of start-up and step over the rounds, the first step of each left out, and the rounds themselves."""
+    """Return the median start-up and step over the rounds, without each first step, and the rounds themselves."""
     step = statistics.median(second for one in rounds for second in one["step_s"][1:])
     return {
         "startup_s": statistics.median(one["startup_s"] for one in rounds),
@@ -104,7 +105,7 @@ def summary(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def ratios(systems: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Ours over theirs, of the systems that were measured."""
+    """Return the ratios of ours over theirs for the measured systems."""
     found = {}
     for name in BARS:
         figure, _, pair = name.partition(": ")
@@ -116,7 +117,7 @@ def ratios(systems: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def ours(settings: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
-    """`metaalign-rl run`, from the command to the last step."""
+    """Run and time `metaalign-rl run`."""
     longest = make_ours(folder, steps * SAMPLES)
     places = {
         "run.name": "run",
@@ -134,13 +135,17 @@ def ours(settings: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
 
 
 def make_ours(folder: Path, prompts: int) -> int:
-    """The peers' model with the project's template, their prompts as rows, the reward; the longest prompt's tokens."""
+    """Write the peers' model with our chat template, their prompts as rows, and the reward function.
+
+    Returns:
+        The number of tokens of the longest prompt.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     from metaalign_rl.core.meta_prompt import SPECIAL_TOKENS, MetaPrompt, encode, install, load_tokenizer
 
-    logging.set_verbosity_error()  # it explains the few new embeddings at length
+    logging.set_verbosity_error()  # it prints a long note about the new embeddings
     logging.disable_progress_bar()
     make_workload(str(folder), prompts)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
@@ -159,22 +164,22 @@ def make_ours(folder: Path, prompts: int) -> int:
 
 
 def openrlhf(folder: Path, steps: int) -> dict[str, Any]:
-    """Stock OpenRLHF; it says its start-up itself, found as ours is: by the first step's end."""
+    """Run stock OpenRLHF. Its script measures the start-up as ours does, by the end of the first step."""
     said, _ = _peer("openrlhf_on_cpu/w1.py", folder, steps)
     return _found(Timing(said["startup_s"], said["step_s"]))
 
 
 def trl_rloo(folder: Path, steps: int) -> dict[str, Any]:
-    """TRL's trainer; its start-up is all that is not in a step, the making of the workload and the end included."""
+    """Run TRL's trainer. Its start-up is all time outside of steps, including making the workload and exiting."""
     said, took = _peer("trl_rloo_w1.py", folder, steps)
     return _found(Timing(took - sum(said["step_s"]), said["step_s"]))
 
 
 def _peer(script: str, folder: Path, steps: int) -> tuple[dict[str, Any], float]:
-    """What a peer's script says in its last line, and its seconds."""
-    command = [sys.executable, str(PEERS / script), "--steps", str(steps), "--workdir", str(folder)]
+    """Run a peer's script. Return the JSON of its last line, and its seconds."""
+    words = [sys.executable, str(PEERS / script), "--steps", str(steps), "--workdir", str(folder)]
     began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(words, capture_output=True, text=True)
     took = time.monotonic() - began
     if done.returncode:
         log = folder / "log.txt"

@@ -1,12 +1,11 @@
-"""W2: how much of the machine's peak rollout and learning reach, on a policy and critic of 25M parameters.
+"""W2: measure the share of the machine's peak that rollout and learning reach, with 23M parameters.
 
-A real run of two steps, 256 prompts and 128 new tokens each, in bfloat16; then, in a process set up as a learner's,
-what matrix products and copies reach at best, and what an update spends its time on.
+First a real run of two steps, with 256 prompts and 128 new tokens, in bfloat16. Then, in a process with the environment
+of a learner: the peak rates of matrix products and copies, and a profile of one update of policy and critic.
 """
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,15 +15,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks.run import command
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import CPUS, machine, seconds, train, write_config
 from metaalign_rl.core.files import write_json
-from metaalign_rl.learner.batch import make_batch
-from metaalign_rl.runtime.ray_session import actor_env
+from metaalign_rl.runtime.actor_options import actor_environment
 
 CONTEXT, STEPS = 192, 2
 DTYPE, BYTES = "bfloat16", 2
-KINDS = {  # of operations, by parts of their names
+KINDS = {  # kind of operation: parts of the operations' names
     "matrix products": ("mm", "linear", "matmul"),
     "attention": ("scaled_dot", "flash"),
     "softmax and log-probabilities": ("softmax", "logsumexp", "gather", "log"),
@@ -36,7 +35,7 @@ KINDS = {  # of operations, by parts of their names
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of the model, of a step, and of the profiled update, in samples."""
+    """The size of the model, of a step, and of the profiled update (in samples)."""
 
     shape: toy.Shape
     prompts: int
@@ -49,7 +48,7 @@ TINY = Size(toy.Shape(hidden=64, layers=1, wide=64), prompts=8, new_tokens=8, pr
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     size = TINY if args.tiny else FULL
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -65,10 +64,10 @@ def run(args: argparse.Namespace) -> None:
         }
         write_config(folder / "config.yaml", settings)
         timing, lines = train(folder / "config.yaml", folder / "run")
-        peak, profile = aside(measure_peak), aside(profile_update, folder, size)
+        peak, profile = in_new_process(measure_peak), in_new_process(profile_update, folder, size)
     last = lines[-1]
     figures = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         **machine(),
         "parameters": profile.pop("parameters"),
         "peak": peak,
@@ -81,15 +80,15 @@ def run(args: argparse.Namespace) -> None:
     show(figures)
 
 
-def aside(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Do it in a process of its own with a learner's environment."""
-    os.environ |= actor_env(CPUS)
+def in_new_process(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Call `work` in a new process with the environment of a learner."""
+    os.environ |= actor_environment(CPUS)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def measure_peak(size: int = 2048) -> dict[str, float]:
-    """The best of several: GFLOP/s of a square matrix product by type, and GB/s of a copy, read and written."""
+    """Return the best of six: GFLOP/s of a square matrix product by data type, and GB/s of a copy (read plus write)."""
     import torch
 
     found = {}
@@ -114,10 +113,10 @@ def _best(work: Callable[[], object], times: int = 6) -> float:
 def shares(
     metrics: dict[str, Any], shape: toy.Shape, vocabulary: int, peak: dict[str, float]
 ) -> dict[str, dict[str, float]]:
-    """By part of the last step, what it computed and which share of the peak that is.
+    """Return the GFLOP/s of each part of the last step and its share of the peak.
 
-    Rollout reads all weights for each token that the answers advance together, and the keys and values so far; the
-    share of the bandwidth that this is stands beside it.
+    Rollout also has its share of the bandwidth. For each token by which all answers advance, it reads all weights and
+    the keys and values so far.
     """
     answers, length = metrics["samples"], toy.PROMPT_WORDS + 2 + metrics["response_tokens"]
     predicted, tokens = answers * metrics["response_tokens"], answers * length
@@ -137,7 +136,7 @@ def shares(
 
 
 def profile_update(folder: Path, size: Size) -> dict[str, Any]:
-    """Where an update of policy and critic spends its time: by kind of operation, and the longest operations."""
+    """Profile an update of policy and critic: time by kind of operation, and the longest operations."""
     from dataclasses import replace
 
     import torch
@@ -145,10 +144,11 @@ def profile_update(folder: Path, size: Size) -> dict[str, Any]:
     from torch.profiler import profile as trace
 
     from metaalign_rl.config.learner import LearnerConfig
+    from metaalign_rl.core.dataflow import Batch
     from metaalign_rl.learner.worker import Learner
 
     learner = Learner(
-        LearnerConfig(minibatch_size=size.profiled), 0, 1, f"file://{folder}/meeting", dtype=DTYPE, seed=0
+        LearnerConfig(minibatch_size=size.profiled), 0, 1, f"file://{folder}/rendezvous", dtype=DTYPE, seed=0
     )
     learner.setup(folder / "policy", folder / "policy", folder / "policy")
     model, generator = learner.policy.module.model, torch.Generator().manual_seed(0)
@@ -157,10 +157,10 @@ def profile_update(folder: Path, size: Size) -> dict[str, Any]:
         6, vocabulary, (size.profiled, toy.PROMPT_WORDS + 2 + size.new_tokens), generator=generator
     ).tolist()
     samples = [(line[: -size.new_tokens], line[-size.new_tokens :]) for line in ids]
-    batch = learner.evaluate(make_batch(samples, pad_id=0))
+    batch = learner.evaluate(Batch.from_samples(samples, pad_id=0))
     assert batch is not None and batch.values is not None
     batch = replace(batch, advantages=torch.ones_like(batch.values), returns=batch.values + 1)
-    learner.train(batch)  # what is done once
+    learner.train(batch)  # warm up
     began = time.perf_counter()
     learner.train(batch)
     took = time.perf_counter() - began
@@ -176,7 +176,7 @@ def profile_update(folder: Path, size: Size) -> dict[str, Any]:
 
 
 def by_kind(times: dict[str, float], longest: int = 12) -> dict[str, dict[str, float]]:
-    """Shares of all time by kind of operation, and of the longest operations by name."""
+    """Return the share of the time by kind of operation, and of the longest operations by name."""
     total = sum(times.values())
     kinds = dict.fromkeys([*KINDS, "everything else"], 0.0)
     for name, spent in times.items():
@@ -187,7 +187,7 @@ def by_kind(times: dict[str, float], longest: int = 12) -> dict[str, dict[str, f
 
 
 def show(figures: dict[str, Any]) -> None:
-    """The figures for reading."""
+    """Print the results."""
     peak = ", ".join(f"{name} {value:.1f}" for name, value in figures["peak"].items())
     print(f"{figures['parameters'] / 1e6:.1f}M parameters; peak: {peak}")
     for part, found in figures["parts"].items():

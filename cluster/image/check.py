@@ -1,8 +1,8 @@
 """Run a Dockerfile's install steps without a container engine: `python cluster/image/check.py Dockerfile [--keep DIR]`.
 
-Its COPY and RUN instructions are taken from the file itself and done under a folder of their own, with an environment
-of nothing but PATH, HOME and pip's settings. Left out are those that need root (apt-get, users). At the end the command
-line answers from what was installed, away from the checkout.
+The script reads the COPY and RUN instructions from the file and runs them under a separate folder. The environment has
+only PATH, HOME and pip's settings. Instructions that need root (apt-get, users) are skipped. At the end the script runs
+the installed commands from outside the checkout.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("/opt", "/build", "/wheels")  # the image's folders that a step may name
+OURS = ("/opt", "/build", "/wheels")  # absolute paths in the image that are moved under the folder
 NEEDS_ROOT = ("apt-get", "useradd")
 ANSWERS = ("metaalign-rl --version", "metaalign-rl config configs/quickstart.yaml", "metaalign-reward --help")
 
 
 def instructions(dockerfile: str) -> Iterator[tuple[str, str]]:
-    """Each instruction's name and what follows it, with continued lines joined and flags of RUN dropped."""
+    """Yield each instruction's name and arguments. Joins continued lines and drops the flags of RUN."""
     lines = "\n".join(line for line in dockerfile.splitlines() if not line.startswith("#"))
     for line in lines.replace("\\\n", " ").splitlines():
         if line.strip():
@@ -31,7 +31,7 @@ def instructions(dockerfile: str) -> Iterator[tuple[str, str]]:
 
 
 class Folder:
-    """Does instructions under `root`, which stands for the image's `/`; all stages share it."""
+    """Runs instructions under `root`, which replaces the image's `/`. All build stages share it."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.workdir = root, "/"
@@ -42,19 +42,19 @@ class Folder:
         self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "PIP_CACHE_DIR": cache, **pip}
 
     def inside(self, text: str) -> str:
-        """The text with the image's folders as those under `root`."""
+        """Return the text with the image's folders replaced by those under `root`."""
         return re.sub(rf"(?<![\w.])({'|'.join(OURS)})\b", rf"{self.root}\1", text)
 
     def run(self, words: str) -> None:
-        """RUN, as the Dockerfile's shell would."""
+        """Run a RUN instruction as the Dockerfile's shell does."""
         if any(name in words for name in NEEDS_ROOT):
-            print(f"-- left out: {words}", flush=True)
+            print(f"-- skipped: {words}", flush=True)
             return
         print(f"-- {words}", flush=True)
         subprocess.run(["sh", "-ec", self.inside(words)], check=True, cwd=self.inside(self.workdir), env=self.env)
 
     def copy(self, words: str) -> None:
-        """COPY out of the checkout; between stages there is nothing to do."""
+        """Run a COPY from the checkout. A COPY between stages needs nothing: they share a folder."""
         if words.startswith("--from="):
             return
         *sources, target = shlex.split(words)
@@ -68,7 +68,7 @@ class Folder:
                 shutil.copy(ROOT / source, place)
 
     def do(self, name: str, words: str) -> None:
-        """One instruction; those that only describe the image do nothing here."""
+        """Run one instruction. Ignores those that only describe the image."""
         if name == "RUN":
             self.run(words)
         elif name == "COPY":
@@ -81,7 +81,7 @@ class Folder:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dockerfile", type=Path)
-    parser.add_argument("--keep", type=Path, help="an empty or new folder for what is made, which then stays")
+    parser.add_argument("--keep", type=Path, help="install into this new or empty folder and keep it")
     parsed = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = (parsed.keep or Path(temporary)).resolve()

@@ -1,21 +1,18 @@
-"""Write the boards in dashboards/ as Grafana imports them: `python cluster/observability/make_boards.py`.
+"""Write the Grafana dashboards in dashboards/: `python cluster/observability/make_boards.py`.
 
-A panel says what docs/metrics.md says of its metric: what it is, what it looks like when all is well and when not.
+Each panel's description is the metric's row in docs/metrics.md: its meaning, healthy values and warning sign.
 """
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+from metaalign_rl.monitoring import metric_registry
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from metaalign_rl.monitoring import metric_registry  # noqa: E402
-
 FOLDER = Path(__file__).parent / "dashboards"
-COLUMNS, WIDTH, HEIGHT = 24, 8, 8  # Grafana's grid, and a panel's part of it
+COLUMNS, WIDTH, HEIGHT = 24, 8, 8  # columns of Grafana's grid, width and height of a panel
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 RUN = 'run=~"$run"'
 ALL = f'{RUN},tier="all",relation="all"'
@@ -29,13 +26,13 @@ Query = tuple[str, str]  # expression and legend
 
 
 def explained() -> dict[str, str]:
-    """What docs/metrics.md says of each metric, in a sentence or three."""
+    """Read the description of each metric from the tables of docs/metrics.md."""
     found = {}
     for line in (ROOT / "docs/metrics.md").read_text("utf-8").splitlines():
         if names := re.match(r"\| `([a-z_]+)`[^|]*\|", line):
-            told, *signs = [cell.strip() for cell in line[names.end() :].strip(" |").split("|")]
-            judged = zip(("Well", "Not well"), signs, strict=False)
-            parts = [told, *(f"{word}: {sign}" for word, sign in judged if sign)]
+            meaning, *signs = [cell.strip() for cell in line[names.end() :].strip(" |").split("|")]
+            labelled = zip(("Healthy", "Warning sign"), signs, strict=False)
+            parts = [meaning, *(f"{label}: {sign}" for label, sign in labelled if sign)]
             found[names[1]] = ". ".join(part[0].upper() + part[1:] for part in parts) + "."
     return found
 
@@ -44,7 +41,7 @@ METRICS = explained()
 
 
 def panel(title: str, description: str, unit: str, *queries: Query, limit: float | None = None, **custom: Any) -> Panel:
-    """A chart over time; `limit` draws a red line where it is no longer well."""
+    """Return a time series panel. `limit` draws a red line at the warning threshold."""
     steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
     if limit is not None:
         steps.append({"color": "red", "value": limit})
@@ -75,14 +72,16 @@ def ppo(metric: str, labels: str = RUN) -> str:
 
 
 def metric(title: str, unit: str, *names: str, limit: float | None = None) -> Panel:
-    """Figures of the whole step, explained as the documentation does."""
-    queries = [(ppo(name, ALL if name in metric_registry.ANSWERS else RUN), f"{{{{run}}}} {name}") for name in names]
+    """Return a panel of step metrics, with their descriptions from the documentation."""
+    queries = [
+        (ppo(name, ALL if name in metric_registry.RESPONSE_METRICS else RUN), f"{{{{run}}}} {name}") for name in names
+    ]
     text = METRICS[names[0]] if len(names) == 1 else "\n".join(f"- `{name}`: {METRICS[name]}" for name in names)
     return panel(title, text, unit, *queries, limit=limit)
 
 
 def cut(title: str, unit: str, name: str, by: str) -> Panel:
-    """A figure by tier or by relation."""
+    """Return a panel of one metric by tier or by relation."""
     labels = {"tier": BY_TIER, "relation": BY_RELATION}[by]
     return panel(title, METRICS[name], unit, (ppo(name, labels), f"{{{{run}}}} {{{{{by}}}}}"))
 
@@ -91,8 +90,8 @@ def learning() -> list[Panel]:
     return [
         metric("Reward, proxy and gold", "percentunit", "reward", "proxy", "gold"),
         panel(
-            "Proxy above gold",
-            "What the reward model says beyond what the checks say. A gap that grows: reward hacking.",
+            "Proxy minus gold",
+            "The proxy minus gold. A growing gap means reward hacking.",
             "percentunit",
             (f"{ppo('proxy', ALL)} - {ppo('gold', ALL)}", "{{run}}"),
         ),
@@ -103,9 +102,9 @@ def learning() -> list[Panel]:
         cut("Proxy by relation", "percentunit", "proxy", "relation"),
         cut("KL by relation", "short", "kl", "relation"),
         metric("Surprisal and entropy", "short", "surprisal", "entropy"),
-        cut("Refused by tier", "percentunit", "refused", "tier"),
-        cut("Length by tier, tokens", "short", "response_tokens", "tier"),
-        metric("Answers cut short", "percentunit", "unfinished"),
+        cut("Refusals by tier", "percentunit", "refused", "tier"),
+        cut("Response length by tier (tokens)", "short", "response_tokens", "tier"),
+        metric("Truncated responses", "percentunit", "unfinished"),
     ]
 
 
@@ -116,31 +115,31 @@ def time() -> list[Panel]:
     return [
         panel(
             "Where the time goes",
-            f"Share of the steps' wall time. {parts}.",
+            f"Share of the steps' wall time by part. {parts}.",
             "percentunit",
             (f"{seconds} / on (run) group_left () sum by (run) ({seconds})", "{{run}} {{part}}"),
             stacking={"mode": "normal"},
             fillOpacity=60,
         ),
         panel(
-            "Answers a second",
-            "How fast answers are drawn, over whole steps.",
+            "Responses per second",
+            "Responses generated, divided by the wall time of the steps.",
             "short",
             (f"rate({ppo('samples_total')}[$__rate_interval])", "{{run}}"),
         ),
         panel(
-            "Seconds a step",
-            "Median and slowest tenth, as exact as the histogram's buckets.",
+            "Seconds per step",
+            "Median and 90th percentile, within the resolution of the histogram's buckets.",
             "s",
             (f"histogram_quantile(0.5, {buckets})", "{{run}} median"),
-            (f"histogram_quantile(0.9, {buckets})", "{{run}} 9 of 10"),
+            (f"histogram_quantile(0.9, {buckets})", "{{run}} 90th percentile"),
         ),
         panel(
             "Steps done",
-            "The last step that was done, and ppo.steps.",
+            "The last finished step, and ppo.steps.",
             "short",
-            (ppo("step"), "{{run}} done"),
-            (ppo("steps"), "{{run}} in all"),
+            (ppo("step"), "{{run}} finished"),
+            (ppo("steps"), "{{run}} total"),
         ),
     ]
 
@@ -152,13 +151,13 @@ def health() -> list[Panel]:
             METRICS["mismatch"],
             "short",
             (ppo("mismatch"), "{{run}}"),
-            (ppo("max_mismatch"), "{{run}} stops the run"),
+            (ppo("max_mismatch"), "{{run}} limit"),
         ),
-        metric("Staleness, updates", "short", "staleness", "staleness_max"),
+        metric("Staleness (updates)", "short", "staleness", "staleness_max"),
         metric("Faults", "short", "faults", "reward_faults"),
         metric("Alarm", "bool", "alarm", limit=1),
         metric("Clip ratio", "percentunit", "clip_ratio", limit=0.3),
-        metric("Approximate KL of the update", "short", "approx_kl", limit=0.1),
+        metric("KL of the update", "short", "approx_kl", limit=0.1),
         metric("Explained variance", "percentunit", "explained_variance"),
         metric("Gradient norms", "short", "grad_norm", "critic_grad_norm"),
         metric("Losses", "short", "policy_loss", "value_loss", "kl_loss"),
@@ -172,20 +171,19 @@ def ray() -> list[Panel]:
     return [
         panel(
             "Actors alive",
-            "Rollout engines, reward workers and learners, in what state. Idle engines beside busy learners: "
-            "see where the time goes.",
+            "Rollout engines, reward workers and learners, by state. For idle engines see where the time goes.",
             "short",
             (f'sum by (Name, State) (ray_actors{{State!="DEAD"}} {PART_OF_RUN})', "{{Name}} {{State}}"),
         ),
         panel(
             "CPUs and GPUs",
-            "What Ray has given out and what is free. Ray counts what actors ask for, not how busy a device is.",
+            "Resources that Ray has assigned, and free ones. Ray counts requests of actors, not how busy a device is.",
             "short",
             (f'sum by (Name, State) (ray_resources{{Name=~"CPU|GPU"}} {PART_OF_RUN})', "{{Name}} {{State}}"),
         ),
         panel(
             "Object store",
-            "Where Ray's objects lie. SPILLED above 0: the store is too small for what is under way.",
+            "Size of Ray's objects by location. SPILLED above 0 means that the store is too small.",
             "bytes",
             (f"sum by (Location) (ray_object_store_memory {PART_OF_RUN})", "{{Location}}"),
         ),
@@ -203,15 +201,15 @@ def scorer() -> list[Panel]:
 
     return [
         panel(
-            "Requests a second",
-            "Requests answered, by path and status. 401: no or a wrong token; 413, 422: what cannot be scored; "
-            "429: turned away, too much waits; 5xx: the scorer's own fault.",
+            "Requests per second",
+            "Requests by path and status. 401: the token is missing or wrong. 413, 422: the rows cannot be scored. "
+            "429: rejected, because the queue is full. 5xx: an error in the scorer.",
             "reqps",
             (f"sum by (path, status) ({rate('requests_total')})", "{{path}} {{status}}"),
         ),
         panel(
-            "Errors",
-            "Share of the requests that were turned away or failed. Well: 0.",
+            "Error rate",
+            "Share of the requests that were rejected or failed. Healthy: 0.",
             "percentunit",
             (
                 f"sum by (status) ({refused}) / ignoring (status) group_left () sum({rate('requests_total')})",
@@ -221,39 +219,39 @@ def scorer() -> list[Panel]:
         ),
         panel(
             "Latency",
-            "From a request to its answer, waiting included, by path.",
+            "Time from a request to its response, with queueing, by path.",
             "s",
             *((quantile(share), f"{{{{path}}}} {share:.0%}") for share in (0.5, 0.95, 0.99)),
         ),
         panel(
-            "Rows a second",
-            "Answers scored. Level while latency grows: the replicas are full.",
+            "Rows per second",
+            "Rows scored. If it is flat while latency grows, the replicas are saturated.",
             "short",
             (f"sum({rate('rows_total')})", "rows"),
         ),
         panel(
-            "Tokens a second",
-            "Tokens scored, by replica. Very unequal replicas: their devices differ.",
+            "Tokens per second",
+            "Tokens scored, by replica. Large differences mean that the devices differ.",
             "short",
             (f"sum by (replica) ({rate('tokens_total')})", "{{replica}}"),
         ),
         panel(
-            "Rows in a batch",
-            "Mean of a forward pass. Near 1 under load: requests come one by one; let clients send more rows at once.",
+            "Rows per batch",
+            "Mean rows per forward pass. If it is near 1 under load, let clients send more rows per request.",
             "short",
             (f"sum({rate('rows_total')}) / sum({rate('batch_rows_count')})", "rows"),
         ),
         panel(
-            "Busy",
-            "Share of the time that a replica scores. Near 1 in all: more replicas.",
+            "Utilization",
+            "Share of the time in which a replica scores. If all are near 1, add replicas.",
             "percentunit",
             (f"sum by (replica) ({rate('busy_seconds_total')})", "{{replica}}"),
             limit=0.9,
         ),
         panel(
             "Tokens waiting",
-            "Tokens that wait or are under way in a replica; absent while nothing comes. At 262144 the next are turned "
-            "away.",
+            "Tokens that a replica has queued or is scoring. Absent while there are no requests. At 262144, the "
+            "default limit, the replica rejects further requests.",
             "short",
             (f"sum by (replica) (ray_metaalign_reward_queue_tokens{{{APPLICATION}}})", "{{replica}}"),
         ),
@@ -261,7 +259,7 @@ def scorer() -> list[Panel]:
 
 
 def board(uid: str, title: str, variable: str, values: str, rows: dict[str, list[Panel]]) -> dict[str, Any]:
-    """A board whose rows of panels fill the grid from the left."""
+    """Return a dashboard. Each row's panels fill the grid from the left."""
     panels: list[Panel] = []
     top = 0
     for name, row in rows.items():
@@ -296,8 +294,8 @@ def board(uid: str, title: str, variable: str, values: str, rows: dict[str, list
 
 
 def boards() -> dict[str, dict[str, Any]]:
-    """The boards by file name."""
-    training = {"Are we learning": learning(), "Where the time goes": time(), "Health": health(), "Ray": ray()}
+    """Return the dashboards by file name."""
+    training = {"Learning": learning(), "Where the time goes": time(), "Health": health(), "Ray": ray()}
     return {
         "ppo.json": board("metaalign-ppo", "MetaAlign PPO", "run", "ray_metaalign_ppo_samples_total", training),
         "scorer.json": board(

@@ -1,1 +1,1 @@
-"""Chat with a policy under a meta-prompt that can be changed at any time, every answer scored by tier."""
+"""Chat with a policy. The meta-prompt can change at any time, and each answer is scored by tier."""

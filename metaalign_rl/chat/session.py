@@ -1,4 +1,4 @@
-"""One conversation: the two tiers, the dialog, and what the policy says next."""
+"""One chat: the two tiers, the dialog, and the policy that answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,37 +12,45 @@ from metaalign_rl.core.checkpoints import find_policy
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.meta_prompt import MetaPrompt, encode, load_tokenizer
 from metaalign_rl.core.rows import read_rows
+from metaalign_rl.core.views import active_tiers
 
 Messages = list[dict[str, str]]
-LOOKED_AT = 1000  # rows of a run, to see whether it has dialogs
+PROBED_ROWS = 1000  # most prompts that are read to find out whether a run has dialogs
 
 
-def learnt_dialogs(run: Path) -> bool:
-    """Whether the prompts of the run that a policy comes from have more than one message, so that it can go on with a
-    dialog; True where there are no prompts to look at."""
+def trained_on_dialogs(run: Path) -> bool:
+    """Whether a policy was trained on dialogs of several messages, by the prompts of its run; True without prompts.
+
+    Raises:
+        UserError: there is no policy.
+    """
     prompts = RunFolder(find_policy(run).parent).rows("prompts")
-    return not prompts.is_file() or any(len(row.messages) > 1 for row in islice(read_rows(prompts), LOOKED_AT))
+    return not prompts.is_file() or any(len(row.messages) > 1 for row in islice(read_rows(prompts), PROBED_ROWS))
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer, and the reward model's probabilities for it by label: of each tier that says something, of the
-    dialog, and overall. Empty without a reward model."""
+    """An answer and its scores.
+
+    Attributes:
+        scores: the reward model's probability by label: for each tier that has a text, for the dialog, and overall.
+            Empty without a reward model.
+    """
 
     answer: str
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
 class ChatPolicy:
-    """A policy and, where there is one, the reward model that scores its answers. One answer at a time.
+    """A policy, and the reward model that scores its answers if there is one. It generates one answer at a time.
 
     Args:
-        run: a run's folder with `policy/` and maybe `reward/`, or a policy's checkpoint folder.
-        reward_model: a reward model's folder; None takes the run's own, if any.
-        max_new_tokens: longest answer.
+        run: a run's folder, or a policy's checkpoint folder.
+        reward_model: a reward model's folder; by default the run's own, if it has one.
+        max_new_tokens: most tokens of an answer.
 
     Raises:
-        UserError: no policy there, or one without the meta-prompt's template.
+        UserError: there is no policy, it lacks the meta-prompt's chat template, or the reward model cannot be loaded.
     """
 
     def __init__(self, run: Path, reward_model: Path | None = None, max_new_tokens: int = 64) -> None:
@@ -58,13 +66,14 @@ class ChatPolicy:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
         self._model = model.to(device).eval()
-        found = reward_model or (run / "reward" if (run / "reward").is_dir() else None)
-        self._scorer = reward.Scorer.from_pretrained(found) if found else None
+        own = RunFolder(run).reward
+        scoring = reward_model or (own if own.is_dir() else None)
+        self._scorer = reward.Scorer.from_pretrained(scoring) if scoring else None
         self._max_new_tokens = max_new_tokens
         self._turn = Lock()
 
     def answer(self, meta: MetaPrompt, messages: Messages, temperature: float = 0.0) -> Reply:
-        """What the policy says next, greedily at temperature 0.
+        """The policy's answer to the last message, with its scores. At temperature 0, decoding is greedy.
 
         Raises:
             UserError: the tiers leave no room for the dialog.
@@ -79,14 +88,14 @@ class ChatPolicy:
         room = self._model.config.max_position_embeddings - self._max_new_tokens
         ids = torch.tensor([encode(self._tokenizer, meta, messages, max_tokens=room)], device=self._model.device)
         with torch.inference_mode():
-            drawn = self._model.generate(
+            generated = self._model.generate(
                 ids, attention_mask=torch.ones_like(ids), generation_config=self._decoding(temperature)
             )
-        text: str = self._tokenizer.decode(drawn[0, ids.shape[1] :], skip_special_tokens=True)
+        text: str = self._tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
         return text.strip()
 
     def _decoding(self, temperature: float) -> Any:
-        """Greedy, or the model's whole distribution: nothing of what a checkpoint says of its own decoding."""
+        """Greedy decoding, or the model's full distribution. The checkpoint's own generation config is not used."""
         from transformers import GenerationConfig
 
         how: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
@@ -100,20 +109,24 @@ class ChatPolicy:
             id="chat", family="helpful", relation="neutral", tier="dialog",
             system_info=meta.system_info, user_info=meta.user_info, messages=messages, response=answer,
         )  # fmt: skip
-        silent = {tier for tier, text in (("system", meta.system_info), ("user", meta.user_info)) if not text.strip()}
+        shown = {*active_tiers(row), "dialog", "overall"}
         (score,) = self._scorer.score([row])
-        return {label: p for label, p in score.probabilities.items() if label not in silent}
+        return {label: p for label, p in score.probabilities.items() if label in shown}
 
 
 @dataclass
 class Session:
-    """A conversation in which the tiers can change between turns.
+    """A chat in which the tiers can change between turns.
 
     Attributes:
-        keep_dialog: a message goes on with the dialog; otherwise it starts a new one.
+        policy: answers the messages.
+        system_info, user_info: the current tiers.
+        temperature: of sampling; 0 is greedy.
+        keep_dialog: each message continues the dialog; otherwise it starts a new dialog.
+        messages: the dialog so far.
     """
 
-    speaker: ChatPolicy
+    policy: ChatPolicy
     system_info: str = ""
     user_info: str = ""
     temperature: float = 0.0
@@ -121,14 +134,22 @@ class Session:
     messages: Messages = field(default_factory=list)
 
     def say(self, text: str) -> Reply:
-        """Add a user's message and the policy's answer to it; where that fails the dialog stays as it was."""
+        """Add a message of the user and the policy's answer. On an error the dialog does not change.
+
+        Raises:
+            UserError: see `ChatPolicy.answer`.
+        """
         return self._answer([*(self.messages if self.keep_dialog else []), {"role": "user", "content": text}])
 
-    def again(self) -> Reply | None:
-        """Answer the last message anew, under the tiers as they are now; None before the first message."""
+    def regenerate(self) -> Reply | None:
+        """Replace the last answer by a new one, under the current tiers; None before the first message.
+
+        Raises:
+            UserError: see `ChatPolicy.answer`.
+        """
         return self._answer(self.messages[:-1]) if self.messages else None
 
     def _answer(self, asked: Messages) -> Reply:
-        reply = self.speaker.answer(MetaPrompt(self.system_info, self.user_info), asked, self.temperature)
+        reply = self.policy.answer(MetaPrompt(self.system_info, self.user_info), asked, self.temperature)
         self.messages = [*asked, {"role": "assistant", "content": reply.answer}]
         return reply

@@ -11,21 +11,28 @@ from metaalign_rl.core.arguments import temperature
 from metaalign_rl.core.errors import UserError
 
 HELP = """/system TEXT       set System Info, the provider's tier (no TEXT clears it)
-/user TEXT         set User Info, the user's tier
-/again             answer the last message again, under the tiers as they are now
-/clear             forget the dialog, keep the tiers
+/user TEXT         set User Info, the user's tier (no TEXT clears it)
+/again             answer the last message again, with the current tiers
+/clear             clear the dialog, keep the tiers
 /temperature T     0 decodes greedily, 1 samples as in training
-/help              these commands
-/quit              end (Ctrl-D too)
-Anything else is a message to the model."""
+/help              show these commands
+/quit              quit (or Ctrl-D)
+Any other line is a message to the model."""
 
 
 def run(session: Session, read: Callable[[str], str] = input, console: Console | None = None) -> None:
-    """Read lines until the end of the input, answer each and show the scores."""
+    """Read lines, answer each and print the scores, until `/quit` or the end of the input.
+
+    Args:
+        read: prints its argument as a prompt and returns a line; raises `EOFError` at the end of the input.
+        console: where to print; by default the terminal.
+    """
     console = console or Console(highlight=False)
-    console.print("Chat under a meta-prompt. /help lists the commands.")
+    console.print("Chat with the model. Type /help for the commands.")
     if not session.keep_dialog:
-        console.print("Every message starts a new dialog: the model learnt from single questions (--dialog goes on).")
+        console.print(
+            "The model was trained on single questions, so each message starts a new dialog (use --dialog to keep it)."
+        )
     show_tiers(session, console)
     while True:
         try:
@@ -42,10 +49,10 @@ def run(session: Session, read: Callable[[str], str] = input, console: Console |
 
 
 def obey(line: str, session: Session, console: Console) -> None:
-    """Do what one line asks.
+    """Run the command on one line, or answer the message.
 
     Raises:
-        UserError: an unknown command, or a message that does not fit beside the tiers.
+        UserError: the command is unknown or has a wrong argument, or the tiers leave no room for the message.
     """
     command, _, rest = line.partition(" ")
     if not line:
@@ -56,21 +63,21 @@ def obey(line: str, session: Session, console: Console) -> None:
         setattr(session, f"{command[1:]}_info", rest.strip())
         show_tiers(session, console)
     elif command == "/again":
-        reply = session.again()
-        show_reply(reply, console) if reply else console.print("nothing was asked yet")
+        reply = session.regenerate()
+        show_reply(reply, console) if reply else console.print("There is no message yet.")
     elif command == "/clear":
         session.messages = []
-        console.print("the dialog is forgotten")
+        console.print("The dialog is cleared.")
     elif command == "/temperature":
         session.temperature = _temperature(rest)
     elif command == "/help":
         console.print(Text(HELP))
     else:
-        raise UserError(f"unknown command {command!r}; /help lists them")
+        raise UserError(f"unknown command {command!r}; type /help for the commands")
 
 
 def show_tiers(session: Session, console: Console) -> None:
-    """Print the meta-prompt as it is now."""
+    """Print the current tiers."""
     for name, text in (("System Info", session.system_info), ("User Info", session.user_info)):
         console.print(Text.assemble((f"{name:<12}", "cyan"), text or "–"))
 

@@ -1,4 +1,4 @@
-"""The chat as a page: two columns, two meta-prompts, one question to both."""
+"""The chat as a web page: two columns with a meta-prompt each, and one question to both."""
 
 import secrets
 from typing import Any
@@ -10,39 +10,40 @@ from metaalign_rl.core.net import listen, url_of
 from metaalign_rl.pages.render import render
 
 TOKEN_BYTES = 16
-LONGEST = 20_000  # characters of one text
+MOST_CHARACTERS = 20_000  # of one text
 
 
 def serve(start: Session, name: str, host: str, port: int) -> None:
-    """Serve the page until Ctrl-C; prints its address, token included, once it can be opened.
+    """Serve the page until Ctrl-C. Print its address, with the token, when it can be opened.
 
     Args:
-        start: the tiers and the temperature that the page begins with, and who answers.
+        start: the policy, and the tiers and temperature that the page starts with.
+        name: the policy's name on the page.
 
     Raises:
-        UserError: the address cannot be listened on.
+        UserError: the server cannot listen on the address.
     """
     import uvicorn
 
     token = secrets.token_urlsafe(TOKEN_BYTES)
     app, socket = make_app(start, name, token), listen(host, port)
-    print(f"open {url_of(host, port)}/?token={token} (Ctrl-C ends it)", flush=True)
+    print(f"open {url_of(host, port)}/?token={token} (Ctrl-C to stop)", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[socket])
 
 
 def make_app(start: Session, name: str, token: str) -> Any:
-    """The FastAPI app. `GET /?token=…` is the page; `POST /answer` wants the token as `Authorization: Bearer`."""
+    """The FastAPI app: `GET /?token=…` is the page, and `POST /answer` needs the token as `Authorization: Bearer`."""
     from fastapi import Depends, FastAPI, Header, HTTPException
     from fastapi.responses import HTMLResponse
     from pydantic import BaseModel, Field
 
     class Message(BaseModel):
         role: str = Field(pattern="^(user|assistant)$")
-        content: str = Field(max_length=LONGEST)
+        content: str = Field(max_length=MOST_CHARACTERS)
 
     class Question(BaseModel):
-        system_info: str = Field(default="", max_length=LONGEST)
-        user_info: str = Field(default="", max_length=LONGEST)
+        system_info: str = Field(default="", max_length=MOST_CHARACTERS)
+        user_info: str = Field(default="", max_length=MOST_CHARACTERS)
         messages: list[Message] = Field(min_length=1, max_length=200)
         temperature: float = Field(default=0.0, ge=0.0, le=10.0)
 
@@ -67,7 +68,7 @@ def make_app(start: Session, name: str, token: str) -> Any:
         messages = [message.model_dump() for message in question.messages]
         meta = MetaPrompt(question.system_info, question.user_info)
         try:
-            reply = start.speaker.answer(meta, messages, question.temperature)
+            reply = start.policy.answer(meta, messages, question.temperature)
         except UserError as error:
             raise HTTPException(422, str(error)) from None
         return {"answer": reply.answer, "scores": dict(reply.scores)}

@@ -1,76 +1,74 @@
-"""`metaalign-rl`: run the pipeline, look at what it needs, its settings, its data and its results.
+"""`metaalign-rl`: run the pipeline; check prerequisites, settings and data; use the results.
 
-Light: what is heavy is imported by the command that needs it.
+Imports no heavy packages: each command imports what it needs.
 """
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import metaalign_rl
-from metaalign_rl.cli.arguments import Commands, add_command
+from metaalign_rl.cli.arguments import CONFIG, Commands, add_command, add_settings, add_words, load_config
 from metaalign_rl.cli.plan import add_plan_commands
 from metaalign_rl.cli.policy import add_policy_commands
-from metaalign_rl.config import loader
+from metaalign_rl.config import loader, settings_table
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.arguments import at_least_one
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.runtime.exit_status import guarded
 
 EXAMPLES = """examples:
-  metaalign-rl run configs/quickstart.yaml                               # into runs/quickstart
-  metaalign-rl run configs/quickstart.yaml run.name=mine ppo.steps=100   # any setting, by its dotted key
-  metaalign-rl preflight configs/verih.yaml data.path=verih.jsonl        # is there all that the run needs?
-  metaalign-rl plan configs/quickstart.yaml --model 7B --gpus 64         # which layout, how much memory, how fast?
-  metaalign-rl config --describe                                         # every setting and its meaning
-  metaalign-rl data validate rows.jsonl                                  # is my data file sound?
-  metaalign-rl report runs/quickstart                                    # the results again
-  metaalign-rl evaluate runs/quickstart --data rows.jsonl --output out   # any policy, on any rows
-  metaalign-rl chat runs/quickstart --web                                # talk to it under two meta-prompts
-  metaalign-rl serve runs/quickstart                                     # the policy over OpenAI's API
+  metaalign-rl run configs/quickstart.yaml                               # train in runs/quickstart
+  metaalign-rl run configs/quickstart.yaml run.name=mine ppo.steps=100   # change settings by their keys
+  metaalign-rl preflight configs/verih.yaml data.path=verih.jsonl        # check prerequisites
+  metaalign-rl plan configs/quickstart.yaml --model 7B --gpus 64         # propose a layout, estimate memory and time
+  metaalign-rl config --describe                                         # list every setting
+  metaalign-rl data validate rows.jsonl                                  # check a data file
+  metaalign-rl report runs/quickstart                                    # print a run's results again
+  metaalign-rl evaluate runs/quickstart --data rows.jsonl --output out   # evaluate any policy on any rows
+  metaalign-rl chat runs/quickstart --web                                # talk to a policy under two meta-prompts
+  metaalign-rl serve runs/quickstart                                     # serve a policy over OpenAI's API
 
-The same command again resumes a run: one of the same run.name under the same run.root goes on where it was.
-With RAY_ADDRESS=host:port set, a run goes to that Ray cluster; else it starts Ray on this machine.
-`metaalign-rl COMMAND --help` says more."""
-
-WORDS = "settings over the file's, such as ppo.steps=100; `metaalign-rl config --describe` lists all"
+Rerunning with the same run.name and run.root resumes the run.
+A run uses the Ray cluster at RAY_ADDRESS (host:port) if that is set. Otherwise it starts Ray on this machine.
+`metaalign-rl COMMAND --help` shows the options of a command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the process's exit status."""
+    """Run one command and return the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parse(_parser(), argv)
     return guarded(lambda: args.command(args), resume=shlex.join(["metaalign-rl", *argv]) if argv[0] == "run" else "")
 
 
 def job(stages: list[str] | None = None) -> int:
-    """The whole of a script under `jobs/`: the pipeline, or only `stages` of it; the exit status."""
+    """Run the pipeline, or only `stages`, for a script under `jobs/`, and return the exit status."""
     parser = argparse.ArgumentParser(
         description=f"Run {', '.join(stages) if stages else 'the pipeline'} as a Ray job.",
         epilog="example: ray job submit --working-dir . -- "
         "python %(prog)s --config configs/quickstart.yaml run.name=submitted run.root=DIR",
         prog=sys.argv[0],
     )
-    parser.add_argument("--config", required=True, type=Path, help="a YAML file with the run's settings")
-    parser.add_argument("words", nargs="*", metavar="key=value", help=WORDS)
+    parser.add_argument("--config", required=True, type=Path, help=CONFIG)
+    add_words(parser)
     args = _parse(parser, sys.argv[1:])
     words = [*args.words, f"run.stages=[{', '.join(stages)}]"] if stages else args.words
-    # Where the package is not installed, Ray's workers on this machine find it as the script did.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
     resume = shlex.join(["python", *sys.argv])
     return guarded(lambda: _start(loader.load(Config, args.config, words)), resume)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parsed arguments, with the `key=value` words behind options too, on which argparse gives up, and what stands
-    behind `--` as `options` where a command passes those on."""
+    """Parse the arguments.
+
+    `key=value` words may also follow options, which argparse alone does not allow. The arguments after `--` become
+    `options`, if the command passes them on.
+    """
     given, passed = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args, rest = parser.parse_known_args(given)
     if passed and not hasattr(args, "options"):
-        parser.error(f"this command passes nothing on: {' '.join(passed)}")
+        parser.error(f"expected no arguments after --, found {' '.join(passed)}")
     args.options = passed
     if rest and (not hasattr(args, "words") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -79,36 +77,36 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
     return args
 
 
+# The commands.
+
+
 def _start(config: Config) -> None:
     from metaalign_rl.preflight.run import preflight, require
 
-    require(preflight(config))  # before the seconds that the heavy imports take
+    # Checks this machine before the seconds that Ray takes to start. `pipeline.run` checks again with Ray connected.
+    require(preflight(config))
     from metaalign_rl.pipeline import run
 
     run.run(config)
 
 
-def _load(args: argparse.Namespace) -> Config:
-    return loader.load(Config, args.config, args.words)
-
-
 def _run(args: argparse.Namespace) -> None:
-    _start(_load(args))
+    _start(load_config(args))
 
 
 def _config(args: argparse.Namespace) -> None:
     if args.describe:
-        print(loader.describe(Config))
+        print(settings_table.describe(Config))
     elif args.config is None:
         raise UserError("give a config file, such as configs/quickstart.yaml, or --describe for every setting")
     else:
-        print(loader.dump(_load(args)), end="")
+        print(loader.dump(load_config(args)), end="")
 
 
 def _data_build(args: argparse.Namespace) -> None:
     from metaalign_rl.pipeline.stages import data
 
-    data.build(_load(args), args.output)
+    data.build(load_config(args), args.output)
 
 
 def _data_validate(args: argparse.Namespace) -> None:
@@ -126,10 +124,13 @@ def _data_show(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     if not args.run.is_dir():
-        raise UserError(f"{args.run}: no such folder; give a run's, such as runs/quickstart")
+        raise UserError(f"{args.run}: no such folder; give a run's folder, such as runs/quickstart")
     from metaalign_rl import report
 
     report.show(args.run)
+
+
+# Their parsers.
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,34 +146,29 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="build, validate and show data files")
     _add_data_commands(data.add_subparsers(required=True, metavar="COMMAND"))
     report = add_command(commands, "report", "print a run's results again", _report, "runs/quickstart")
-    report.add_argument("run", type=Path, metavar="RUN_DIR", help="a run's folder")
+    report.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run")
     add_policy_commands(commands)
     return parser
 
 
 def _add_run_commands(commands: Commands) -> None:
-    run = add_command(commands, "run", "run the pipeline, or resume it", _run, "configs/quickstart.yaml run.name=mine")
-    add_plan_commands(commands, _add_settings, _load)
+    run = add_command(
+        commands, "run", "run the pipeline, or resume a run", _run, "configs/quickstart.yaml run.name=mine"
+    )
+    add_settings(run)
+    add_plan_commands(commands)
     config = add_command(commands, "config", "print a run's settings", _config, "configs/quickstart.yaml ppo.steps=100")
-    config.add_argument("--describe", action="store_true", help="list every setting: type, default, meaning")
-    _add_settings(run)
-    _add_settings(config, nargs="?")
+    config.add_argument("--describe", action="store_true", help="list every setting: type, default, unit, meaning")
+    add_settings(config, config_is_optional=True)
 
 
 def _add_data_commands(commands: Commands) -> None:
-    build = add_command(
-        commands, "build", "write a config's rows", _data_build, "configs/quickstart.yaml --output rows"
-    )
-    _add_settings(build)
-    build.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write to")
+    text, example = "write the rows of a config to files", "configs/quickstart.yaml --output rows"
+    build = add_command(commands, "build", text, _data_build, example)
+    add_settings(build)
+    build.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     validate = add_command(commands, "validate", "check rows and count them", _data_validate, "rows/pairs.jsonl")
-    validate.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSONL in the project's schema")
+    validate.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSONL file in the project's schema")
     show = add_command(commands, "show", "print rows for reading", _data_show, "rows/pairs.jsonl -n 3")
-    show.add_argument("file", type=Path, metavar="FILE", help="JSONL in the project's schema")
-    show.add_argument("-n", dest="count", type=at_least_one, default=5, help="how many rows (default: 5)")
-
-
-def _add_settings(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    text = "a YAML file with the run's settings"
-    parser.add_argument("config", nargs=nargs, type=Path, metavar="CONFIG", help=text)
-    parser.add_argument("words", nargs="*", metavar="key=value", help=WORDS)
+    show.add_argument("file", type=Path, metavar="FILE", help="JSONL file in the project's schema")
+    show.add_argument("-n", dest="count", type=at_least_one, default=5, help="number of rows (default: 5)")

@@ -1,14 +1,17 @@
-"""The commands that use a trained policy: evaluate, chat, serve. Light: what is heavy is imported by the command."""
+"""The commands that use a trained policy: `evaluate`, `chat` and `serve`.
+
+Imports no heavy packages: each command imports what it needs.
+"""
 
 import argparse
 from pathlib import Path
 
-from metaalign_rl.cli.arguments import Commands, add_command
+from metaalign_rl.cli.arguments import Commands, add_command, add_words
 from metaalign_rl.core.arguments import at_least_one, name_and_folder, port, temperature
 
 
 def add_policy_commands(commands: Commands) -> None:
-    """Add them to the command line."""
+    """Add the three commands to the command line."""
     _add_evaluate(commands)
     _add_chat(commands)
     _add_serve(commands)
@@ -18,19 +21,19 @@ def _add_evaluate(commands: Commands) -> None:
     text = "evaluate any policy on rows, or a reward model on pairs"
     evaluate = add_command(commands, "evaluate", text, _evaluate, "runs/quickstart --data rows.jsonl --output out")
     add = evaluate.add_argument
-    add("model", metavar="MODEL", help="a run's folder (its policy), a checkpoint, a reward model, or the base URL of "
-        "an OpenAI-compatible endpoint (its key comes from OPENAI_API_KEY)")  # fmt: skip
+    add("model", metavar="MODEL", help="folder of a run (its policy), a checkpoint or a reward model, or the base URL "
+        "of an OpenAI-compatible endpoint (its key is read from OPENAI_API_KEY)")  # fmt: skip
     add("--data", type=Path, required=True, metavar="FILE", help="JSONL in the project's schema, with checks or pairs")
-    add("--output", type=Path, required=True, metavar="DIR", help="where figures.json and evaluation.html go")
-    add("--temperature", type=temperature, default=0.0, help="0 decodes greedily (default)")
-    add("--max-new-tokens", type=at_least_one, default=32, metavar="N", help="longest answer (default: 32)")
-    add("--served-model", default="", metavar="NAME", help="which of an endpoint's models")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for figures.json and evaluation.html")
+    add("--temperature", type=temperature, default=0.0, help="sampling temperature; 0 decodes greedily (default: 0)")
+    add("--max-new-tokens", type=at_least_one, default=32, metavar="N", help="longest response (default: 32)")
+    add("--served-model", default="", metavar="NAME", help="model to evaluate, if the endpoint has several")
     add("--tiers", choices=("template", "message"), default="template", help="how an endpoint gets the tiers: "
-        "by the meta-prompt's chat template (default), or as the text of a system message")  # fmt: skip
+        "through the meta-prompt's chat template (default), or as the text of a system message")  # fmt: skip
     add("--control", action="append", default=[], type=name_and_folder, metavar="NAME=DIR",
-        help="a model to set beside a reward model and its run's controls, any number of times; a NAME tier_blind, "
-        "preference_blind or scalar says what it was trained on")  # fmt: skip
-    add("words", nargs="*", metavar="key=value", help="settings for vLLM, such as cluster.gpus=1 model.dtype=bfloat16")
+        help="model to compare a reward model with, in addition to its run's controls; repeatable. The NAME "
+        "tier_blind, preference_blind or scalar says what it was trained on")  # fmt: skip
+    add_words(evaluate, "settings for vLLM, such as cluster.gpus=1 model.dtype=bfloat16")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -39,7 +42,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     config = load_settings(args.model, args.words)
     sampling = Sampling(args.temperature, args.max_new_tokens)
-    figures = evaluate(
+    metrics = evaluate(
         args.model,
         args.data,
         args.output,
@@ -49,37 +52,37 @@ def _evaluate(args: argparse.Namespace) -> None:
         tiers=args.tiers,
         controls=args.control,
     )
-    for name, figure in figures.items():
-        if isinstance(figure, float):
-            print(f"{name:<13} {figure:.3f}")
-    for name, modes in figures.get("models", {}).items():  # a reward model's, and its controls'
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            print(f"{name:<13} {value:.3f}")
+    for name, modes in metrics.get("models", {}).items():  # a reward model and its controls
         print(f"accuracy, {name:<18}", *(f"{mode} {report['accuracy']:.3f}" for mode, report in modes.items()))
-    print(f"all figures and evaluation.html are in {args.output}")
+    print(f"all metrics and evaluation.html are in {args.output}")
 
 
 def _add_chat(commands: Commands) -> None:
-    text = "talk to a policy, change its meta-prompt, see each answer scored by tier"
+    text = "talk to a policy, change its meta-prompt, and see each response scored by tier"
     chat = add_command(commands, "chat", text, _chat, "runs/quickstart --system 'always write in capitals.'")
     add = chat.add_argument
-    add("run", type=Path, metavar="RUN_DIR", help="a run's folder, or a policy's checkpoint")
-    add("--reward", type=Path, default=None, metavar="DIR", help="the reward model (default: the run's own)")
-    add("--system", default="", metavar="TEXT", help="System Info to begin with")
-    add("--user", default="", metavar="TEXT", help="User Info to begin with")
-    add("--temperature", type=temperature, default=0.0, help="0 decodes greedily (default)")
-    add("--max-new-tokens", type=at_least_one, default=64, metavar="N", help="longest answer (default: 64)")
-    keep = "go on with the dialog, or begin a new one with each message (default: as the run's own prompts do)"
+    add("run", type=Path, metavar="RUN_DIR", help="folder of a run, or of a policy's checkpoint")
+    add("--reward", type=Path, default=None, metavar="DIR", help="reward model (default: the run's)")
+    add("--system", default="", metavar="TEXT", help="initial System Info")
+    add("--user", default="", metavar="TEXT", help="initial User Info")
+    add("--temperature", type=temperature, default=0.0, help="sampling temperature; 0 decodes greedily (default: 0)")
+    add("--max-new-tokens", type=at_least_one, default=64, metavar="N", help="longest response (default: 64)")
+    keep = "keep the history, or start a new dialog with each message (default: as in the run's prompts)"
     add("--dialog", action=argparse.BooleanOptionalAction, help=keep)
-    add("--web", action="store_true", help="a page instead, with two meta-prompts side by side")
-    add("--host", default="127.0.0.1", help="address of the page (default: this machine alone)")
+    add("--web", action="store_true", help="serve a web page instead, with two meta-prompts side by side")
+    add("--host", default="127.0.0.1", help="address of the page (default: 127.0.0.1, only this machine)")
     add("--port", type=port, default=8501, help="port of the page (default: 8501)")
 
 
 def _chat(args: argparse.Namespace) -> None:
-    from metaalign_rl.chat.session import ChatPolicy, Session, learnt_dialogs
+    from metaalign_rl.chat.session import ChatPolicy, Session, trained_on_dialogs
 
-    speaker = ChatPolicy(args.run, args.reward, args.max_new_tokens)
-    keep_dialog = learnt_dialogs(args.run) if args.dialog is None else args.dialog
-    start = Session(speaker, args.system, args.user, args.temperature, keep_dialog)
+    policy = ChatPolicy(args.run, args.reward, args.max_new_tokens)
+    keep_dialog = trained_on_dialogs(args.run) if args.dialog is None else args.dialog
+    start = Session(policy, args.system, args.user, args.temperature, keep_dialog)
     if args.web:
         from metaalign_rl.chat.web import serve
 
@@ -94,10 +97,10 @@ def _add_serve(commands: Commands) -> None:
     text = "serve a policy over vLLM's OpenAI-compatible API"
     serve = add_command(commands, "serve", text, _serve, "runs/quickstart --port 8000 -- --max-num-seqs 64")
     add = serve.add_argument
-    add("policy", type=Path, metavar="RUN_DIR", help="a run's folder, or a checkpoint's")
-    add("--name", default="", help="what clients call the model (default: the folder's name)")
-    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    add("--port", type=port, default=8000, help="default: 8000")
+    add("policy", type=Path, metavar="RUN_DIR", help="folder of a run, or of a checkpoint")
+    add("--name", default="", help="the model's name for clients (default: the folder's name)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, only this machine)")
+    add("--port", type=port, default=8000, help="port to listen on (default: 8000)")
     serve.set_defaults(options=[])
     serve.usage = f"{serve.prog} [-h] [--name NAME] [--host HOST] [--port PORT] RUN_DIR [-- OPTIONS OF vllm serve]"
 

@@ -1,69 +1,69 @@
-"""Typed settings: a YAML file and `key=value` words, filled into nested dataclasses and checked by type.
+"""Load settings from a YAML file and `key=value` words into nested dataclasses, checked by type.
 
-A value is read as what its field is, not by YAML 1.1's guesses: `1e-3` is a number, `no` given to a text
-field is the text "no", and `yes` given to a bool field is an error.
+The field's type decides how a value is read, not YAML 1.1's guesses: `1e-3` is a number, `no` in a text field is the
+text "no", and `yes` in a bool field is an error.
 """
 
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 
-from metaalign_rl.config.field_docs import meanings, nearest_keys
+from metaalign_rl.config.keys import Key, keys_of, nearest_keys
 from metaalign_rl.config.yaml_values import IllTyped, convert, expected, is_null, shown, takes_text, type_name
+from metaalign_rl.core import renamed_settings
 from metaalign_rl.core.errors import UserError
 
 T = TypeVar("T")
 
-WIDEST = 40  # a column of `describe`; a longer cell moves its own line alone
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key of the settings: a section (a nested dataclass) or a value."""
-
-    annotation: Any
-    default: Any  # MISSING where a value is required
-    meaning: str
-
-    @property
-    def is_section(self) -> bool:
-        return is_dataclass(self.annotation)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes and escapes the line breaks that YAML knows beside the newline: it would fold them to a space."""
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = '"' if any(character in data for character in "\x85\u2028\u2029") else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_str)
-
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A value that the user wrote, and where: `file:line` or the word."""
+    """A value that the user wrote, and its place: `file:line`, or the word in quotes."""
 
     node: yaml.Node
     place: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A file or a word that settings are read from.
+
+    Attributes:
+        name: the file's path, or the word in quotes.
+        keys: the keys that exist, by dotted name.
+        has_lines: whether places name a line.
+        accepts_old_names: whether renamed keys and values are read under their new names; else they are errors.
+    """
+
+    name: str
+    keys: dict[str, Key]
+    has_lines: bool = True
+    accepts_old_names: bool = False
+
+    def place(self, node: yaml.Node) -> str:
+        return f"{self.name}:{node.start_mark.line + 1}" if self.has_lines else self.name
+
+
 def load(cls: type[T], path: Path | None, overrides: list[str]) -> T:
-    """A `cls` with the file's values over its defaults, and the words `dotted.key=value` over both.
+    """A `cls` with its defaults, the file's values over them, and the words `dotted.key=value` over both.
 
     Raises:
-        UserError: no such file, broken YAML, an unknown or repeated key, a value of the wrong type, a missing
-            key, or a word without `=`; names the place, the key, and the nearest key or the expected type.
+        UserError: no such file, broken YAML, an unknown, renamed or repeated key, a value of the wrong type, a missing
+            key, or a word without `=`. Names the place, the key, and the nearest key or the expected type.
     """
-    keys = keys_of(cls)
-    given = _read_file(path, keys) if path is not None else {}
-    for word in overrides:
-        given |= _read_word(word, keys)
-    return _build(cls, "", keys, given)
+    return _load(cls, path, overrides, accepts_old_names=False)
+
+
+def load_saved(cls: type[T], path: Path, overrides: list[str]) -> T:
+    """As `load`, from the `config.yaml` of a run's folder: keys of an earlier release are read under their new names.
+
+    Raises:
+        UserError: as `load`. An old key in `overrides` is still an error.
+    """
+    return _load(cls, path, overrides, accepts_old_names=True)
 
 
 def dump(config: Any) -> str:
@@ -71,40 +71,18 @@ def dump(config: Any) -> str:
     return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def describe(cls: type) -> str:
-    """A line a key: `key  type  default  meaning`, the meaning from the class's source."""
-    rows = [
-        (
-            name,
-            type_name(key.annotation),
-            "(required)" if key.default is MISSING else flow(key.default),
-            key.meaning,
-        )
-        for name, key in keys_of(cls).items()
-        if not key.is_section
-    ]
-    widths = [max(min(len(row[column]), WIDEST) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
-    )
+def flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    text = yaml.dump(_plain(value), Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
-def keys_of(cls: type) -> dict[str, Key]:
-    """Every key of `cls` by its dotted name, sections before what they hold."""
-    return dict(_walk(cls, MISSING, ""))
-
-
-def _walk(cls: type, instance: Any, prefix: str) -> Iterator[tuple[str, Key]]:
-    """The keys under `prefix`. `instance` is the default section, whose values need not be its class's."""
-    hints, texts = get_type_hints(cls), meanings(cls)
-    for field in fields(cls):
-        default = getattr(instance, field.name) if instance is not MISSING else field.default
-        if default is MISSING and field.default_factory is not MISSING:
-            default = field.default_factory()
-        key = Key(hints[field.name], default, texts.get(field.name, ""))
-        yield prefix + field.name, key
-        if key.is_section:
-            yield from _walk(key.annotation, default, f"{prefix}{field.name}.")
+def _load(cls: type[T], path: Path | None, overrides: list[str], *, accepts_old_names: bool) -> T:
+    keys = keys_of(cls)
+    given = _read_file(_Source(str(path), keys, accepts_old_names=accepts_old_names), path) if path is not None else {}
+    for word in overrides:
+        given |= _read_word(word, keys)
+    return _build(cls, "", keys, given)
 
 
 def _build(cls: type[T], prefix: str, keys: dict[str, Key], given: dict[str, _Given]) -> T:
@@ -122,10 +100,18 @@ def _build(cls: type[T], prefix: str, keys: dict[str, Key], given: dict[str, _Gi
     return cls(**values)
 
 
-# Reading: YAML nodes, which know their lines, by dotted key.
+def _value(name: str, annotation: Any, given: _Given) -> Any:
+    try:
+        return convert(given.node, annotation)
+    except IllTyped as error:
+        wanted, found = expected(error.annotation), shown(error.node)
+        raise UserError(f"{given.place}: key '{name}{error.inside}': expected {wanted}, found {found}") from None
 
 
-def _read_file(path: Path, keys: dict[str, Key]) -> dict[str, _Given]:
+# Reading: values as YAML nodes, which know their lines, by dotted key.
+
+
+def _read_file(source: _Source, path: Path) -> dict[str, _Given]:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
@@ -139,21 +125,21 @@ def _read_file(path: Path, keys: dict[str, Key]) -> dict[str, _Given]:
         return given
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{path}:1: expected keys with values, found {shown(root)}")
-    for name, value in _flatten(root, "", str(path), keys):
+    for name, value in _flatten(root, "", source):
         if name in given:
-            raise UserError(f"{value.place}: key {name!r} stands at {given[name].place} already")
+            raise UserError(f"{value.place}: key {name!r} is already set at {given[name].place}; remove one of the two")
         given[name] = value
     return given
 
 
 def _read_word(word: str, keys: dict[str, Key]) -> dict[str, _Given]:
     name, equals, text = word.partition("=")
+    source = _Source(repr(word), keys, has_lines=False)
     if not equals:
         raise UserError(f"{word!r}: expected key=value, such as run.name=mine")
-    if name not in keys:
-        raise UserError(f"{word!r}: unknown key {name!r}; {nearest_keys(name, keys)}")
+    name = _known_name(name, source, source.name)
     if takes_text(keys[name].annotation) and text[:1] not in ("'", '"'):
-        node: yaml.Node | None = yaml.ScalarNode("", text)  # as the shell gave it, whatever YAML would make of it
+        node: yaml.Node | None = yaml.ScalarNode("", text)  # the shell's text as it is, not as YAML would read it
     else:
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -161,27 +147,53 @@ def _read_word(word: str, keys: dict[str, Key]) -> dict[str, _Given]:
             raise UserError(f"{word!r}: the value is not valid YAML ({_problem(error)})") from None
     node = node or yaml.ScalarNode("", "")
     if keys[name].is_section:
-        _require_mapping(name, node, repr(word))
-        return dict(_flatten(node, f"{name}.", repr(word), keys, lines=False))
-    return {name: _Given(node, repr(word))}
+        _require_mapping(name, node, source.name)
+        return dict(_flatten(node, f"{name}.", source))
+    return {name: _given(name, node, source, source.name)}
 
 
-def _flatten(
-    mapping: yaml.Node, prefix: str, source: str, keys: dict[str, Key], *, lines: bool = True
-) -> Iterator[tuple[str, _Given]]:
-    """The values in a mapping of `source` by dotted key, those of nested sections too."""
+def _flatten(mapping: yaml.Node, prefix: str, source: _Source) -> Iterator[tuple[str, _Given]]:
+    """The values of a mapping by dotted key, with those of nested sections."""
     for key_node, node in mapping.value:
-        place = f"{source}:{key_node.start_mark.line + 1}" if lines else source
+        place = source.place(key_node)
         if not isinstance(key_node, yaml.ScalarNode):
             raise UserError(f"{place}: expected a key, found {shown(key_node)}")
-        name = prefix + key_node.value
-        if name not in keys:
-            raise UserError(f"{place}: unknown key {name!r}; {nearest_keys(name, keys)}")
-        if not keys[name].is_section:
-            yield name, _Given(node, place)
-        elif not is_null(node):  # a section with nothing under it keeps its defaults
+        name = _known_name(prefix + key_node.value, source, place)
+        if not source.keys[name].is_section:
+            yield name, _given(name, node, source, place)
+        elif not is_null(node):  # an empty section keeps its defaults
             _require_mapping(name, node, place)
-            yield from _flatten(node, f"{name}.", source, keys, lines=lines)
+            yield from _flatten(node, f"{name}.", source)
+
+
+def _known_name(name: str, source: _Source, place: str) -> str:
+    """The key's current name.
+
+    Raises:
+        UserError: the key is unknown, or was renamed and the source must use the new name.
+    """
+    if name in source.keys:
+        return name
+    renamed = renamed_settings.KEYS.get(name)
+    if renamed not in source.keys:
+        raise UserError(f"{place}: unknown key {name!r}; {nearest_keys(name, source.keys)}")
+    if not source.accepts_old_names:
+        raise UserError(f"{place}: {name!r} was renamed to {renamed!r}; use the new key")
+    return renamed
+
+
+def _given(name: str, node: yaml.Node, source: _Source, place: str) -> _Given:
+    """The value of a key, with a renamed value under its current name.
+
+    Raises:
+        UserError: the value was renamed, and the source must use the new name.
+    """
+    new = renamed_settings.VALUES.get(name, {}).get(node.value) if isinstance(node, yaml.ScalarNode) else None
+    if new is None:
+        return _Given(node, place)
+    if not source.accepts_old_names:
+        raise UserError(f"{place}: {name}={node.value!r} was renamed to {new!r}; use the new value")
+    return _Given(yaml.ScalarNode(node.tag, new), place)
 
 
 def _require_mapping(name: str, node: yaml.Node, place: str) -> None:
@@ -198,18 +210,18 @@ def _problem(error: yaml.YAMLError) -> str:
     return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
 
 
-def _value(name: str, annotation: Any, given: _Given) -> Any:
-    try:
-        return convert(given.node, annotation)
-    except IllTyped as error:
-        wanted, found = expected(error.annotation), shown(error.node)
-        raise UserError(f"{given.place}: key '{name}{error.inside}': expected {wanted}, found {found}") from None
+# Writing.
 
 
-def flow(value: Any) -> str:
-    """A value as YAML on one line."""
-    text = yaml.dump(_plain(value), Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1_000_000)
-    return text.removesuffix("\n").removesuffix("\n...")
+class _Dumper(yaml.SafeDumper):
+    """Quotes and escapes the line breaks that YAML knows besides the newline: unquoted, it folds them to a space."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if any(character in data for character in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _plain(value: Any) -> Any:

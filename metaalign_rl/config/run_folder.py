@@ -1,4 +1,4 @@
-"""Where a run keeps its things."""
+"""The files and folders of a run."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ from metaalign_rl.config.schema import Config
 
 
 class RunFolder:
-    """The paths under `RUN_ROOT/NAME`."""
+    """The paths in a run's folder, `RUN_ROOT/NAME`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.config = self.root / "config.yaml"
-        self.progress = self.root / "stages.json"  # each stage's seconds and settings, see pipeline.Progress
+        self.stages = self.root / "stages.json"  # each stage's seconds and settings; see pipeline.resume.StageRecords
         self.data = self.root / "data"
         self.base = self.root / "base"  # the model that SFT starts from
         self.sft = self.root / "sft"
@@ -21,9 +21,9 @@ class RunFolder:
         self.policy = self.root / "policy"
         self.checkpoints = self.root / "checkpoints"
         self.metrics = self.root / "metrics.jsonl"
-        self.faults = self.root / "faults.jsonl"  # actors that died or hung, see faults.FaultLog
-        self.rollouts = self.root / "rollouts"  # what PPO rolled out, a parquet file a step
-        self.rollouts_page = self.root / "rollouts_page"  # the same for the page's browser, as scripts
+        self.faults = self.root / "faults.jsonl"  # actors that died or hung; see runtime.faults.FaultLog
+        self.rollouts = self.root / "rollouts"  # PPO's rollouts, one Parquet file per step
+        self.rollouts_page = self.root / "rollouts_page"  # the same as scripts, which the page loads
         self.evaluation = self.root / "evaluation"
         self.report = self.root / "report.json"
         self.page = self.root / "report.html"
@@ -34,5 +34,6 @@ class RunFolder:
         return cls(Path(config.run.root) / config.run.name)
 
     def rows(self, use: str) -> Path:
-        """The data file of one use: demonstrations, pairs, prompts, held_out_prompts, held_out_pairs or paraphrases."""
+        """The data file of one use: demonstrations, pairs, on_policy_pairs, prompts, held_out_prompts, held_out_pairs
+        or paraphrases."""
         return self.data / f"{use}.jsonl"

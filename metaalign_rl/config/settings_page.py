@@ -1,111 +1,81 @@
-"""docs/settings.md: every setting of a run and of the reward model's training, and the environment's, as tables."""
+"""docs/settings.md: the settings of a run and of the reward model's training, and the environment variables."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from typing import Any
 
-from metaalign_rl.config.loader import Key, flow, keys_of
+from metaalign_rl.config.keys import Key
+from metaalign_rl.config.loader import flow
 from metaalign_rl.config.schema import Config
+from metaalign_rl.config.settings_table import groups
 from metaalign_rl.config.yaml_values import type_name
+from metaalign_rl.core.settings import documentation
 from reward.training.config import RewardTraining
 
 HEAD = """# Settings
 
-<!-- docs/hooks.py writes this page from the types; change metaalign_rl/config.py and run `make docs`. -->
+<!-- docs/hooks.py writes this page from the classes in metaalign_rl/config/. Change those and run `make docs`. -->
 
-Each key can stand in the YAML file, nested by its dots, or as a word behind it, which wins:
+This page lists every setting of a run. Set a key in the YAML file, or give it as a `key=value` word after the file.
+Words override the file:
 
 ```bash
 metaalign-rl run configs/quickstart.yaml run.name=mine ppo.steps=100
-metaalign-rl config configs/quickstart.yaml ppo.steps=100   # every setting as it is resolved
-metaalign-rl config --describe                              # this page's tables, in the terminal
+metaalign-rl config configs/quickstart.yaml ppo.steps=100   # print every setting and its resolved value
+metaalign-rl config --describe                              # print this page's tables
 ```
 
-A value is read as its type says: `1e-3` is a number, `null` is none, a list is `[data, ppo]` and a table
-`{system: 1, user/conflict: 2}`. An unknown key and a value of the wrong type are errors that name the file and line. A
-unit of `–` is a plain number.
+In the YAML file each part of a key is a level of nesting: `ppo.steps` is `steps` under `ppo:`.
+
+- The type decides how a value is read: `1e-3` is a number, `null` is none, a list is `[data, ppo]`, and a table is
+  `{system: 1, user/conflict: 2}`.
+- An unknown key or a value of the wrong type is an error. It names the file and the line.
+- The unit `–` means a plain number.
+
+The first table has the core settings, which most runs set. The tables after it have the others, by section.
 """
 
-# By the last part of a key. A number whose unit stands nowhere fails the test of this page.
-UNITS = {
-    "–": "seed learning_rate critic_learning_rate weight_decay betas max_grad_norm clip_low clip_high dual_clip "
-    "correction_bounds entropy_coef lam gamma kl_coef temperature lora_alpha lora_rank",
-    "weight": "model_weight checks_weight function_weight token_weight bt_weight bce_weight sampler",
-    "share": "follow_rate warmup_ratio label_smoothing right_first gpu_memory_utilization calibration_share",
-    "GiB": "memory_gib disk_gib kv_cache_gib",
-    "MiB": "bucket_mib",
-    "seconds": "placement_timeout silence_s start_s",
-    "steps": "keep_rollouts save_steps steps",
-    "optimizer steps": "warmup_steps total_steps checkpoint_steps log_steps",
-    "tokens": "max_tokens max_new_tokens micro_batch_tokens",
-    "rows": "demonstrations pairs prompts held_out_prompts held_out_pairs paraphrased_wishes on_policy_prompts "
-    "prompts_per_step batch_size",
-    "answers": "on_policy_samples samples_per_prompt minibatch_size kl_horizon",
-    "passes": "epochs gradient_accumulation",
-    "logits": "margin",
-    "reward": "value_clip",
-    "times": "max_growth",
-    "nats": "kl_target",
-    "nats a token": "max_mismatch",
-    "sequences": "max_sequences",
-    "numbers": "hidden_size",
-    "count": "cpus gpus layers heads devices engines tensor_parallel learners reward_workers parts keep_checkpoints "
-    "limit",
-}
-UNIT = {name: unit for unit, names in UNITS.items() for name in names.split()}
+TRAINING = """The options of `metaalign-reward train`, which trains a reward model without a run. Write an option as
+`--learning-rate`. In Python they are the fields of `reward.RewardTraining`. [reward-training.md](reward-training.md)
+says when to change them."""
 
 ENVIRONMENT = {
-    "RAY_ADDRESS": "`host:port` of a Ray cluster's head, or `auto`: the run goes there. Unset, it starts Ray on this "
-    "machine, on the loopback. `ray job submit` sets it for the job",
-    "METAALIGN_REWARD_TOKEN": "the scorer's secret: `metaalign-reward serve` and Ray Serve ask for it, `reward.url` "
-    "and `RemoteScorer` send it",
-    "METAALIGN_REWARD_URL": "the scorer's server, for the plugins of OpenRLHF and verl",
-    "METAALIGN_REWARD_MODEL": "the reward model's folder, for the same, which then load it themselves",
-    "METAALIGN_REWARD_DTYPE": "the type that they compute in: `float32`, `bfloat16` or `float16`",
-    "METAALIGN_REWARD_MODE": "the number that they give: `overall` (default), `tier` or `composed`",
-    "METAALIGN_PIN": "set by a run for its own actors under `cluster.pin`; not for you to set",
-    "VLLM_API_KEY": "the secret of `metaalign-rl serve`; needed with another `--host` than the loopback",
-    "OPENAI_API_KEY": "the key of the endpoint that `metaalign-rl evaluate URL` asks",
-    "RAY_JOB_STOP_WAIT_TIME_S": "Ray's, on the cluster's head: seconds from `ray job stop` to the kill; 3 where it is "
-    "unset",
-    "HF_HOME, HF_TOKEN": "Hugging Face's: the folder of what the hub gave, and the key to gated models",
-    "RAY_USAGE_STATS_ENABLED": "a run sets it to 0 where it is unset: Ray then reports nothing to its makers",
+    "RAY_ADDRESS": "Ray cluster to run on: `host:port` of its head, or `auto`. If unset, a run starts Ray on this "
+    "machine, on the loopback interface. `ray job submit` sets it for the job.",
+    "METAALIGN_REWARD_TOKEN": "Secret of the scorer. `metaalign-reward serve` and Ray Serve require it from clients; "
+    "`reward.url` and `RemoteScorer` send it.",
+    "METAALIGN_REWARD_URL": "URL of the scorer, for the plugins of OpenRLHF and verl.",
+    "METAALIGN_REWARD_MODEL": "Folder of the reward model, for the same plugins. They then load it themselves.",
+    "METAALIGN_REWARD_DTYPE": "Type that the plugins compute in: `float32`, `bfloat16` or `float16`.",
+    "METAALIGN_REWARD_MODE": "Score that the plugins return: `overall` (default), `tier` or `composed`.",
+    "METAALIGN_PIN": "Set by a run with `cluster.pin` for its own actors. Do not set it yourself.",
+    "VLLM_API_KEY": "Secret of `metaalign-rl serve`. Required when `--host` is not the loopback interface.",
+    "OPENAI_API_KEY": "Key of the endpoint that `metaalign-rl evaluate URL` evaluates.",
+    "RAY_JOB_STOP_WAIT_TIME_S": "Read by Ray on the cluster's head: seconds between `ray job stop` and the kill. If "
+    "unset, 3.",
+    "HF_HOME, HF_TOKEN": "Read by Hugging Face libraries: the download folder, and the key to gated models.",
+    "RAY_USAGE_STATS_ENABLED": "Whether Ray reports usage statistics to its makers. A run sets it to 0 if it is unset.",
 }
 
 
 def render() -> str:
     """The page, in Markdown."""
-    parts = [HEAD, "## `learners`", _table([("learners", keys_of(Config)["learners"])])]
-    for section, meaning in _sections(Config):
-        within = [(name, key) for name, key in keys_of(Config).items() if name.startswith(f"{section}.")]
-        parts += [f"## `{section}`", meaning, _table(within)]
-    parts += [
-        "## `metaalign-reward train`",
-        "The same training by itself, with options of these names (`--learning-rate`), and `reward.RewardTraining` in "
-        "Python. [reward-training.md](reward-training.md) says when to use which.",
-        _table(
-            [(field.name, Key(field.type, field.default, field.metadata["help"])) for field in fields(RewardTraining)]
-        ),
-        "## Environment variables",
-        "\n".join(
-            ["| variable | meaning |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in ENVIRONMENT.items())]
-        ),
-    ]
+    parts = [HEAD]
+    for group in groups(Config):
+        title = f"## `{group.section}`\n\n{group.meaning}" if group.section else "## Core settings"
+        parts += [title, _table(group.keys.items())]
+    training = [(field.name, Key(field.type, field.default, documentation(field))) for field in fields(RewardTraining)]
+    parts += ["## `metaalign-reward train`", TRAINING, _table(training)]
+    variables = [f"| `{name}` | {text} |" for name, text in ENVIRONMENT.items()]
+    parts += ["## Environment variables", "\n".join(["| variable | meaning |", "|---|---|", *variables])]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
-
-
-def _sections(cls: type) -> Iterable[tuple[str, str]]:
-    for name, kind in get_type_hints(cls).items():
-        if keys_of(cls)[name].is_section:
-            yield name, (kind.__doc__ or "").partition("\n")[0]
 
 
 def _table(rows: Iterable[tuple[str, Key]]) -> str:
     lines = ["| key | type | default | unit | meaning |", "|---|---|---|---|---|"]
     for name, key in rows:
         kind = " or ".join(f"`{part}`" for part in type_name(key.annotation).split(" | "))
-        cells = (f"`{name}`", kind, _default(key.default), _unit(name, key.annotation), key.meaning.rstrip("."))
+        cells = (f"`{name}`", kind, _default(key.default), key.documentation.unit, key.documentation.meaning)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)
 
@@ -113,11 +83,3 @@ def _table(rows: Iterable[tuple[str, Key]]) -> str:
 def _default(value: Any) -> str:
     assert value is not MISSING, "every setting of a run has a default"
     return "" if value == "" else f"`{flow(value)}`"
-
-
-def _unit(name: str, annotation: Any) -> str:
-    return UNIT[name.rpartition(".")[2]] if _is_number(annotation) else ""
-
-
-def _is_number(annotation: Any) -> bool:
-    return not {"int", "float"}.isdisjoint(re.findall(r"\w+", type_name(annotation)))

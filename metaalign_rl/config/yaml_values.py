@@ -1,4 +1,4 @@
-"""From a YAML node to the value that an annotation asks for, and words for what was expected and found."""
+"""Convert a YAML node to a value of an annotated type, and describe types and nodes in error messages."""
 
 import re
 from types import NoneType, UnionType
@@ -11,18 +11,22 @@ _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9
 _INFINITY = re.compile(r"([-+]?)\.(inf|Inf|INF)")
 _NULL = ("", "~", "null", "Null", "NULL")
 _BOOL = {text: text.lower() == "true" for text in ("true", "True", "TRUE", "false", "False", "FALSE")}
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
 
 class IllTyped(Exception):
-    """A node that does not fit its annotation; where it stands inside the value, as `[1]` or `.user`."""
+    """A node that does not fit its annotation. `inside` is its place in the value, such as `[1]` or `.user`."""
 
     def __init__(self, annotation: Any, node: yaml.Node, inside: str = "") -> None:
         self.annotation, self.node, self.inside = annotation, node, inside
 
 
 def convert(node: yaml.Node, annotation: Any) -> Any:
-    """The value in `node` as `annotation` wants it; `IllTyped` where it does not fit."""
+    """The node's value, converted to the type `annotation`.
+
+    Raises:
+        IllTyped: the node does not fit the type.
+    """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return _convert_union(node, annotation)
@@ -58,7 +62,7 @@ def _convert_scalar(node: yaml.Node, kind: type) -> Any:
 
 
 def _convert_union(node: yaml.Node, annotation: Any) -> Any:
-    # None first, so that `null` for a text that may be missing is no text.
+    # None comes first, so that `null` is None for `str | None`, not the text "null".
     for member in sorted(get_args(annotation), key=lambda member: member is not NoneType):
         try:
             return convert(node, member)
@@ -106,16 +110,19 @@ def _matches(node: yaml.ScalarNode, option: Any) -> bool:
 
 
 def is_null(node: yaml.Node) -> bool:
+    """Whether the node is an unquoted null."""
     return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in _NULL
 
 
 def takes_text(annotation: Any) -> bool:
+    """Whether the type has texts among its values."""
     if get_origin(annotation) in (Union, UnionType):
         return any(takes_text(member) for member in get_args(annotation))
     return annotation is str or get_origin(annotation) is Literal
 
 
 def expected(annotation: Any) -> str:
+    """What a value of the type looks like, for an error message."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return " or ".join(expected(member) for member in arguments)
@@ -130,16 +137,19 @@ def expected(annotation: Any) -> str:
 
 
 def type_name(annotation: Any) -> str:
+    """The type's name for users, such as "int | null"."""
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
     if get_origin(annotation) in (Union, UnionType):
         return " | ".join(map(type_name, get_args(annotation)))
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return "null" if annotation is NoneType else annotation.__name__
-    return str(annotation).replace("typing.", "")
+    if get_args(annotation):
+        arguments = ("..." if kind is Ellipsis else type_name(kind) for kind in get_args(annotation))
+        return f"{get_origin(annotation).__name__}[{', '.join(arguments)}]"
+    return "null" if annotation is NoneType else str(annotation.__name__)
 
 
 def shown(node: yaml.Node) -> str:
+    """The node for an error message; at most 80 characters of its text."""
     if isinstance(node, yaml.MappingNode):
         return "a table"
     if isinstance(node, yaml.SequenceNode):

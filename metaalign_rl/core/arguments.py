@@ -1,4 +1,4 @@
-"""Types of command-line arguments, for `argparse`."""
+"""Types of command-line arguments for `argparse`. Each raises `argparse.ArgumentTypeError` for a wrong value."""
 
 import argparse
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def at_least_one(text: str) -> int:
-    """A whole number from 1."""
+    """An integer from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {text!r}")
     return int(text)

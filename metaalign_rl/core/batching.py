@@ -1,4 +1,4 @@
-"""Texts of unlike lengths in batches."""
+"""Batches of texts of different lengths: grouping by length, padding, and writing a shared prefix once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-ENOUGH = 1024  # tokens that keep a CPU's cores busy; a batch with as many need not take in much shorter texts
-SHORTER = 0.85  # of the longest text's tokens: what is shorter would be padding for the most part
+ENOUGH = 1024  # tokens that keep a CPU's cores busy; a batch with as many needs no much shorter texts
+SHORTER = 0.85  # of a batch's longest text; a batch with enough tokens takes no text below this length
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int, enough: int = ENOUGH) -> Iterator[list[int]]:
-    """Indices in batches of like lengths, each at most `batch_tokens` with padding, or a single text.
+    """Group texts of similar lengths; yields lists of indices, the longest texts first.
 
-    One of `enough` tokens takes in no text that would be padding for the most part.
+    Args:
+        lengths: tokens of each text.
+        batch_tokens: most tokens of a batch, padding included. A longer text is a batch of its own.
+        enough: a batch with this many tokens takes no text that is shorter than `SHORTER` of its longest.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -30,7 +33,7 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int, enough: int = E
 
 
 def pad(texts: Sequence[list[int]], pad_token: int) -> dict[str, torch.Tensor]:
-    """Token ids padded on the right, and the mask: `input_ids` and `attention_mask`, both [texts, tokens]."""
+    """Token ids, padded on the right, and their mask: `input_ids` and `attention_mask`, both [texts, tokens]."""
     width = max(len(text) for text in texts)
     ids = torch.tensor([text + [pad_token] * (width - len(text)) for text in texts])
     mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
@@ -39,7 +42,12 @@ def pad(texts: Sequence[list[int]], pad_token: int) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Texts that begin alike, written once: what they share, and each one's own rest (at least a token)."""
+    """Texts with a common prefix, which is written once.
+
+    Attributes:
+        shared: tokens of the prefix.
+        tails: each text's tokens after the prefix, at least one.
+    """
 
     shared: list[int]
     tails: Sequence[list[int]]
@@ -50,15 +58,15 @@ class Line:
 
 @dataclass(slots=True)
 class Lines:
-    """A batch of lines, for one pass of a decoder.
+    """A batch of lines for one forward pass of a decoder.
 
-    A text's tokens have the positions that they have in the text, and look at what it shares and at itself alone, so
-    a decoder computes what it would for the texts one by one.
+    Each token has the position that it has in its text, and attends only to the prefix and to its own text. So a
+    decoder computes what it computes for separate texts.
 
     Attributes:
-        input_ids, position_ids: [lines, tokens].
-        attention_mask: [lines, 1, tokens, tokens], True where a token may look; None where causal attention does.
-        spans: by text, the line and where its tail begins and ends in it.
+        input_ids, position_ids: [lines, tokens], padded on the right.
+        attention_mask: [lines, 1, tokens, tokens], True where a token attends; None if causal attention is the same.
+        spans: of each text, the line, and the start and end of its tail in the line.
     """
 
     input_ids: Tensor
@@ -68,7 +76,7 @@ class Lines:
 
 
 def lay_out(lines: Sequence[Line], pad_token: int) -> Lines:
-    """Write the lines into tensors, padded on the right."""
+    """The lines as tensors, padded on the right."""
     width = max(map(len, lines))
     ids, positions, branches = (torch.full((len(lines), width), fill) for fill in (pad_token, 0, -1))
     spans = []
@@ -85,6 +93,6 @@ def lay_out(lines: Sequence[Line], pad_token: int) -> Lines:
             spans.append((row, start, end))
     if all(len(line.tails) == 1 for line in lines):
         return Lines(ids, positions, None, spans)
-    seen, looking = branches[:, None, :], branches[:, :, None]
-    mask = ((seen == 0) | (seen == looking)).tril()
+    keys, queries = branches[:, None, :], branches[:, :, None]
+    mask = ((keys == 0) | (keys == queries)).tril()
     return Lines(ids, positions, mask[:, None], spans)

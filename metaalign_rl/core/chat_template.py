@@ -1,10 +1,10 @@
-"""Installing the meta-prompt's chat template in a tokenizer, and the checks that make it safe to rely on.
+"""Installs the meta-prompt's chat template in a tokenizer, and checks that it is safe there.
 
-The template (`templates/*.jinja`) keeps a lower tier's text from forging a higher tier. `install` embeds in
-it every string that structures the text: special tokens, markers, literals of the model's own template.
-Wherever one of them, or a look-alike of a marker, stands in a text, it gets a dot behind its first
-character. Servers render the saved template and none of our Python, so this has to happen inside it. What
-else a client hands to a template (`tools`, other arguments) is the provider's and passes as it is.
+The template (`templates/*.jinja`) prevents a text of a lower tier from passing as a higher tier. `install` writes into
+it all strings that structure the rendered text: special tokens, markers, and literals of the model's own template.
+Where a message contains one of them, or a look-alike of a marker, the template inserts a dot after its first
+character. The template must do this itself, because servers render the saved template without our Python. Other values
+that a client passes to a template (`tools`, other arguments) belong to the provider and are not changed.
 """
 
 import json
@@ -44,15 +44,16 @@ _PROBE_USER_INFO = "metaalign0user0info"
 
 
 def install(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Set `tokenizer.chat_template` to the meta-prompt's; call it after the last token was added, then save.
+    """Set `tokenizer.chat_template` to the meta-prompt's. Add all tokens before, and save the tokenizer after.
 
-    A tokenizer without a template gets the own format, whose markers it must hold as special tokens
-    (`SPECIAL_TOKENS`). Any other keeps its template: the tiers go, in plain text, into its system message. A
-    second call changes nothing; on a template of another version it brings the template up to date.
+    - A tokenizer without a template gets the project's own format. It must have the format's markers as special tokens
+      (`SPECIAL_TOKENS`).
+    - A tokenizer with a template keeps it. The tiers become plain text in its system message.
+    - A second call changes nothing. A template of another version is updated.
 
     Raises:
-        UserError: a marker is not a special token, a special token cannot be told from ordinary text, or the
-            model's template loses the system message or lets two neighbouring texts spell a marker.
+        UserError: a marker is not a special token, a special token cannot be distinguished from ordinary text, or the
+            model's template drops the system message or lets two adjacent texts spell a marker.
     """
     original = _original_template(tokenizer)
     literals = _special_tokens(tokenizer)
@@ -71,12 +72,20 @@ def install(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def require_installed(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise a `UserError` unless the tokenizer's chat template is this version's."""
+    """Check that the tokenizer's chat template is the meta-prompt's, in this version.
+
+    Raises:
+        UserError: it is not.
+    """
     _require_ours(tokenizer.chat_template, tokenizer.name_or_path)
 
 
 def require_saved(checkpoint: Path) -> None:
-    """The same of a checkpoint's files, without the seconds that it takes to import what loads tokenizers."""
+    """As `require_installed`, from the checkpoint's files: importing transformers would take seconds.
+
+    Raises:
+        UserError: the chat template is not the meta-prompt's, or there is no tokenizer.
+    """
     file, config = checkpoint / "chat_template.jinja", checkpoint / "tokenizer_config.json"
     template = file.read_text(encoding="utf-8") if file.is_file() else read_json(config).get("chat_template")
     _require_ours(template, str(checkpoint))
@@ -87,8 +96,9 @@ def _require_ours(template: object, name: str) -> None:
         return
     ours = isinstance(template, str) and template.startswith(_ANY_HEADER)
     raise UserError(
-        f"tokenizer {name!r}: its chat template is {'of another version' if ours else 'not the meta-prompt'}; "
-        f"call metaalign_rl.core.meta_prompt.install(tokenizer) for version {META_PROMPT_VERSION}"
+        f"tokenizer {name!r}: expected the meta-prompt's chat template, version {META_PROMPT_VERSION}, found "
+        f"{'another version' if ours else 'another template' if template else 'no template'}; "
+        "call metaalign_rl.core.meta_prompt.install(tokenizer) and save it"
     )
 
 
@@ -100,7 +110,11 @@ def apply(
     generation_prompt: bool,
     template: str | None = None,
 ) -> str:
-    """The rendered text, by `template` or else the tokenizer's; what that refuses is a `UserError`."""
+    """The text that `template`, by default the tokenizer's, renders.
+
+    Raises:
+        UserError: the template raised an exception.
+    """
     from jinja2 import TemplateError
 
     try:
@@ -122,12 +136,12 @@ def _error(tokenizer: "PreTrainedTokenizerBase", message: str) -> UserError:
 
 
 def _original_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """The model's own template, without what an earlier `install` put before it."""
+    """The model's own template, without the part that an earlier `install` put before it."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         raise _error(
             tokenizer,
-            f"it has several chat templates ({', '.join(template)}); set tokenizer.chat_template to the one to keep",
+            f"expected one chat template, found several ({', '.join(template)}); set tokenizer.chat_template to one",
         )
     if template is None:
         return None
@@ -139,9 +153,9 @@ def _original_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
-    """The texts that the tokenizer turns into control tokens.
+    """The texts that become control tokens.
 
-    Other added tokens are words of the vocabulary (line breaks, HTML tags) and stay as they are.
+    Other added tokens are words of the vocabulary (line breaks, HTML tags) and are not changed in messages.
     """
     added = tokenizer.added_tokens_decoder.values()
     control = [token for token in added if token.special or _CONTROL_TOKEN.fullmatch(token.content)]
@@ -149,18 +163,18 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
         if token.normalized and _normalizer_can_make(tokenizer, token.content):
             raise _error(
                 tokenizer,
-                f"special token {token.content!r} is matched in normalized text, where other characters can "
-                'spell it; set its "normalized" to false in tokenizer.json',
+                f"special token {token.content!r} is matched in normalized text, so other characters can spell it; "
+                'set its "normalized" to false in tokenizer.json',
             )
     return {token.content for token in control} | set(tokenizer.all_special_tokens)
 
 
 def _normalizer_can_make(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:
-    """Whether normalizing drops a character, or turns another one into one of the token's."""
+    """Whether normalizing removes a character, or turns another character into one of the token's."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None:
         return False
-    frame = normalizer.normalize_str("xx")  # a normalizer may put something in front of every text
+    frame = normalizer.normalize_str("xx")  # a normalizer may prepend a character to every text
     for code in (*range(0xD800), *range(0xE000, 0x10000)):
         unchanged = frame.replace("xx", f"x{chr(code)}x")
         found = normalizer.normalize_str(f"x{chr(code)}x")
@@ -177,20 +191,20 @@ def _require_own_tokens(tokenizer: "PreTrainedTokenizerBase") -> None:
     if missing:
         raise _error(
             tokenizer,
-            f"it has no chat template, and for the project's own format it lacks {', '.join(missing)}; add "
-            "them with tokenizer.add_special_tokens and resize the model's embeddings, or set "
-            "tokenizer.chat_template to the model's own",
+            f"it has no chat template, and lacks {', '.join(missing)} for the project's own format; add them with "
+            "tokenizer.add_special_tokens and resize the model's embeddings, or set tokenizer.chat_template to the "
+            "model's own",
         )
 
 
 def _require_faithful_markers(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """In a model's own template the markers are plain text, and normalizing must not make one."""
+    """In a model's own template the markers are plain text, so normalizing must not create one."""
     for marker in MARKERS.values():
         if _normalizer_can_make(tokenizer, marker):
             raise _error(
                 tokenizer,
-                f"it normalizes text, so other characters can spell {marker!r}; use a tokenizer that keeps "
-                "letters as they are, or remove its chat template and add the markers as special tokens",
+                f"it normalizes text, so other characters can spell {marker!r}; use a tokenizer that does not change "
+                "letters, or remove its chat template and add the markers as special tokens",
             )
 
 
@@ -209,7 +223,7 @@ def _first_part(literals: set[str]) -> str:
         ("VERSION", str(META_PROMPT_VERSION)),
         ("DOT", DOT),
         ("MARKER_HEADS", f"({', '.join(heads)})"),
-        ("LITERALS", json.dumps(sorted(literals), ensure_ascii=False)),  # the last, for its text is not ours
+        ("LITERALS", json.dumps(sorted(literals), ensure_ascii=False)),  # last: a literal may contain another name
     ):
         text = text.replace(f"@{name}@", value)
     return text
@@ -220,27 +234,31 @@ def _read(name: str) -> str:
 
 
 def _joints(tokenizer: "PreTrainedTokenizerBase", template: str) -> list[str]:
-    """What the template puts before, between and behind the texts of a dialog, and its generation prompt."""
+    """The template's text before, between and after the texts of a dialog, and its generation prompt."""
     chat = [{"role": role, "content": word} for role, word in _PROBE_CHAT]
     try:
         full = apply(tokenizer, chat, _PROBE_USER_INFO, generation_prompt=False, template=template)
         prompt = apply(tokenizer, chat[:-1], _PROBE_USER_INFO, generation_prompt=True, template=template)
     except UserError as error:
-        raise _error(tokenizer, f"its chat template takes no system message with a dialog ({error})") from None
+        raise _error(
+            tokenizer,
+            f"its chat template refuses a dialog with a system message ({error}); set tokenizer.chat_template to one "
+            "that renders it",
+        ) from None
     words = [_PROBE_USER_INFO, *(word for _, word in _PROBE_CHAT)]
     lost = [word for word in words if full.count(word) != 1]
     if lost:
         raise _error(
             tokenizer,
-            f"its chat template does not render each text once (lost: {', '.join(lost)}), "
-            "so the tiers would not reach the model; set tokenizer.chat_template to one that does",
+            f"its chat template does not render each text once (lost: {', '.join(lost)}), so the tiers would not "
+            "reach the model; set tokenizer.chat_template to one that renders each",
         )
     pattern = "|".join(words)
     return [*re.split(pattern, full), re.split(pattern, prompt)[-1]]
 
 
 def _plain_literals(joints: Iterable[str]) -> set[str]:
-    """Structure in the rendered text that need not be a special token: bracketed words and role headers."""
+    """The structure in rendered text that is not made of special tokens: bracketed words and role headers."""
     found: set[str] = set()
     for joint in joints:
         lines = (line.strip() for line in _BRACKETED.sub("\n", joint).split("\n"))
@@ -249,19 +267,23 @@ def _plain_literals(joints: Iterable[str]) -> set[str]:
 
 
 def _check_literals(tokenizer: "PreTrainedTokenizerBase", literals: set[str], joints: Sequence[str]) -> None:
-    """Refuse what the dot cannot part, and literals that two texts and the joint between them could spell."""
+    """Refuse literals that the dot cannot split, and those that two texts and the joint between them could spell.
+
+    Raises:
+        UserError: names the literal.
+    """
     for literal in sorted(literals):
         if len(literal) < 2 or DOT in literal:
             raise _error(
                 tokenizer,
-                f"{literal!r}, a special token or a literal of its chat template, cannot be told from "
-                f"ordinary text; use one of two characters or more, without {DOT!r}",
+                f"{literal!r}, a special token or a literal of its chat template, cannot be distinguished from "
+                f"ordinary text; use at least two characters, without {DOT!r}",
             )
         across = any(joint in literal[1:-1] for joint in joints[1:-2])
         heads, tails = zip(*((literal[:cut], literal[cut:]) for cut in range(1, len(literal))), strict=True)
         if across or any(joint.endswith(heads) or joint.startswith(tails) for joint in joints):
             raise _error(
                 tokenizer,
-                f"a message's text and what its chat template puts beside it could spell {literal!r}; "
-                "set tokenizer.chat_template to one that keeps them apart",
+                f"a message's text and the chat template's text next to it could spell {literal!r}; "
+                "set tokenizer.chat_template to one that separates them",
             )

@@ -44,9 +44,9 @@ class Row:
         response: a demonstration (SFT), or the response to be scored.
         chosen, rejected: a pair for the reward model.
         strength: how much better the chosen response is, from 0 (hardly) to 1, if the data state it.
-        checks: gold check by tier, `{"name": registered check, ...its arguments}`.
-        labels: absolute labels by response field and label name, `{"chosen": {"system": True, "overall": True}}`.
-        tags: free facts for reports, such as `{"kind": "case", "split": "paraphrase"}`.
+        checks: the gold check of each tier, `{"name": registered check, ...its arguments}`.
+        labels: absolute labels, by response field and label, `{"chosen": {"system": True, "overall": True}}`.
+        tags: free-form facts for reports, such as `{"kind": "case", "split": "paraphrase"}`.
     """
 
     id: str
@@ -137,13 +137,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What one response is worth, with its breakdown.
+    """The reward of one response, with its breakdown.
 
     Example:
         >>> Reward(
         ...     value=0.83, proxy=0.83, gold=True,
         ...     probabilities={"system": 0.97, "user": 0.04, "dialog": 0.91, "overall": 0.83},
-        ...     passes={"system": True, "user": False, "dialog": True},
+        ...     passes={"system": True, "user": False, "dialog": True}, terms={"model": 0.83},
         ... )
 
     Attributes:
@@ -152,6 +152,7 @@ class Reward:
         gold: whether the row's checks pass; None without a check of the governing tier.
         probabilities: the reward model's four probabilities by label; empty without a model.
         passes: whether the check of a tier passes, for the tiers that have one.
+        terms: value of each reward term, before weighting; see `metaalign_rl.scoring.terms`.
     """
 
     value: float
@@ -159,6 +160,7 @@ class Reward:
     gold: bool | None
     probabilities: Mapping[str, float] = field(default_factory=dict)
     passes: Mapping[str, bool] = field(default_factory=dict)
+    terms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Reading and writing the project's files: nothing half-written is ever seen under a final name."""
+"""Reading and writing files. Files and folders appear under their final names only when they are complete."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from metaalign_rl.core.errors import UserError
 
 
 def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file, then give it the name `path`: what stands there is always a whole one."""
+    """Write a file atomically: `write` fills a temporary file, which is then renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with temporary.open("wb") as file:
@@ -34,14 +34,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
+    """Write one JSON object per line, atomically."""
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
-    """Add one line to a log, at a cost that does not grow with it.
+    """Append one line to a log. The cost does not grow with the log's length.
 
-    What a writer that was killed left of its last line is cut off first; `read_log` passes it over.
+    If an earlier writer was killed in the middle of a line, that incomplete line is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
@@ -58,14 +58,18 @@ def _cut_torn_line(file: BinaryIO) -> None:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects that `append_jsonl` wrote, without a last line that was cut off; nothing where there is no file."""
+    """The objects that `append_jsonl` wrote, without an incomplete last line; none if there is no file."""
     if path.is_file():
         with path.open("rb") as file:
             yield from (json.loads(line) for line in file if line.endswith(b"\n"))
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file; a missing or broken file is a `UserError` that names it."""
+    """The value in a JSON file.
+
+    Raises:
+        UserError: the file is missing or is not valid JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -75,10 +79,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line's number (from 1) and object. Blank lines are passed over.
+    """The number (from 1) and the object of each line. Blank lines are skipped.
 
     Raises:
-        UserError: no such file, a line that is not UTF-8 JSON, or one that is not an object; with file and line.
+        UserError: the file is missing, or a line is not a JSON object in UTF-8; names file and line.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -96,10 +100,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Build a folder with `fill(temporary)`, then rename it to `path`: a folder there is always a whole one.
+    """Write a folder: `fill(temporary)` builds it, then it is renamed to `path`. It is complete under this name.
 
-    What stands at `path` already is renamed aside first, so that a crash between the two renames leaves nothing
-    there. What writers that died left beside `path` is removed: a folder has one writer at a time.
+    A folder that is already at `path` is first renamed, then removed. If the process dies between the two renames,
+    there is no folder at `path`. Leftovers of writers that died are removed, so a folder must have one writer at a
+    time.
     """
     sweep(path.parent, path.name, "part")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -113,20 +118,20 @@ def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder: it is whole or gone under its name, whenever the process dies."""
+    """Remove a folder. Whenever the process dies, the folder is either complete under its name or gone."""
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     path.rename(old)
     sweep(path.parent, path.name, "old")
 
 
 def sweep(parent: Path, names: str, *endings: str) -> None:
-    """Remove what `replace_folder` and `remove_folder` left, if they died, of folders whose name fits a pattern.
+    """Remove what `replace_folder` and `remove_folder` left in `parent` if they were interrupted.
 
     Args:
-        names: as `fnmatch` has it, such as "step-*".
-        endings: "part", of folders not finished, or "old", of those that are no more; both if none is given.
+        names: the folders' names, as a pattern for `fnmatch` such as "step-*".
+        endings: "part" for unfinished folders, "old" for replaced or removed ones; both by default.
     """
-    litter = re.compile(rf"\.(?P<name>.+)\.\d+\.({'|'.join(endings or ('part', 'old'))})")
+    leftover = re.compile(rf"\.(?P<name>.+)\.\d+\.({'|'.join(endings or ('part', 'old'))})")
     for folder in parent.glob(".*"):
-        if (found := litter.fullmatch(folder.name)) and fnmatchcase(found["name"], names):
+        if (found := leftover.fullmatch(folder.name)) and fnmatchcase(found["name"], names):
             shutil.rmtree(folder)

@@ -1,7 +1,7 @@
 """The meta-prompt: System Info and User Info above a dialog.
 
-One Jinja chat template, saved with the tokenizer, renders it here, in transformers and in vLLM's chat server,
-so nothing in this module builds text. `metaalign_rl.core.chat_template` installs it.
+A Jinja chat template renders it. The template is saved with the tokenizer, so that this module, transformers and
+vLLM's chat server all render the same text. `metaalign_rl.core.chat_template` installs the template.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,10 +38,10 @@ Messages = Sequence[Mapping[str, str]]
 
 
 def load_tokenizer(checkpoint: Path) -> Any:
-    """A checkpoint's tokenizer, whose chat template is the meta-prompt's.
+    """The tokenizer of a checkpoint that has the meta-prompt's chat template.
 
     Raises:
-        UserError: it is not; call `install` and save.
+        UserError: the chat template is another one, or of another version.
     """
     from transformers import AutoTokenizer
 
@@ -60,14 +60,15 @@ class MetaPrompt:
     def render(self, tokenizer: "PreTrainedTokenizerBase", messages: Messages, response: str | None = None) -> str:
         """The text of the meta-prompt and the dialog.
 
-        Without `response` it ends in the generation prompt, with it in the response and the end of its turn.
+        Without `response`, it ends with the generation prompt. With `response`, it ends with the response and the end
+        of its turn.
 
         Raises:
-            UserError: the tokenizer's template is not the meta-prompt's (call `install`), or a message is not
-                the user's or the assistant's, holds more than role and content, or is no text.
+            UserError: the tokenizer's template is not the meta-prompt's (call `install`); or a message has a role
+                other than `user` and `assistant`, a field other than role and content, or a content that is not text.
         """
         require_installed(tokenizer)
-        # An empty System Info still takes the first place, so that no message of the dialog can.
+        # Also when it is empty: else a system message that comes first in the dialog would become System Info.
         chat = [{"role": "system", "content": self.system_info}, *map(dict, messages)]
         if response is not None:
             chat.append({"role": "assistant", "content": response})
@@ -77,13 +78,13 @@ class MetaPrompt:
 def encode_row(
     tokenizer: "PreTrainedTokenizerBase", row: Row, *, max_tokens: int, response: str | None = None, place: str = ""
 ) -> list[int]:
-    """Token ids of a row's meta-prompt and dialog, at most `max_tokens` of them; see `encode`.
+    """Token ids of a row's meta-prompt and dialog, at most `max_tokens`; see `encode`.
 
-    This is how SFT, the reward model and PPO all read a row.
+    SFT, the reward model and PPO all read a row in this way.
 
     Args:
-        response: ends the text with this response; without it, the text ends in the generation prompt.
-        place: names the row in errors; by default its id.
+        response: the text ends with this response; without one, with the generation prompt.
+        place: names the row in errors; by default with its id.
 
     Raises:
         UserError: see `encode`.
@@ -102,15 +103,21 @@ def encode(
     response: str | None = None,
     place: str = "",
 ) -> list[int]:
-    """Token ids of the rendered text, at most `max_tokens` of them.
+    """Token ids of the rendered text, at most `max_tokens`.
 
-    A dialog that is too long loses its left end: the oldest messages, then the left part of the first kept
-    one's text, of which a character at least stays. A cut dialog starts with a message of the user's, as many
-    models' templates demand. The tiers, the response and the end of the dialog always stay.
+    A dialog that is too long is cut on the left:
+
+    - First the oldest messages are dropped, then the beginning of the first message that is kept. At least one
+      character of that message stays.
+    - A cut dialog begins with a message of the user, as many models' templates require.
+    - The tiers, the response and the end of the dialog are never cut.
+
+    Args:
+        response: see `MetaPrompt.render`.
+        place: names the row in errors.
 
     Raises:
-        UserError: as `MetaPrompt.render`, or the tiers and the response leave no room for any of the dialog;
-            it names `place`, the row.
+        UserError: see `MetaPrompt.render`; or the tiers and the response leave no room for the dialog.
     """
 
     def tokens_of(dialog: Messages) -> list[int]:
@@ -129,8 +136,8 @@ def encode(
         if ids is None:
             taken = len(tokens_of([{**messages[-1], "content": ""}]))
             raise UserError(
-                f"max_tokens={max_tokens} leaves no room for the dialog beside the tiers"
-                f"{'' if response is None else ' and the response'}, which take {taken} tokens; "
+                f"max_tokens={max_tokens} leaves no room for the dialog: the tiers"
+                f"{'' if response is None else ' and the response'} take {taken} tokens; "
                 "raise max_tokens or shorten them"
             )
     except UserError as error:
@@ -139,23 +146,23 @@ def encode(
 
 
 def _cut(messages: Messages, attempt: Callable[[Messages], list[int] | None]) -> list[int] | None:
-    """The ids of the longest end of the dialog that fits, or None."""
+    """The ids of the longest end of the dialog that fits; None if no end fits."""
     assert messages, "a dialog has a message"
     starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
     starts = starts or [len(messages) - 1]
-    count, whole = _most(len(starts), lambda count: attempt(messages[starts[-count] :]))
+    count, kept = _most(len(starts), lambda count: attempt(messages[starts[-count] :]))
     if count == len(starts):
-        return whole
+        return kept
     first, *rest = messages[starts[-count - 1] :]
     text = first["content"].strip()
     _, cut = _most(len(text), lambda size: attempt([{**first, "content": text[-size:]}, *rest]))
-    return cut or whole
+    return cut or kept
 
 
 def _most(limit: int, attempt: Callable[[int], list[int] | None]) -> tuple[int, list[int] | None]:
-    """The largest number up to `limit` whose attempt succeeds, with its ids; (0, None) where 1 fails.
+    """The largest number up to `limit` whose attempt succeeds, with its ids; (0, None) if 1 fails.
 
-    It doubles before it bisects, so the cost follows what fits and not the length of what there is.
+    It doubles the number, then bisects. So the cost depends on the length that fits, not on the dialog's length.
     """
     low, high, ids = 0, limit + 1, None
     number = 1

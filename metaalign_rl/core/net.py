@@ -1,4 +1,4 @@
-"""Addresses that servers listen on. Light."""
+"""Network addresses that servers listen on."""
 
 import ipaddress
 import socket
@@ -7,7 +7,7 @@ from metaalign_rl.core.errors import UserError
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
+    """Whether only this machine can reach `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -15,10 +15,10 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections.
+    """A TCP socket that listens on the address.
 
     Raises:
-        UserError: the address is taken, or not this machine's.
+        UserError: the address is in use, or does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family)
@@ -34,5 +34,5 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(host: str, port: int) -> str:
-    """The address as a browser takes it."""
+    """The address as an HTTP URL, with brackets around an IPv6 host."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,10 +1,10 @@
-"""Refusals: answers that decline, whatever was asked for."""
+"""Refusals: answers that decline the request, and the rows that ask for one."""
 
 import re
 
 from metaalign_rl.core.dataflow import Row
 
-# An apology or a plain "I cannot talk about / help with …", at the start of the answer.
+# At the start of the answer: an apology and "I cannot ...", or "I cannot ..." alone.
 _INABILITY = (
     r"\b(?:i|we)(?: am| are|'m|'re)? (?:can ?no?t|cannot|can't|won't|will not|not able to|unable to|not going to)\b"
 )
@@ -13,17 +13,20 @@ _REFUSAL = re.compile(rf"\W*(?:{_APOLOGY})?{_INABILITY}", re.IGNORECASE)
 
 
 def is_refusal(answer: str) -> bool:
-    """Whether an answer begins by declining. A pattern of English phrases, for figures and not for rewards."""
+    """Whether an answer begins by declining. It matches English phrases. For metrics, not for rewards."""
     return _REFUSAL.match(answer.replace("’", "'")) is not None
 
 
 def may_refuse(row: Row) -> bool:
-    """Whether some tier speaks of refusing."""
+    """Whether the preference of any tier is about refusing."""
     return row.tags.get("kind") == "refusal" or any("refus" in check["name"] for check in row.checks.values())
 
 
 def wants_refusal(row: Row) -> bool:
-    """Whether a refusal is what the row asks for: its dialog's check is one, or a tier's that counts."""
+    """Whether the row asks for a refusal.
+
+    Either its dialog's check is for one, or the check of a tier that counts: the governing tier, or both if they agree.
+    """
     tiers = ("system", "user") if row.relation == "agree" else (row.tier,)
     wanted = [check for tier in tiers if (check := row.checks.get(tier))]
     asked = any("refus" in check["name"] and check.get("value") != "allow" for check in wanted)

@@ -1,4 +1,4 @@
-"""The one row schema that data sources, the reward model, PPO and the evaluation share."""
+"""Reading rows: the one schema that data sources, the reward model, PPO and evaluation share."""
 
 import re
 from collections.abc import Iterator
@@ -12,10 +12,13 @@ from metaalign_rl.core.files import read_jsonl
 
 
 def parse_row(record: dict[str, Any], place: str) -> Row:
-    """A checked row from a JSON object.
+    """The row in a JSON object, checked against the schema.
+
+    Args:
+        place: file and line, for errors.
 
     Raises:
-        UserError: names `place` (file and line), the field, what was expected and what was found.
+        UserError: a field is missing, unknown or wrong; names the place, the field, what was expected and found.
     """
     names = {f.name for f in fields(Row)}
     for name in record:
@@ -38,16 +41,17 @@ def parse_row(record: dict[str, Any], place: str) -> Row:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file, checked one by one; ids must be unique.
+    """The rows of a JSONL file, each checked when it is reached. Ids must be unique.
 
     Raises:
-        UserError: as `read_jsonl` and `parse_row`, or a repeated id, or a file with no row at all.
+        UserError: see `read_jsonl` and `parse_row`; or an id occurs twice, or the file has no rows.
     """
     seen: dict[str, int] = {}
     for number, record in read_jsonl(path):
         row = parse_row(record, f"{path}:{number}")
         if row.id in seen:
-            raise UserError(f"{path}:{number}: field 'id': {row.id!r} stands on line {seen[row.id]} already")
+            place = f"{path}:{number}: field 'id'"
+            raise UserError(f"{place}: expected a unique id, found {row.id!r}, as on line {seen[row.id]}")
         seen[row.id] = number
         yield row
     if not seen:
@@ -63,7 +67,7 @@ def _require(condition: bool, place: str, name: str, expected: str, record: dict
 def _check_pairing(record: dict[str, Any], place: str) -> None:
     for name, other in (("chosen", "rejected"), ("rejected", "chosen")):
         if record.get(name) is not None and record.get(other) is None:
-            raise UserError(f"{place}: field {other!r}: expected a string beside {name!r}, found nothing")
+            raise UserError(f"{place}: field {other!r}: expected a string, because {name!r} is given, found nothing")
 
 
 def _check_messages(record: dict[str, Any], place: str) -> None:
@@ -79,17 +83,19 @@ def _check_messages(record: dict[str, Any], place: str) -> None:
                 f"(the system's text belongs in 'system_info'), found {repr(message)[:80]}"
             )
     if messages[-1]["role"] != "user":
-        raise UserError(f"{place}: field 'messages': the last message must be the user's")
+        raise UserError(f"{place}: field 'messages': expected the user's message last, found the assistant's")
 
 
 def _check_characters(record: dict[str, Any], place: str) -> None:
-    """JSON can say half a character (a lone surrogate), which no tokenizer and no file takes."""
+    """Refuse lone surrogates: JSON can hold such half characters, but tokenizers and files cannot."""
     names = ("id", "system_info", "user_info", *ANSWERS)
     texts = {name: record[name] for name in names if record.get(name)}
     texts |= {f"messages[{index}]": message["content"] for index, message in enumerate(record["messages"])}
     for name, text in texts.items():
         if half := re.search("[\ud800-\udfff]", text):
-            raise UserError(f"{place}: field {name!r}: expected whole characters, found {half[0]!r} at {half.start()}")
+            raise UserError(
+                f"{place}: field {name!r}: expected complete characters, found {half[0]!r} at {half.start()}"
+            )
 
 
 def _check_tables(record: dict[str, Any], place: str) -> None:

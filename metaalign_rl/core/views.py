@@ -1,4 +1,4 @@
-"""What a model reads of a row: all of it, or less for ablations and controls."""
+"""Views of a row: a model sees the full row, or less of it (ablations and controls)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -8,11 +8,11 @@ from metaalign_rl.core.dataflow import Row
 
 Control = Literal["preference_blind", "tier_blind", "scalar"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
-View = Literal["whole", "preference_blind", "tier_blind"]  # what of a row a model sees
+View = Literal["whole", "preference_blind", "tier_blind"]
 
 
 def apply_view(rows: Sequence[Row], view: View) -> list[Row]:
-    """The rows as a model of this view sees them."""
+    """The rows as a model with this view sees them."""
     views: dict[View, Callable[[Sequence[Row]], list[Row]]] = {
         "whole": list,
         "preference_blind": preference_blind,
@@ -22,7 +22,7 @@ def apply_view(rows: Sequence[Row], view: View) -> list[Row]:
 
 
 def active_tiers(row: Row) -> list[str]:
-    """The tiers above the dialog that say something, by falling priority."""
+    """The tiers above the dialog whose text is not empty, highest priority first."""
     texts = {"system": row.system_info, "user": row.user_info}
     return [tier for tier, text in texts.items() if text.strip()]
 
@@ -33,7 +33,7 @@ def preference_blind(rows: Iterable[Row]) -> list[Row]:
 
 
 def tier_blind(rows: Iterable[Row]) -> list[Row]:
-    """The rows with both tiers' texts, sorted, as one System Info: which tier said what is hidden."""
+    """The rows with both tiers' texts, sorted, in System Info. They hide which tier a text is from."""
     texts = {"system": "system_info", "user": "user_info"}
     return [_view(row, "\n".join(sorted(getattr(row, texts[tier]) for tier in active_tiers(row)))) for row in rows]
 

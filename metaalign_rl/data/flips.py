@@ -1,4 +1,4 @@
-"""Flips: the same dialog with the two tiers' texts in each other's place."""
+"""Flips: the same dialog with the two tiers' texts swapped."""
 
 from dataclasses import replace
 
@@ -7,19 +7,19 @@ from metaalign_rl.core.refusals import may_refuse
 
 SWAPPED: dict[Tier, Tier] = {"system": "user", "user": "system", "dialog": "dialog"}
 SWAPPED_RELATION = {"system_only": "user_only", "user_only": "system_only"}
-MARK = "-flip"  # behind the id of a row that was turned round
+MARK = "-flip"  # ends the id of a swapped row
 
 
 def can_flip(row: Row) -> bool:
-    """Whether the row is a conflict that its own checks judge when it is turned round.
+    """Whether the row is a conflict whose checks also fit the swapped row.
 
-    One about refusing is not: there the dialog's check too depends on who wins.
+    This excludes conflicts about refusing: their dialog's check depends on which tier wins.
     """
     return row.relation == "conflict" and {"system", "user"} <= row.checks.keys() and not may_refuse(row)
 
 
 def swap(row: Row) -> Row:
-    """The row with its two tiers' texts, and what they ask for, in each other's place. The system wins conflicts."""
+    """The row with the texts and the checks of its two tiers swapped. In a conflict the system tier still governs."""
     checks = {str(SWAPPED[tier]): check for tier, check in row.checks.items()}  # type: ignore[index]
     tier = "system" if row.relation == "conflict" else SWAPPED[row.tier]
     return replace(

@@ -1,4 +1,4 @@
-"""Gold: what the rows' checkers say of an answer."""
+"""Gold: the results of a row's checks for an answer."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from metaalign_rl.data.checks import run_check
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the checks of one row say of one answer.
+    """The results of one row's checks for one answer.
 
     Attributes:
-        passes: by tier, whether its check passes; only tiers that have one.
-        following: the governing tier's check passes, and the dialog's where there is one; None without a check of
-            the governing tier, since nothing then says what the answer did.
-        strict: `following`, and the other tier is treated as its relation to the row demands: in a conflict its check
-            does not pass, nor does a distractor's; in agreement it does. None where `following` is.
+        passes: whether the check of a tier passes, for the tiers that have one.
+        following: the governing tier's check passes, and so does the dialog's if it has one. None if the governing tier
+            has no check.
+        strict: `following`, and the other tier's check, if it has one, gives what the relation requires: it passes in
+            `agree`, and fails in `conflict` and `distractor`. None if `following` is None.
     """
 
     passes: dict[str, bool]
@@ -24,10 +24,10 @@ class Verdict:
 
 
 def judge(row: Row, answer: str) -> Verdict:
-    """Run every check of `row` on `answer`. An empty answer passes nothing.
+    """Run every check of `row` on `answer`. An empty answer passes no check.
 
     Raises:
-        UserError: the row names an unknown check, or arguments that it does not take.
+        UserError: a check is unknown, or does not accept its arguments.
     """
     passes = {
         tier: bool(answer.strip()) and run_check(check, answer, f"row {row.id!r}: checks.{tier}")
@@ -42,9 +42,12 @@ def judge(row: Row, answer: str) -> Verdict:
 
 
 def labels(row: Row, answer: str) -> dict[str, bool]:
-    """Absolute labels for the reward model; no `overall` without a check of the governing tier.
+    """Absolute labels of an answer for the reward model, by label; no `overall` without a check of the governing tier.
 
-    A distractor asks nothing of the answer, so its tier is satisfied.
+    The tier of a distractor is always satisfied, because it asks for nothing.
+
+    Raises:
+        UserError: see `judge`.
     """
     verdict = judge(row, answer)
     found = dict(verdict.passes)

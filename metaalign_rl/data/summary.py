@@ -1,4 +1,4 @@
-"""A data file for people: what it holds, whether it is sound, and its rows in a readable print."""
+"""A data file for people: counts of its rows, whether they are valid, and the rows in readable form."""
 
 import textwrap
 from collections import Counter
@@ -14,10 +14,10 @@ from metaalign_rl.data.checks import run_check
 
 
 def validate(path: Path) -> str:
-    """Counts of a file's rows by relation, tier, family and split.
+    """Check every row of a file, its gold checks included; the counts by relation, tier, family and more, as text.
 
     Raises:
-        UserError: the first bad row, with file, line and field, unknown checks among them.
+        UserError: a row is wrong; names file, line and field of the first one.
     """
     rows = []
     for row, (number, _) in zip(read_rows(path), read_jsonl(path), strict=False):
@@ -29,7 +29,11 @@ def validate(path: Path) -> str:
 
 
 def show(path: Path, count: int) -> str:
-    """The first `count` rows of a file, for reading."""
+    """The first `count` rows of a file in readable form.
+
+    Raises:
+        UserError: one of these rows is wrong.
+    """
     return "\n\n".join("\n".join(_lines(row)) for row in islice(read_rows(path), count))
 
 

@@ -1,9 +1,14 @@
-"""VerIH (https://github.com/skai-research/VerIH): a system's verifiable constraint over a user's request.
+"""Reads VerIH (https://github.com/skai-research/VerIH): a verifiable constraint from the system over a user's request.
 
-A published row has `sys_prompt`, `user_prompt`, `gt` (a JSON string: `func_name` and its arguments, unused
-ones null) and `type`, `<constraint>:conflict` or `<constraint>:aligned`. Conflict rows had their request
-rewritten to contradict the constraint. Aligned rows have it as it was: it agrees or says nothing, so that the
-system's preference stands alone and their relation is `system_only`.
+A published row has these fields:
+
+- `sys_prompt` and `user_prompt`.
+- `gt`, a JSON string with `func_name` and its arguments; unused arguments are null.
+- `type`, `<constraint>:conflict` or `<constraint>:aligned`.
+
+In conflict rows the request was rewritten to contradict the constraint. Aligned rows have the original request, which
+agrees with the constraint or does not mention it. So their only preference is the system's, and their relation is
+`system_only`.
 """
 
 import hashlib
@@ -18,12 +23,12 @@ from typing import Any
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError, nearest
 from metaalign_rl.core.files import read_json, read_jsonl
-from metaalign_rl.data.verih_checks import CONSTRAINTS, QUANTIFIERS
+from metaalign_rl.data.checks.verih import CONSTRAINTS, QUANTIFIERS
 
 FIELDS = ("sys_prompt", "user_prompt", "gt", "type")
 RELATIONS = {"conflict": "conflict", "aligned": "system_only"}
-LEAST_WORDS = 3  # distinct ones that a dialog's answer has, unless the system asks for fewer
-HELD_OUT = 0.2  # of every constraint's rows, rounded: one of three, none of two
+LEAST_WORDS = 3  # fewest distinct words of an answer, unless the system asks for fewer
+HELD_OUT = 0.2  # share of each constraint's rows, rounded: 1 of 3 rows, 0 of 2
 
 
 def _is_text(value: object) -> bool:
@@ -42,7 +47,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-# What an argument of `gt` must be, in words and as a test.
+# By argument of `gt`: what it must be, in words and as a test.
 ARGUMENTS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "N": ("a whole number from 1", _is_count),
     "i": ("a whole number from 1", _is_count),
@@ -62,10 +67,10 @@ ARGUMENTS: dict[str, tuple[str, Callable[[object], bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class VerihData:
-    """What a file holds: every row of it is in `rows` or counted in `left_out`.
+    """The contents of a VerIH file. Every published row is in `rows` or counted in `left_out`.
 
     Attributes:
-        left_out: rows by constraint, `<constraint> (<func_name>)`, that there is no check for.
+        left_out: number of rows without a check for their constraint, by `<constraint> (<func_name>)`.
     """
 
     rows: list[Row]
@@ -73,14 +78,14 @@ class VerihData:
 
 
 def read_verih(path: Path) -> VerihData:
-    """The rows of VerIH's JSON (as published: one array) or JSONL file.
+    """Read a VerIH file: one JSON array, as published, or JSONL.
 
-    Tags: `kind`, the constraint, and `split`, "train" or "held_out": of each constraint's rows, the fifth
-    whose ids have the lowest hashes is held out, the same ones at every reading.
+    The rows' tags are `kind`, the constraint, and `split`, "train" or "held_out". A fifth of each constraint's rows is
+    held out: those whose ids have the lowest hashes, so always the same ones.
 
     Raises:
-        UserError: no such file, broken JSON, no rows, or a wrong field; names the file, the line (in an
-            array, the row's number), the field and what was expected.
+        UserError: the file is missing, empty or not JSON, or a field is wrong; names file, line (in an array, the row's
+            number) and field, and what was expected.
     """
     rows: list[Row] = []
     left_out: Counter[str] = Counter()
@@ -98,7 +103,7 @@ def read_verih(path: Path) -> VerihData:
 
 
 def _records(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """Each row's number from 1, its place for error messages, and what stands there."""
+    """For each row: its number from 1, its place for error messages, and the JSON value."""
     if path.suffix != ".json":
         for line, record in read_jsonl(path):
             yield line, f"{path}:{line}", record
@@ -111,7 +116,7 @@ def _records(path: Path) -> Iterator[tuple[int, str, Any]]:
 
 
 def _parse(record: Any, place: str) -> tuple[str, str, str, dict[str, Any]]:
-    """A row's constraint, relation, func_name and the arguments that are not null."""
+    """A row's constraint, relation, func_name, and arguments that are not null."""
     if not isinstance(record, dict):
         raise UserError(f"{place}: expected a JSON object, found {type(record).__name__}")
     for field in FIELDS:
@@ -123,7 +128,7 @@ def _parse(record: Any, place: str) -> tuple[str, str, str, dict[str, Any]]:
     try:
         gt = json.loads(record["gt"])
     except ValueError as error:
-        raise UserError(f"{place}: field 'gt': expected JSON in a string, found a broken one ({error})") from None
+        raise UserError(f"{place}: field 'gt': expected JSON in a string, found invalid JSON ({error})") from None
     if not isinstance(gt, dict):
         raise _wrong(place, "gt", "a JSON object in a string", gt)
     name = gt.pop("func_name", None)
@@ -149,8 +154,8 @@ def _check_arguments(name: str, arguments: dict[str, Any], place: str) -> None:
 def _row(number: int, record: dict[str, str], kind: str, relation: str, name: str, arguments: dict[str, Any]) -> Row:
     system, request = record["sys_prompt"], record["user_prompt"]
     if name == "validate_repeat_prompt":
-        # The published text holds the system's own sentence, which is not to be repeated, and in conflict
-        # rows the request from before its rewriting, which the model does not see.
+        # The published argument cannot be used. It contains the system's sentence, which must not be repeated, and in
+        # conflict rows the original request, which the model does not see.
         arguments = {"original_prompt": request.replace(system.strip(), "").strip()}
     return Row(
         id=f"verih-{number}",
@@ -166,7 +171,7 @@ def _row(number: int, record: dict[str, str], kind: str, relation: str, name: st
 
 
 def _dialog_check(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The check that it is an answer at all: one word is, where the system asks for a choice or for one."""
+    """The dialog's check. One word is an answer if the system asks for a choice or for few words."""
     least = LEAST_WORDS
     if name == "validate_choice":
         least = 1
@@ -176,7 +181,7 @@ def _dialog_check(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _split(rows: list[Row]) -> None:
-    """Tag the rows with their split."""
+    """Set each row's tag `split`."""
     by_kind: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_kind[row.tags["kind"]].append(row)

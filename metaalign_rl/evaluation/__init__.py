@@ -1,1 +1,1 @@
-"""Evaluation: a policy's answers to held-out rows, judged by the rows' checks."""
+"""Evaluation: a policy's responses to held-out rows, and reward models on held-out pairs."""

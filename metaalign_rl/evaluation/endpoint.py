@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible endpoint, asked for answers to rows."""
+"""Policies behind an OpenAI-compatible endpoint."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,25 +10,27 @@ from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MARKERS
 
-Tiers = Literal["template", "message"]
-CONCURRENT = 32  # requests under way together
+TierFormat = Literal["template", "message"]
+MAX_REQUESTS = 32  # concurrent requests
 
 
 class Endpoint:
-    """Asks `/chat/completions`. The API key, if the server wants one, comes from OPENAI_API_KEY.
+    """Requests responses from `/chat/completions`.
+
+    The API key comes from the environment variable OPENAI_API_KEY, if the server needs one.
 
     Args:
-        url: such as http://127.0.0.1:8000/v1.
-        model: the name under which the server has it; empty takes the only one that it serves.
-        tiers: `template` sends User Info as the argument `user_info` of the meta-prompt's chat template, which the
-            server must have (`metaalign-rl serve` does); `message` sends both tiers as the text of one system
-            message, for any other model.
+        url: base URL, such as http://127.0.0.1:8000/v1.
+        model: name of the served model. If it is empty, the server must serve exactly one.
+        tiers: how a request carries the tiers. `template` sends User Info as the argument `user_info` of the chat
+            template, so the server needs the meta-prompt's template (`metaalign-rl serve` has it). `message` sends
+            both tiers as the text of one system message, for any other model.
 
     Raises:
-        UserError: nobody answers there, or the server has several models, or not the one that is named.
+        UserError: no endpoint at `url`, several models without a name to choose one, or an unknown name.
     """
 
-    def __init__(self, url: str, model: str, tiers: Tiers) -> None:
+    def __init__(self, url: str, model: str, tiers: TierFormat) -> None:
         from openai import OpenAI
 
         self._client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=3)
@@ -36,31 +38,32 @@ class Endpoint:
         self.model = self._find_model(url, model)
 
     def answer(self, rows: Sequence[Row], sampling: Sampling) -> Iterator[str]:
-        """The answers, in the rows' order, as they come.
+        """Yield one response per row, in the order of the rows, as they arrive.
 
         Raises:
-            UserError: the server refuses a row, stops answering, or does not read User Info.
+            UserError: the server rejects a request, stops responding, or ignores User Info.
         """
         self._require_user_info_is_read(rows)
-        with ThreadPoolExecutor(CONCURRENT) as pool:
-            completions = pool.map(lambda row: self._ask(row, sampling), rows)
+        with ThreadPoolExecutor(MAX_REQUESTS) as pool:
+            completions = pool.map(lambda row: self._complete(row, sampling), rows)
             # Servers decode token by token, which leaves a space before the first word.
             yield from ((completion.choices[0].message.content or "").strip() for completion in completions)
 
     def _require_user_info_is_read(self, rows: Sequence[Row]) -> None:
-        """A template without `user_info` would drop that tier without a word, and the figures would mean nothing."""
+        """Compare the prompt's length with and without User Info: a template may silently drop it."""
         row = next((row for row in rows if row.user_info.strip()), None)
         if row is None:
             return
-        once = Sampling(0.0, max_new_tokens=1)
-        counts = [self._ask(asked, once).usage.prompt_tokens for asked in (row, replace(row, user_info=""))]
-        if counts[0] == counts[1]:
+        one_token = Sampling(0.0, max_new_tokens=1)
+        both = (row, replace(row, user_info=""))
+        tokens, without = (self._complete(asked, one_token).usage.prompt_tokens for asked in both)
+        if tokens == without:
             raise UserError(
-                f"row {row.id!r}: the prompt has {counts[0]} tokens with User Info and without: the endpoint's chat "
-                "template does not read it; give --tiers message"
+                f"row {row.id!r}: expected User Info in the prompt, found {tokens} tokens with it and without it; "
+                "the endpoint's chat template ignores User Info: give --tiers message"
             )
 
-    def _ask(self, row: Row, sampling: Sampling) -> Any:
+    def _complete(self, row: Row, sampling: Sampling) -> Any:
         from openai import OpenAIError
 
         try:
@@ -71,10 +74,11 @@ class Endpoint:
                 **self._request(row),
             )
         except OpenAIError as error:
-            where = f"row {row.id!r}: the endpoint {self._client.base_url}"
-            raise UserError(f"{where} does not answer it: {error}") from None
+            place = f"row {row.id!r}: the request to {self._client.base_url}"
+            raise UserError(f"{place} failed: {error}") from None
 
     def _request(self, row: Row) -> dict[str, Any]:
+        """The request's fields that depend on the row."""
         if self._tiers == "template":
             system = [{"role": "system", "content": row.system_info}]
             arguments = {"chat_template_kwargs": {"user_info": row.user_info}}
@@ -89,10 +93,12 @@ class Endpoint:
         try:
             served = [model.id for model in self._client.models.list()]
         except OpenAIError as error:
-            reason = f"no OpenAI-compatible endpoint answers there ({error})"
-            raise UserError(f"{url}: {reason}; give its base URL") from None
+            raise UserError(
+                f"{url}: expected an OpenAI-compatible endpoint, found none ({error}); give its base URL"
+            ) from None
+        names = ", ".join(served)
         if name and name not in served:
-            raise UserError(f"--served-model {name}: {url} serves {', '.join(served)}")
+            raise UserError(f"--served-model: expected a model that {url} serves ({names}), found {name!r}")
         if not name and len(served) != 1:
-            raise UserError(f"{url} serves {len(served)} models: {', '.join(served)}; name one with --served-model")
+            raise UserError(f"{url}: expected one model, found {len(served)} ({names}); choose one with --served-model")
         return name or served[0]

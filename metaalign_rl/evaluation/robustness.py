@@ -1,4 +1,4 @@
-"""What becomes of a policy's answers when its meta-prompt is taken away, turned round or said in other words."""
+"""Robustness: rows whose meta-prompt is removed, swapped between the tiers, or written in invented words."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -13,8 +13,9 @@ class Change:
     """One way to change the rows.
 
     Attributes:
-        meaning: what is changed and by what the answers are judged.
-        shown: what the policy is asked. judged: the row whose checks judge its answer.
+        meaning: what changes, and how the responses are judged.
+        shown: maps a row to the row that the policy gets.
+        judged: maps a row to the row whose checks judge the response.
     """
 
     meaning: str
@@ -23,17 +24,17 @@ class Change:
 
 
 def changes(source: str) -> dict[str, Change]:
-    """The changes that suit a data source, by name."""
+    """The changes by name. `source` is `data.source`; only the built-in world has `renamed`."""
     found = {
-        "as_is": Change("as they are", as_it_is, as_it_is),
-        "removed": Change("meta-prompt removed, judged as if it were there", remove, as_it_is),
-        "swapped": Change("the tiers' texts in each other's place, judged by their new order", swap, swap),
-        "swapped_old_order": Change("the same answers, judged by the old order", swap, as_it_is),
+        "as_is": Change("unchanged", unchanged, unchanged),
+        "removed": Change("meta-prompt removed, judged as if it were there", remove, unchanged),
+        "swapped": Change("texts of the tiers swapped, judged by the new order", swap, swap),
+        "swapped_old_order": Change("the same responses, judged by the old order", swap, unchanged),
     }
     if source == "world":
         from metaalign_rl.data.world.renaming import rename
 
-        found["renamed"] = Change("preferences in invented words, judged as if they were known", rename, as_it_is)
+        found["renamed"] = Change("preferences in invented words, judged as if they were known", rename, unchanged)
     return found
 
 
@@ -42,13 +43,17 @@ def remove(row: Row) -> Row:
     return replace(row, system_info="", user_info="")
 
 
-def as_it_is(row: Row) -> Row:
-    """The row."""
+def unchanged(row: Row) -> Row:
+    """The row itself."""
     return row
 
 
 def changeable(rows: Sequence[Row], count: int, seed: int = 0) -> list[Row]:
-    """At most `count` of the rows that every change suits, drawn by chance and in their order."""
+    """Up to `count` random rows to which every change applies, in their order.
+
+    A conflict needs checks of both tiers and must not be about refusing: there the dialog's check depends on which tier
+    wins. Any other row needs a check of the tier that governs it after the swap.
+    """
     rows = [row for row in rows if can_flip(row) or (row.relation != "conflict" and swap(row).tier in swap(row).checks)]
     chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
     return [rows[index] for index in sorted(chosen)]

@@ -1,4 +1,4 @@
-"""The same questions under several meta-prompts: what a run shows at its end."""
+"""The showcase: the same questions under several meta-prompts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,11 @@ META_PROMPTS = (
 
 
 def showcase_rows(rows: Sequence[Row], source: str) -> list[Row]:
-    """Each question under every meta-prompt, by question. Other data than the world: one dialog, four rows' tiers."""
+    """Each question under every meta-prompt, grouped by question.
+
+    The built-in world has its own questions and meta-prompts. Other sources get the first row's dialog under the
+    meta-prompts of the first four rows.
+    """
     if source == "world":
         dialogs = [[{"role": "user", "content": question}] for question in QUESTIONS]
         tiers: Sequence[tuple[str, str]] = META_PROMPTS

@@ -1,1 +1,1 @@
-"""The DeepSpeed learner: batches, advantages, and the actor that updates policy and critic by PPO."""
+"""The DeepSpeed learner: batches, losses, and the actor that updates policy and critic."""

@@ -1,4 +1,4 @@
-"""Attention in float32 for bfloat16 models on a CPU: torch's bfloat16 kernel takes ten times as long backwards."""
+"""Attention in float32 for bfloat16 models on a CPU: torch's bfloat16 backward pass is ten times slower there."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a learner in the middle of a run: DeepSpeed's engines and every random generator."""
+"""A learner's state for resuming: DeepSpeed's engines and all random generators."""
 
 import random
 import shutil
@@ -14,10 +14,10 @@ from metaalign_rl.core.files import read_json, replace_folder, write_json
 
 
 def save(path: Path, engines: dict[str, Any], generator: torch.Generator, own: dict[str, Any]) -> None:
-    """Write all ranks' state to the folder `path`, in place of what is there. Every rank must call it.
+    """Write all ranks' state to the folder `path`, replacing its contents. Every rank must call it.
 
     Args:
-        own: what else the ranks know, the same on all.
+        own: the learner's own state, equal on all ranks.
     """
     staging = path.with_name(f".{path.name}.staging")
     first = dist.get_rank() == 0
@@ -38,16 +38,16 @@ def save(path: Path, engines: dict[str, Any], generator: torch.Generator, own: d
 
 
 def load(path: Path, engines: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-    """Take up what `save` wrote, and return its `own`. Every rank must call it.
+    """Load what `save` wrote, and return its `own`. Every rank must call it.
 
     Raises:
-        UserError: there is no such folder, or other ranks or engines wrote it.
+        UserError: there is no such folder, or it was written by another number of ranks or with other engines.
     """
     found = read_json(path / "learner.json")
     own: dict[str, Any] = found.pop("own")
     wanted = {"ranks": dist.get_world_size(), "engines": list(engines)}
     if found != wanted:
-        raise UserError(f"{path}: the state is of {found}, this learner is {wanted}; resume with the same config")
+        raise UserError(f"{path}: expected a state of {wanted}, found {found}; resume with the same config")
     for name, engine in engines.items():
         loaded, _ = engine.load_checkpoint(str(path), tag=name)
         assert loaded is not None, f"{path}/{name} holds no checkpoint"
@@ -83,5 +83,5 @@ def _set_random_state(state: dict[str, Any], generator: torch.Generator) -> None
     np.random.set_state(tuple(state["numpy"]))
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     generator.set_state(torch.tensor(state["minibatches"], dtype=torch.uint8))
-    if "cuda" in state and torch.cuda.is_available():  # else the run began on CPUs
+    if "cuda" in state and torch.cuda.is_available():  # a run that began on CPUs has no such state
         torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))

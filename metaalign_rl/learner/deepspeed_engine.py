@@ -1,4 +1,4 @@
-"""DeepSpeed engines from a `LearnerConfig`, and whole weights out of them."""
+"""Build DeepSpeed engines from a `LearnerConfig`, and read full weights out of them."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -15,52 +15,28 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.core.units import MIB
+from metaalign_rl.runtime import deepspeed_config
 
-GATHERED_BYTES = 256 * MIB  # at a time, where all weights are wanted in the end
-
-
-def deepspeed_config(config: LearnerConfig, dtype: torch.dtype, learning_rate: float | None) -> dict[str, Any]:
-    """DeepSpeed's settings; without a learning rate, those of a frozen model.
-
-    One micro-batch of one sample is what DeepSpeed is told: the learner weights its losses itself and says
-    where an optimizer step ends, so that DeepSpeed's own arithmetic of batch sizes must not scale anything.
-    """
-    zero: dict[str, Any] = {"stage": config.zero_stage}
-    settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "steps_per_print": None,
-        "zero_optimization": zero,
-    }
-    if learning_rate is not None:
-        settings |= _optimization(config, learning_rate)
-        if config.offload_optimizer:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return settings
+GATHERED_BYTES = 256 * MIB  # gathered at a time when all weights are collected
 
 
-def _optimization(config: LearnerConfig, learning_rate: float) -> dict[str, Any]:
-    """torch's own fused AdamW everywhere: DeepSpeed's has to be compiled at first use."""
-    parameters = {"lr": learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
-    return {
-        "optimizer": {"type": "AdamW", "params": {**parameters, "torch_adam": True, "fused": True}},
-        "zero_force_ds_cpu_optimizer": False,
-        "gradient_clipping": config.max_grad_norm,
-    }
+def _settings(config: LearnerConfig, dtype: torch.dtype, learning_rate: float | None = None) -> dict[str, Any]:
+    """DeepSpeed's settings. Without a learning rate, those of a frozen model."""
+    bf16, cuda = dtype == torch.bfloat16, torch.cuda.is_available()
+    return deepspeed_config.for_learner(config, bf16=bf16, learning_rate=learning_rate, pin_memory=cuda)
 
 
 def build(load: Callable[[], nn.Module], config: LearnerConfig, learning_rate: float, dtype: torch.dtype) -> Any:
-    """An engine that trains the model that `load` gives."""
+    """An engine that trains the model returned by `load`."""
     module = _load(load, config, dtype)
     if config.gradient_checkpointing:
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
     engine, *_ = deepspeed.initialize(
         model=module,
-        config=deepspeed_config(config, dtype, learning_rate),
+        config=_settings(config, dtype, learning_rate),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, config.rate_factor),
     )
-    # Checkpointing works in training mode alone; nothing else of that mode is wanted.
+    # Gradient checkpointing works in training mode only. Dropout is off in either mode.
     engine.train(config.gradient_checkpointing)
     return engine
 
@@ -68,29 +44,29 @@ def build(load: Callable[[], nn.Module], config: LearnerConfig, learning_rate: f
 def build_frozen(
     load: Callable[[], nn.Module], config: LearnerConfig, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """The model that `load` gives, for evaluation only: sharded under ZeRO-3, else whole on each rank."""
+    """The model returned by `load`, for evaluation only. Sharded with ZeRO-3, else complete on each rank."""
     module = _load(load, config, dtype).requires_grad_(False).eval()
     if config.zero_stage < 3:
         return module.to(device)
-    engine, *_ = deepspeed.initialize(model=module, config=deepspeed_config(config, dtype, learning_rate=None))
+    engine, *_ = deepspeed.initialize(model=module, config=_settings(config, dtype))
     return engine
 
 
 def _load(load: Callable[[], nn.Module], config: LearnerConfig, dtype: torch.dtype) -> nn.Module:
-    # transformers looks this object up through a weak reference; at stage 3 it shards weights while
-    # it loads them.
-    sharding = HfDeepSpeedConfig(deepspeed_config(config, dtype, learning_rate=None))
+    # transformers finds this object through a weak reference. With stage 3 it shards weights while loading them.
+    sharding = HfDeepSpeedConfig(_settings(config, dtype))
     module = load()
     del sharding
     return module
 
 
-def whole_weights(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:
-    """The weights under the names of a Hugging Face checkpoint; tied ones once. Every rank must call it.
+def full_weights(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:
+    """The weights under the names of a Hugging Face checkpoint; tied weights once. Every rank must call it.
 
     Args:
-        keep: whether this rank wants them; the others only take part in gathering and get an empty
-            dictionary. Copies on the CPU under ZeRO-3, else the live tensors.
+        keep: whether this rank needs them. Other ranks only take part in gathering.
+
+    Returns: copies on the CPU with ZeRO-3, else the live tensors; empty without `keep`.
     """
     weights: dict[str, Tensor] = {}
     sharded = is_sharded(model)
@@ -101,10 +77,10 @@ def whole_weights(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:
 
 
 def stream_weights(model: PreTrainedModel, gathered_bytes: int) -> Iterator[tuple[str, Tensor]]:
-    """The weights under the names of a Hugging Face checkpoint, one at a time; tied ones once.
+    """The weights under the names of a Hugging Face checkpoint, one at a time; tied weights once.
 
-    Under ZeRO-3 about `gathered_bytes` are gathered at a time, and a tensor is to be copied before the next one is
-    taken: every rank must go through all of them.
+    With ZeRO-3, about `gathered_bytes` are gathered at a time. Copy a tensor before asking for the next one. Every rank
+    must iterate to the end.
     """
     sharded = is_sharded(model)
     for group in _groups(model, gathered_bytes):
@@ -118,15 +94,15 @@ def stream_weights(model: PreTrainedModel, gathered_bytes: int) -> Iterator[tupl
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each rank holds a part of every weight (ZeRO-3)."""
+    """Whether each rank holds a shard of every weight (ZeRO-3)."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def _groups(model: PreTrainedModel, most_bytes: int) -> Iterator[dict[str, nn.Parameter]]:
-    """Neighbouring parameters of up to `most_bytes` together, or one unit that is larger.
+    """Groups of neighbouring units with up to `most_bytes`, or one larger unit.
 
-    A unit is a parameter; or a layer, where transformers joins a checkpoint's tensors as it loads them: what it joined
-    must be together to be taken apart.
+    A unit is one parameter. If transformers merges tensors of a checkpoint when loading it, a unit is a layer, because
+    splitting merged tensors needs all parameters of the layer.
     """
     group: dict[str, nn.Parameter] = {}
     used = 0
@@ -144,5 +120,5 @@ def _groups(model: PreTrainedModel, most_bytes: int) -> Iterator[dict[str, nn.Pa
 
 
 def _layer(name: str) -> str:
-    """`model.layers.3` of `model.layers.3.mlp.experts.7.w1`: up to the outermost number; "" where there is none."""
+    """`model.layers.3` of `model.layers.3.mlp.experts.7.w1`: the name up to its first number; "" without a number."""
     return found[0] if (found := re.match(r".*?\.\d+(?=\.)", name)) else ""

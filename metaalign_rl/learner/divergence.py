@@ -1,4 +1,4 @@
-"""Training that went wrong, found before it reaches the weights."""
+"""Detect diverged training before it reaches the weights."""
 
 import math
 
@@ -6,23 +6,27 @@ import torch
 
 from metaalign_rl.core.dataflow import Batch
 
-FITTED = ("logprobs", "ref_logprobs", "rollout_logprobs", "values", "advantages", "returns")
-WATCHED = ("grad_norm", "critic_grad_norm", "value_loss")  # never negative; a policy loss is about 0 when all is well
-MEMORY = 0.95  # of a running mean: about 20 optimizer steps
-REMEDY = "go on from the last checkpoint with a lower learner.learning_rate or max_grad_norm, or a higher ppo.kl_coef"
+CHECKED = ("logprobs", "ref_logprobs", "rollout_logprobs", "values", "advantages", "returns")
+WATCHED = (
+    "grad_norm",
+    "critic_grad_norm",
+    "value_loss",
+)  # never negative. The policy loss is not in it: it is near 0 in healthy training
+MEMORY = 0.95  # decay of the running means: about 20 optimizer steps
+REMEDY = "resume from the last checkpoint with a lower learner.learning_rate or max_grad_norm, or a higher ppo.kl_coef"
 
 
 class Diverged(RuntimeError):
-    """Numbers that no update should be made of. The optimizer step that they were for was not taken."""
+    """Training diverged. The optimizer step was not taken."""
 
 
 def check_batch(batch: Batch, where: str) -> None:
-    """Refuse a batch whose numbers at response tokens are not all finite.
+    """Check that a batch's numbers are finite.
 
     Raises:
-        Diverged: names what, and at how many tokens.
+        Diverged: they are not; names the tensor and the number of tokens.
     """
-    for name in FITTED:
+    for name in CHECKED:
         tensor = getattr(batch, name)
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
@@ -30,36 +34,36 @@ def check_batch(batch: Batch, where: str) -> None:
 
 
 class DivergenceMonitor:
-    """Looks at every minibatch's metrics between its backward passes and its optimizer step.
+    """Checks each minibatch's metrics between its backward passes and its optimizer step.
 
     Args:
-        max_growth: how many times its running mean a gradient norm or value loss may be; None: any.
+        spike_limit: a gradient norm or value loss may be this many times its running mean; None: no limit.
 
     Attributes:
-        means: the running means, by metric; a checkpoint holds them.
+        means: running means by metric, saved in checkpoints.
     """
 
-    def __init__(self, max_growth: float | None) -> None:
-        self._max_growth = max_growth
+    def __init__(self, spike_limit: float | None) -> None:
+        self._spike_limit = spike_limit
         self.means: dict[str, float] = {}
 
     def check(self, metrics: dict[str, float], where: str) -> None:
-        """Let the step be taken.
+        """Check the metrics of one minibatch.
 
         Raises:
-            Diverged: a metric is not finite or grew too much; names it.
+            Diverged: a metric is not finite, or above the limit; names it.
         """
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Diverged(f"{where}: {name} is {value}; {REMEDY}")
-        for name in WATCHED if self._max_growth else ():
+        for name in WATCHED if self._spike_limit else ():
             if name in metrics:
                 self._compare(name, metrics[name], where)
 
     def _compare(self, name: str, value: float, where: str) -> None:
-        assert self._max_growth is not None
+        assert self._spike_limit is not None
         mean = self.means.get(name, value)
-        if value > self._max_growth * mean > 0:
-            limit = f"above learner.max_growth={self._max_growth:g} times its running mean {mean:.3g}"
+        if value > self._spike_limit * mean > 0:
+            limit = f"above learner.spike_limit={self._spike_limit:g} times its running mean {mean:.3g}"
             raise Diverged(f"{where}: {name} is {value:.3g}, {limit}; {REMEDY}")
         self.means[name] = MEMORY * mean + (1 - MEMORY) * value

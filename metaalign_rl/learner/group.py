@@ -11,17 +11,17 @@ from metaalign_rl.config.schema import Config
 from metaalign_rl.core.dataflow import Batch
 from metaalign_rl.learner.worker import Learner
 from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get, kill
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.faults import LearnersLost
-from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.runtime.rendezvous import rendezvous
 
-# Seconds in which the rank shows up whose death made another one's collective operation fail: of a process Ray knows at
-# once, of a node that stopped answering after about a minute.
+# Seconds until Ray reports the rank whose death made another rank's collective operation fail. Ray reports a dead
+# process immediately, and a dead node after about a minute.
 GRACE = 90.0
 
 
 class Models(NamedTuple):
-    """The checkpoints that the learners start from; without a critic for algorithms that have none."""
+    """The checkpoints that the learners start from. `critic` is None for algorithms without a critic."""
 
     policy: Path
     critic: Path | None
@@ -29,37 +29,39 @@ class Models(NamedTuple):
 
 
 class PendingCall(NamedTuple):
-    """A method under way on every rank."""
+    """A call in progress on every rank."""
 
     method: str
     answers: list[Any]
 
 
 class LearnerGroup:
-    """The learners, one Ray actor a rank. Every call goes to all ranks; rank 0's answer is the group's.
+    """The learners, one Ray actor per rank. Every call goes to all ranks; rank 0's result is the group's.
 
-    Any call may raise `LearnersLost`: a rank died or hangs. `restart` makes a new group, which is to be given the
-    state of a checkpoint, or stands at the start.
+    Any call may raise `LearnersLost`: a rank died or hangs. Then `stop` and `start` make a new group, which is at the
+    start of training until `load_state`.
     """
 
     def __init__(self, config: Config, models: Models) -> None:
-        """Start the ranks; they load their models while the caller goes on."""
+        """Start the ranks. They load their models while the caller goes on."""
         config.learner.check_dtype(config.model.dtype)
         self._config, self._models = config, models
-        self._lock = threading.Lock()  # ranks must get their calls in one order, whichever thread makes them
+        self._lock = threading.Lock()  # all ranks must get calls from different threads in the same order
         self.ranks: list[Any] = []
         self._launch()
 
-    def wait(self) -> None:
-        """Return once all models are loaded."""
+    def start(self) -> None:
+        """Start the ranks if they are stopped, and return when all models are loaded."""
+        if not self.ranks:
+            self._launch()
         self.result(self._ready)
 
     def begin_evaluate(self, batch: Batch) -> PendingCall:
-        """Have the log-probabilities of policy and reference, and values, computed while the caller goes on."""
+        """Begin to compute log-probabilities of policy and reference, and values; see `Learner.evaluate`."""
         return self._begin("evaluate", ray.put(batch))
 
     def begin_train(self, batch: Batch, kl_coef: float = 0.0) -> PendingCall:
-        """Begin one update, with the KL in the loss by `kl_coef`; see `Learner.train`."""
+        """Begin one update; see `Learner.train`. `kl_coef`: coefficient of the KL in the loss."""
         return self._begin("train", ray.put(batch), kl_coef, self._config.ppo.kl_by)
 
     def save_policy(self, path: Path) -> None:
@@ -67,38 +69,33 @@ class LearnerGroup:
         self.call("save_policy", path)
 
     def save_state(self, path: Path) -> None:
-        """Write all that the next update depends on."""
+        """Write the complete training state."""
         self.call("save_state", path)
 
     def load_state(self, path: Path) -> None:
-        """Take up what `save_state` wrote."""
+        """Load what `save_state` wrote."""
         self.call("load_state", path)
 
-    def restart(self) -> None:
-        """Put a new group, at the start, in the place of one that is lost."""
-        self.stop()
-        self._launch()
-        self.wait()
-
     def stop(self) -> None:
-        """End the ranks' processes; where they met they may meet again until then."""
+        """Kill the ranks and delete their rendezvous file."""
         for rank in self.ranks:
             kill(rank)
+        self.ranks = []
         Path(self._meeting.removeprefix("file://")).unlink(missing_ok=True)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Rank 0's answer to a method of `Learner` that every rank runs."""
+        """Call a method of `Learner` on every rank; rank 0's result."""
         return self.result(self._begin(method, *arguments))
 
     def result(self, call: PendingCall) -> Any:
-        """Rank 0's answer, once every rank has answered."""
-        waiting, clock = dict(zip(call.answers, range(len(call.answers)), strict=True)), self._patience()
+        """Wait for every rank; rank 0's result."""
+        waiting, deadline = dict(zip(call.answers, range(len(call.answers)), strict=True)), self._deadline()
         answers: dict[int, Any] = {}
         while waiting:
-            answer = first_ready(list(waiting), clock.left())
+            answer = first_ready(list(waiting), deadline.seconds_left())
             if answer is None:
                 ranks = ", ".join(map(str, waiting.values()))
-                raise LearnersLost(f"learner rank {ranks}", clock.error(call.method))
+                raise LearnersLost(f"learner rank {ranks}", deadline.timeout_error(call.method))
             try:
                 answers[waiting[answer]] = get(answer)
             except Exception as error:
@@ -110,7 +107,7 @@ class LearnerGroup:
 
     def _launch(self) -> None:
         config = self._config
-        actor, ranks = ray.remote(Learner), config.learners
+        actor, ranks = ray.remote(Learner), config.learner.world_size
         settings = replace(config.learner, total_steps=config.learner.total_steps or optimizer_steps(config))
         self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
         self.ranks = [
@@ -121,15 +118,15 @@ class LearnerGroup:
         ]
         self._ready = self._begin("setup", *self._models)
 
-    def _patience(self) -> HeartbeatDeadline:
-        """Learners say nothing while they work, and a call may wait for others: the longer limit counts."""
+    def _deadline(self) -> HeartbeatDeadline:
+        """Learners send no heartbeats while they work, and a call may wait for an earlier one."""
         return HeartbeatDeadline(self._config.faults.start_s, self._config.faults.silence_s)
 
     def _lost_rank(self, waiting: dict[Any, int]) -> LearnersLost | None:
-        """The rank that is gone, if any: where one dies, the others' errors are only that they miss it."""
-        clock = HeartbeatDeadline(GRACE, GRACE)
+        """The rank that died, if any: when one rank dies, the others merely fail in their collectives."""
+        deadline = HeartbeatDeadline(GRACE, GRACE)
         left = dict(waiting)
-        while left and (answer := first_ready(list(left), clock.left())) is not None:
+        while left and (answer := first_ready(list(left), deadline.seconds_left())) is not None:
             rank = left.pop(answer)
             try:
                 get(answer)
@@ -145,6 +142,6 @@ class LearnerGroup:
 
 
 def optimizer_steps(config: Config) -> int:
-    """The optimizer steps of a whole PPO run."""
+    """The optimizer steps of a PPO run."""
     minibatches = -(-config.ppo.prompts_per_step * config.ppo.samples_per_prompt // config.learner.minibatch_size)
     return config.ppo.steps * config.learner.epochs * minibatches

@@ -1,4 +1,4 @@
-"""What an update minimises, by OpenRLHF's losses. Tensors are [B, T-1] and masked by `Batch.action_mask`."""
+"""The losses of policy and critic, from OpenRLHF. Tensors are [B, T-1], masked by `Batch.action_mask`."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.core.dataflow import Batch
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 
-LEVELS = {"off": "off", "token": "token", "sequence": "seq"}  # OpenRLHF's words
+LEVELS = {"off": "off", "token": "token", "sequence": "seq"}  # our setting -> OpenRLHF's
 
 
 class Scale(NamedTuple):
-    """What a micro-batch's sums are divided by: its minibatch's response tokens and samples on all ranks.
+    """The divisor of a micro-batch's sums: response tokens and samples of its minibatch on all ranks.
 
-    Losses come out times the ranks, since DeepSpeed averages gradients over them.
+    Losses are multiplied by the number of ranks, because DeepSpeed averages gradients over ranks.
     """
 
     tokens: int
@@ -23,26 +23,26 @@ class Scale(NamedTuple):
     ranks: int
 
     def options(self) -> dict[str, int]:
-        """As OpenRLHF's losses take it."""
+        """Keyword arguments of OpenRLHF's losses."""
         return {"batch_num_tokens": self.tokens, "global_batch_size": self.samples, "dp_size": self.ranks}
 
 
 class Penalty(NamedTuple):
-    """The KL term of the loss: its coefficient (0: none) and its estimator, "k1", "k2" or "k3"."""
+    """The KL term of the loss: coefficient (0: none) and estimator, "k1", "k2" or "k3"."""
 
     coef: float
     estimator: str
 
 
-Terms = tuple[Tensor, dict[str, Tensor]]  # a micro-batch's loss, and what it adds to the minibatch's metrics
+Terms = tuple[Tensor, dict[str, Tensor]]  # a micro-batch's loss, and its share of the minibatch's metrics
 
 
 class PolicyObjective:
-    """The clipped policy loss with off-policy correction, the KL term and the entropy bonus; docs/ppo.md."""
+    """The clipped policy loss with off-policy correction, KL term and entropy bonus; docs/ppo.md has the formulas."""
 
     def __init__(self, config: LearnerConfig) -> None:
         self._losses, self._utils = openrlhf_module("models.loss"), openrlhf_module("models.utils")
-        self._by_token, self._by_sequence = config.loss_mean == "tokens", config.correction == "sequence"
+        self._by_token, self._by_sequence = config.loss_aggregation == "tokens", config.correction == "sequence"
         self._trusts_engine = config.old_logprobs == "engine"
         self._corrects, self._entropy_coef = config.correction != "off", config.entropy_coef
         self._clipped = self._losses.PolicyLoss(
@@ -60,8 +60,8 @@ class PolicyObjective:
         """The loss of a micro-batch.
 
         Args:
-            logprobs: of the policy now.
-            entropy: [N], of the response tokens.
+            logprobs: [B, T-1], of the current policy.
+            entropy: [N], of the N response tokens.
         """
         assert part.logprobs is not None and part.advantages is not None
         assert part.rollout_logprobs is not None or not self._corrects, "off-policy correction needs rollout_logprobs"
@@ -85,7 +85,7 @@ class PolicyObjective:
         return loss, metrics
 
     def _kl(self, logprobs: Tensor, part: Batch, scale: Scale, estimator: str) -> Tensor:
-        # The gradient of k1 itself has mean 0: k1 takes that of the KL, which OpenRLHF calls unbiased.
+        # k1 itself has a gradient of mean 0. OpenRLHF's `unbiased_gradient` gives the gradient of the KL instead.
         kl = self._utils.compute_approx_kl(
             logprobs, part.ref_logprobs, part.logprobs, kl_estimator=estimator, unbiased_gradient=estimator == "k1"
         )
@@ -94,7 +94,7 @@ class PolicyObjective:
 
 
 class ValueObjective:
-    """Half the squared error of the values, clipped; a mean over response tokens."""
+    """Half the clipped squared error of the values, mean over response tokens."""
 
     def __init__(self, config: LearnerConfig) -> None:
         self._clipped = openrlhf_module("models.loss").ValueLoss(config.value_clip)
@@ -107,5 +107,5 @@ class ValueObjective:
 
 
 def spread(values: Tensor, mask: Tensor) -> Tensor:
-    """One value a response token, [N] row by row, as [B, T-1] with 0 elsewhere."""
+    """Spread one value per response token, [N] row by row, over [B, T-1]; 0 elsewhere."""
     return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)

@@ -1,4 +1,4 @@
-"""Policy and critic as plain Hugging Face models that look at response tokens only."""
+"""Policy and critic: Hugging Face models that compute their outputs at response tokens only."""
 
 import shutil
 from pathlib import Path
@@ -14,15 +14,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from metaalign_rl.core.checkpoints import is_reward_model, refuse_own_code
+from metaalign_rl.core.checkpoints import disable_dropout, is_reward_model, require_loadable, tensors_of
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.learner.attention import attention_for
 from metaalign_rl.learner.micro_batches import Inputs
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
-from metaalign_rl.weights.store import tensors_of
 
-ENTROPY_ROWS = 1024  # at a time: a whole micro-batch of a large vocabulary would not fit
-HEAD_DEVIATION = 0.01  # of a new value head's weights: values start near 0
+ENTROPY_ROWS = 1024  # tokens at a time; with a large vocabulary, a full micro-batch would not fit in memory
+HEAD_DEVIATION = 0.01  # of a new value head's weights, so that values start near 0
 HEADS = ("score.", "classifier.")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,7 +36,7 @@ TOKENIZER_FILES = (
 
 
 class Policy(nn.Module):
-    """A causal language model that gives the log-probabilities of response tokens."""
+    """A causal language model that returns the log-probabilities of response tokens."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -46,14 +45,14 @@ class Policy(nn.Module):
         model.get_output_embeddings().register_forward_pre_hook(self._keep_response)
 
     def _keep_response(self, head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        # Logits are the bulk of the work of a small model and of the memory of a large one.
+        # Logits are most of the work of a small model, and most of the memory of a large one.
         assert self._sources is not None
         return (inputs[0].flatten(0, 1)[self._sources][None],)
 
     def forward(
         self, inputs: Inputs, entropy: bool = False, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probability [N], and entropy [N] if wanted, of the N response tokens, row by row; float32."""
+        """Log-probability [N], and with `entropy` the entropy [N], of the N response tokens, row by row; float32."""
         self._sources = inputs.sources
         logits = inputs.run(self.model).logits[0].float()
         logprobs = openrlhf_module("models.utils").log_probs_from_logits(logits, inputs.tokens)
@@ -69,21 +68,25 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 class Critic(nn.Module):
-    """A token classifier with one label: the value of the text up to each token."""
+    """A token classifier with one label, the value of the text up to each token."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Value [N] before each of the N response tokens, row by row; float32."""
-        values: Tensor = inputs.run(self.model).logits.flatten()  # of one label
+        """Value [N] of the text before each of the N response tokens, row by row; float32."""
+        values: Tensor = inputs.run(self.model).logits.flatten()  # there is one label
         return values[inputs.sources].float()
 
 
 def load_policy(path: Path, dtype: torch.dtype) -> Policy:
-    """The causal language model in the folder `path`. Raises: UserError, see `check_folder`."""
-    check_folder(path)
+    """The causal language model in the folder `path`.
+
+    Raises:
+        UserError: see `require_loadable`.
+    """
+    require_loadable(path)
     model = AutoModelForCausalLM.from_pretrained(path, config=_config(path), **_options(dtype))
     return Policy(model)
 
@@ -92,26 +95,28 @@ def load_critic(path: Path, dtype: torch.dtype, seed: int) -> Critic:
     """A critic checkpoint, or any language or reward model with a new value head on its backbone.
 
     Raises:
-        UserError: see `check_folder`; or the backbone's weights are not in the checkpoint.
+        UserError: see `require_loadable`; or the backbone's weights are not in the checkpoint.
     """
-    check_folder(path)
+    require_loadable(path)
     config = _config(path, num_labels=1, classifier_dropout=0.0)
     weights = {"state_dict": _without_head(path)} if is_reward_model(path) else {}
     where = None if weights else path
-    kind = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]  # the Auto class wants a folder
+    kind = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]  # the Auto class needs a folder
     model, loading = kind.from_pretrained(where, config=config, output_loading_info=True, **weights, **_options(dtype))
     fresh = set(loading["missing_keys"])
     backbone = sorted(name for name in fresh if name.startswith(f"{model.base_model_prefix}."))
     if backbone:
-        raise UserError(f"{path}: the checkpoint lacks weights of its own architecture, such as {backbone[0]}")
+        raise UserError(
+            f"{path}: expected all weights of the model, found none for {backbone[0]}; save the checkpoint again"
+        )
     _initialise(model, fresh, seed)
     return Critic(model)
 
 
 def _without_head(path: Path) -> dict[str, Tensor]:
-    """A reward model's weights but for its head, which has the name of a critic's and another shape.
+    """A reward model's weights without its head, which has the critic head's name but another shape.
 
-    transformers can ignore that by itself, but not under ZeRO-3.
+    transformers can ignore it automatically, but not with ZeRO-3.
     """
     return {name: tensor for name, tensor in tensors_of(path) if not name.startswith(HEADS)}
 
@@ -126,32 +131,17 @@ def _initialise(model: PreTrainedModel, names: set[str], seed: int) -> None:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def check_folder(path: Path) -> None:
-    """A model folder that is safe to load.
-
-    Raises:
-        UserError: there is no such folder, it has no safetensors, or its config asks for code of its own.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such model folder; give the folder of a Hugging Face checkpoint")
-    refuse_own_code(path)
-    if not any(path.glob("*.safetensors")):
-        raise UserError(f"{path}: no *.safetensors there, and other formats are not loaded; use save_pretrained")
-
-
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer and its chat template, file by file, so that nothing about them changes."""
+    """Copy the tokenizer and its chat template file by file, so that nothing changes."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
 def _config(path: Path, **changes: Any) -> Any:
-    """The config with every dropout off: PPO's ratio of new to old probability must not be noise."""
+    """The config with dropout off. Otherwise the ratio of new to old probabilities would be noisy."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
-    for name, value in vars(config).items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)
+    disable_dropout(config)
     return config
 
 

@@ -1,8 +1,7 @@
-"""Single modules of OpenRLHF, without its packages' `__init__` files.
+"""Import single modules of OpenRLHF, without its packages' `__init__` files.
 
-Those import its models and trainers, and with them flash-attn, which a CPU does not have; the loss functions,
-estimators and controllers need none of it. Nor do they need deepspeed, which takes seconds to import: a process that
-has not imported it goes without.
+The `__init__` files import flash-attn, which needs CUDA. The modules with the losses and estimators do not need it.
+They do not need deepspeed either, which takes seconds to import, so a process without it gets an empty module.
 """
 
 import importlib
@@ -30,12 +29,15 @@ def openrlhf_module(name: str) -> ModuleType:
 
 @contextmanager
 def _deepspeed_left_out() -> Iterator[None]:
-    """Let a module import an empty deepspeed where the process has no other: ours use it nowhere."""
-    if "deepspeed" in sys.modules:
+    """Let a module import an empty `deepspeed`, unless the real one is loaded. The modules do not use it."""
+    if sys.modules.get("deepspeed") is not None:
         yield
         return
+    is_blocked = "deepspeed" in sys.modules  # None there makes an import of it fail
     sys.modules["deepspeed"] = ModuleType("deepspeed")
     try:
         yield
     finally:
         del sys.modules["deepspeed"]
+        if is_blocked:
+            sys.modules["deepspeed"] = None  # type: ignore[assignment]

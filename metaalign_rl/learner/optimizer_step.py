@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches whose losses add up to one mean over the minibatch."""
+"""One optimizer step: the losses of its micro-batches add up to one mean over the minibatch."""
 
 from typing import Any
 
@@ -14,8 +14,11 @@ from metaalign_rl.learner.micro_batches import Inputs, MicroBatch, model_inputs
 
 
 class OptimizerStep:
-    """Policy and value loss on DeepSpeed engines. Each micro-batch's share is taken of the whole minibatch, so that
-    how it is cut up, over passes and ranks, changes nothing but rounding."""
+    """Takes optimizer steps on DeepSpeed engines.
+
+    Every micro-batch is weighted by its share of the minibatch, so the split over passes and ranks changes only the
+    rounding.
+    """
 
     def __init__(
         self, config: LearnerConfig, policy: Any, critic: Any | None, ranks: int, device: torch.device
@@ -24,7 +27,7 @@ class OptimizerStep:
         self._entropy_gradient, self._share_prompts = config.entropy_coef != 0, config.share_prompts
         self._engines = {"": policy} | ({} if critic is None else {"critic_": critic})
         self._policy, self._critic, self._ranks, self._device = policy, critic, ranks, device
-        self.watch = DivergenceMonitor(config.max_growth)
+        self.monitor = DivergenceMonitor(config.spike_limit)
 
     def __call__(
         self, batch: Batch, plan: list[MicroBatch], tokens: int, samples: int, penalty: Penalty, where: str
@@ -32,12 +35,12 @@ class OptimizerStep:
         """Take one optimizer step.
 
         Args:
-            plan: this rank's micro-batches of the minibatch.
+            plan: this rank's micro-batches.
             tokens, samples: response tokens and samples of the minibatch on all ranks.
-            where: names the minibatch in errors.
+            where: the minibatch's name in errors.
 
         Returns:
-            Metrics over all ranks, as `Learner.train` explains.
+            Metrics over all ranks; see `Learner.train`.
 
         Raises:
             Diverged: on all ranks, before the step is taken.
@@ -56,9 +59,9 @@ class OptimizerStep:
                     for name, share in shares.items():
                         means[name] = means.get(name, 0.0) + share.detach() * (not micro.filler)
         metrics = self._over_ranks(means)
-        self.watch.check(metrics, where)  # a gradient that is made of such losses need not be looked at
+        self.monitor.check(metrics, where)  # before the gradients, which are computed from these losses
         norms = {f"{name}grad_norm": gradient_norm(engine) for name, engine in self._engines.items()}
-        self.watch.check(norms, where)
+        self.monitor.check(norms, where)
         for engine in self._engines.values():
             engine.step()
         return metrics | norms
@@ -79,7 +82,7 @@ class OptimizerStep:
 
 
 def gradient_norm(engine: Any) -> float:
-    """The gradient's norm over all ranks before clipping and before the step, which DeepSpeed tells only after it."""
+    """The gradient's norm over all ranks, before clipping and the step. DeepSpeed reports it only after the step."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
         gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
@@ -90,7 +93,7 @@ def gradient_norm(engine: Any) -> float:
 
 
 def explained_variance(batch: Batch) -> float:
-    """1 - Var(returns - values) / Var(returns) over response tokens; 0 where the returns do not vary."""
+    """1 - Var(returns - values) / Var(returns) over response tokens; 0 if the returns do not vary."""
     assert batch.returns is not None and batch.values is not None
     returns, values = batch.returns[batch.action_mask], batch.values[batch.action_mask]
     variance = returns.var(correction=0)

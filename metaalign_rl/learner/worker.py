@@ -1,4 +1,4 @@
-"""The learner: one rank of the update of policy and critic. A plain class; Ray makes actors of it."""
+"""The learner: one rank that trains policy and critic. A plain class; Ray makes actors of it."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ if TYPE_CHECKING:
 
 
 class Learner:
-    """One rank, on one device, in a process of its own.
+    """One rank, on one device, in its own process.
 
-    Every method is to be called on all ranks with the same arguments: ranks meet in collective operations.
-    Batches come whole to every rank, which works out its share by itself, so that an update is the same, to
-    rounding, over however many ranks and micro-batches it is spread.
+    Call every method on all ranks with the same arguments: ranks meet in collective operations. Every rank gets the
+    complete batch and computes its own share of it. An update is the same, up to rounding, for any number of ranks and
+    micro-batches.
     """
 
     def __init__(
         self, config: LearnerConfig, rank: int, world_size: int, rendezvous: str, *, dtype: str, seed: int
     ) -> None:
-        """Join the process group; `platform.prepare` says what a rendezvous is.
+        """Join the process group; see `deepspeed_setup.prepare`.
 
         Args:
-            dtype: of the weights, "float32" or "bfloat16"; under bfloat16 DeepSpeed keeps float32 master weights.
-            seed: of the minibatches' order and a new value head.
+            rendezvous: see `deepspeed_setup.prepare`.
+            dtype: type of the weights, "float32" or "bfloat16". With bfloat16, DeepSpeed keeps float32 master weights.
+            seed: seed of the minibatches' order and of a new value head.
 
         Raises:
-            UserError: the settings cannot train this dtype.
+            UserError: these settings cannot train this dtype.
         """
         config.check_dtype(dtype)
         self.config, self.rank, self.world_size = config, rank, world_size
@@ -55,16 +56,16 @@ class Learner:
         self.version = 0
 
     def setup(self, policy_path: str | Path, critic_path: str | Path | None, reference_path: str | Path) -> None:
-        """Load the models, all from folders in the Hugging Face format.
+        """Load the models from folders in the Hugging Face format.
 
         Args:
-            critic_path: a language or reward model that lends its backbone to a new critic, or a critic;
-                None for algorithms without one.
+            critic_path: a critic, or a language or reward model whose backbone a new critic starts from; None for
+                algorithms without a critic.
 
         Raises:
-            UserError: a folder that does not exist or is not safe to load.
+            UserError: a folder does not exist or is not safe to load.
         """
-        # DeepSpeed must not be imported before `platform.prepare`.
+        # DeepSpeed must not be imported before `deepspeed_setup.prepare`.
         from metaalign_rl.learner import deepspeed_engine, models, optimizer_step
 
         config, dtype = self.config, self._dtype
@@ -81,11 +82,11 @@ class Learner:
             load_critic = partial(models.load_critic, Path(critic_path), dtype=dtype, seed=self._seed)
             self.critic = deepspeed_engine.build(load_critic, config, config.critic_learning_rate, dtype)
         self._update = optimizer_step.OptimizerStep(config, self.policy, self.critic, self.world_size, self.device)
-        gc.freeze()  # what was imported and loaded stays: the collector need not go through it again and again
+        gc.freeze()  # what is loaded now stays; the garbage collector need not scan it
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Batch | None:
-        """On rank 0 the batch with `logprobs`, `ref_logprobs` and, with a critic, `values`; else None."""
+        """On rank 0, the batch with `logprobs`, `ref_logprobs` and, with a critic, `values`; on other ranks None."""
         passes: dict[str, Callable[[Inputs], Tensor]] = {"ref_logprobs": lambda inputs: self.reference(inputs)[0]}
         if self.config.old_logprobs == "learner":
             passes["logprobs"] = lambda inputs: self.policy(inputs)[0]
@@ -101,7 +102,7 @@ class Learner:
                 spread[:, part.action_mask.to(self.device)] = torch.stack(columns)
                 results[:, micro.indices, : spread.shape[2]] = spread
         if self.world_size > 1:
-            dist.all_reduce(results)  # each sample was filled in by one rank and is 0 on the others
+            dist.all_reduce(results)  # each sample is filled in by one rank and 0 on the others
         if self.rank != 0:
             return None
         found = dict(zip(passes, results.cpu(), strict=True))
@@ -111,20 +112,22 @@ class Learner:
         """Update policy and critic on an evaluated batch with `advantages` and (with a critic) `returns`.
 
         Args:
-            kl_coef: of the KL to the reference as a term of the loss; 0 where it is in the rewards.
-            kl_estimator: of that KL; see `advantages.token_kl`.
+            kl_coef: coefficient of the KL to the reference in the loss; 0 if the KL is in the rewards.
+            kl_estimator: estimator of that KL; see `metaalign_rl.ppo.advantages.token_kl`.
 
         Returns:
-            The same metrics on every rank; docs/metrics.md explains them. Means over the minibatches, of means over
-            response tokens: policy_loss, value_loss, clip_ratio (share of tokens at which clipping cut the gain),
-            approx_kl (KL of the old policy to the new, nats), entropy (nats), kl_loss (with `kl_coef`), rollout_kl
-            (of the rollout policy to the old one, nats) and corrected (share outside the bounds; both under off-policy
-            correction). Means over the minibatches: grad_norm and critic_grad_norm, before clipping. lr and critic_lr,
-            of the next step. explained_variance of the returns by the old values. mismatch, where the old
-            log-probabilities are the engine's: mean |new - old| a token before anything is learnt, nats.
+            Metrics, the same on every rank; docs/metrics.md explains them.
+
+            - Means over minibatches of means over response tokens: policy_loss; value_loss; clip_ratio (share of
+              tokens where clipping is active); approx_kl (KL of the old policy to the new, nats); entropy (nats);
+              kl_loss (with `kl_coef`). With off-policy correction also rollout_kl (KL of the rollout policy to the old
+              one, nats) and corrected (share outside the bounds).
+            - Means over minibatches: grad_norm and critic_grad_norm, before clipping.
+            - lr and critic_lr of the next step; explained_variance of the returns by the old values.
+            - With `old_logprobs="engine"`, mismatch: mean |new - old| per token before the first step, nats.
 
         Raises:
-            Diverged: on all ranks, before the optimizer step that would have spoilt the weights.
+            Diverged: on all ranks, before an optimizer step that would damage the weights.
         """
         from metaalign_rl.learner.divergence import check_batch
         from metaalign_rl.learner.losses import Penalty
@@ -142,7 +145,7 @@ class Learner:
                 metrics.append(self._update(batch, plan, tokens, len(rows), penalty, where))
         self.version += 1
         means = {name: sum(step[name] for step in metrics) / len(metrics) for name in metrics[0]}
-        if "mismatch" in means:  # later minibatches find a policy that has moved
+        if "mismatch" in means:  # in later minibatches the policy has moved
             means["mismatch"] = metrics[0]["mismatch"]
         means["lr"] = self.policy.get_lr()[0]
         if self.critic is not None:
@@ -150,26 +153,26 @@ class Learner:
             means["explained_variance"] = explained_variance(batch)
         return means
 
-    def connect_weights(self, route: SyncPlan) -> None:
-        """Make ready to send the policy's weights over a route, in place of the last one."""
+    def connect_weights(self, plan: SyncPlan) -> None:
+        """Connect to the engines of a sync plan; it replaces the last plan."""
         from metaalign_rl.learner.deepspeed_engine import stream_weights
         from metaalign_rl.weights.sender import Sender
 
-        self._sender = Sender(route, self.rank, partial(stream_weights, self.policy.module.model, route.bucket_bytes))
+        self._sender = Sender(plan, self.rank, partial(stream_weights, self.policy.module.model, plan.bucket_bytes))
 
     def send_weights(self, version: int) -> SyncResult:
-        """Give the route's engines the policy's present weights as `version`; rank 0's answer tells what they took."""
+        """Send the policy's weights to the plan's engines as `version`; rank 0's result holds their confirmations."""
         return self._sender.send(version)
 
     def save_policy(self, path: str | Path) -> None:
-        """Write the policy as a Hugging Face checkpoint with its tokenizer, in place of what is there."""
+        """Write the policy as a Hugging Face checkpoint with its tokenizer, replacing the folder's contents."""
         from metaalign_rl.learner import deepspeed_engine, models
 
         model = self.policy.module.model
-        weights = deepspeed_engine.whole_weights(model, keep=self.rank == 0)
+        weights = deepspeed_engine.full_weights(model, keep=self.rank == 0)
 
         def fill(folder: Path) -> None:
-            # The names are a checkpoint's already.
+            # The names are already those of a checkpoint.
             model.save_pretrained(folder, state_dict=weights, save_original_format=False)
             models.copy_tokenizer(self._policy_path, folder)
 
@@ -178,30 +181,30 @@ class Learner:
         dist.barrier()
 
     def save_state(self, path: str | Path) -> None:
-        """Write all that the next `train` depends on: weights, optimizers, schedules, random generators, the watch."""
-        own = {"version": self.version, "means": self._update.watch.means}
+        """Write the complete training state: weights, optimizers, schedules, random generators, running means."""
+        own = {"version": self.version, "means": self._update.monitor.means}
         checkpoint.save(Path(path), self._engines(), self._generator, own)
 
     def load_state(self, path: str | Path) -> None:
-        """Take up what this run's `save_state` wrote: DeepSpeed's format is not safe from anyone else.
+        """Load what `save_state` wrote. Load only your own runs' states: DeepSpeed's format can run code.
 
         Raises:
-            UserError: there is no such folder, or it is of another number of ranks.
+            UserError: there is no such folder, or it was written by another number of ranks.
         """
         own = checkpoint.load(Path(path), self._engines(), self._generator)
-        self.version, self._update.watch.means = own["version"], own["means"]
+        self.version, self._update.monitor.means = own["version"], own["means"]
 
     def _engines(self) -> dict[str, Any]:
         return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
 
     def _shuffled(self, batch: Batch) -> Tensor:
-        """All rows in a new order; those that share a prompt stay side by side where that saves work."""
+        """All rows in a new order. With `share_prompts`, rows with the same prompt stay together."""
         groups = group_by_prompt(batch) if self.config.share_prompts else [[row] for row in range(len(batch))]
         order = torch.randperm(len(groups), generator=self._generator).tolist()
         return torch.tensor([row for group in order for row in groups[group]])
 
     def _plan(self, batch: Batch, indices: list[int]) -> list[MicroBatch]:
         tokens, share = self.config.micro_batch_tokens, self.config.share_prompts
-        # A GPU wants few full passes, and under ZeRO-3 each gathers all weights; a CPU is busy with less.
+        # On a GPU, few full passes are faster, and with ZeRO-3 each pass gathers all weights. A CPU is busy with less.
         enough = ENOUGH if self.device.type == "cpu" else tokens
         return plan_batch(batch, indices, self.world_size, tokens, enough, share_prompts=share)[self.rank]

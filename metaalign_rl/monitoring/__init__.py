@@ -1,0 +1,1 @@
+"""Monitoring of PPO: metrics, alarms and saved rollouts."""

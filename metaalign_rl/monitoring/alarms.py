@@ -1,6 +1,6 @@
-"""Alarms over a run's curves: reward hacking, and a KL that explodes.
+"""Alarms on a run's metrics: reward hacking and an exploding KL.
 
-Pure functions of the metrics: the run prints an alarm as it goes, and its report finds the same ones again.
+The rules depend on the metrics alone. So the running stage and the report find the same alarms.
 """
 
 from collections import deque
@@ -15,26 +15,29 @@ from numpy.typing import NDArray
 
 from metaalign_rl.core.dataflow import Metrics
 
-WINDOWS = (20, 40, 80, 160)  # steps: a short one sees a fast fall early, a long one a slow fall through the noise
-TREND = 4.0  # a line's slope over its standard error, from which on it is a trend and no noise
-LEAST_FALL = 0.02  # of gold over the window, as a share; less is no matter, however sure it is
+WINDOWS = (20, 40, 80, 160)  # steps; short windows find fast falls early, long ones find slow falls in noise
+MIN_TREND = 4.0  # smallest slope, in standard errors, that counts as a trend
+MIN_FALL = 0.02  # smallest fall of gold over the window, as a share
 
-KL_STEPS = 3  # the last steps' median counts, so that one odd step is none
-KL_BEFORE = 20  # steps before them, to compare with
-KL_GROWTH = 4.0  # so many times what it was,
-KL_LEAST = 0.5  # and at least this, in nats a token; less can be undone
-KL_MOST = 2.0  # nats a token: there, whatever it was before, hardly an answer is one that the reference would give
+KL_RECENT = 3  # steps; their median is tested, so that one outlier is ignored
+KL_BASELINE = 20  # steps before them to compare with
+KL_GROWTH = 4.0  # alarm if the median is this many times the baseline's
+KL_MIN = 0.5  # nats per token; no alarm below
+KL_MAX = 2.0  # nats per token; alarm from here, whatever the baseline
 
-QUIET = 20  # steps without an alarm that end an episode
+COOLDOWN = 20  # steps without an alarm after which it is reported again
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """What is wrong at a step.
+    """An alarm. Its string is the line that a run prints.
 
     Attributes:
-        step: the step at which it showed.
-        since: the first step of the curve that shows it.
+        kind: "hacking" (reward hacking) or "kl" (exploding KL).
+        step: the step at which the rule found it.
+        since: the first step of the window that shows it.
+        numbers: what was measured.
+        remedy: what to do.
     """
 
     kind: Literal["hacking", "kl"]
@@ -44,89 +47,112 @@ class Alarm:
     remedy: str
 
     def __str__(self) -> str:
-        what = {"hacking": "the proxy rises while gold falls (reward hacking)", "kl": "the KL explodes"}[self.kind]
-        return f"ALARM at step {self.step}: {what} since step {self.since}: {self.numbers}; {self.remedy}"
+        name = {"hacking": "reward hacking", "kl": "exploding KL"}[self.kind]
+        return f"ALARM at step {self.step}: {name} since step {self.since}: {self.numbers}; {self.remedy}"
 
 
 class AlarmMonitor:
-    """Takes in one step's metrics after the other and says which alarms begin.
+    """Applies the rules to a run's metrics, step by step.
 
-    An alarm that goes on is one episode and is told once; it is over when `QUIET` steps passed without it.
+    An alarm is reported once. It is reported again if it returns after `COOLDOWN` steps without it.
 
     Attributes:
-        ringing: whether something is wrong at the last step.
+        active: whether a rule found something at the last step.
     """
 
     def __init__(self) -> None:
-        self.ringing = False
+        self.active = False
         self._history: deque[Metrics] = deque(maxlen=max(WINDOWS))
-        self._last: dict[str, int] = {}  # the last step with an alarm of a kind
+        self._last: dict[str, int] = {}  # by kind, the last step with an alarm
 
-    def __call__(self, metrics: Metrics) -> list[Alarm]:
-        """The alarms that begin at this step."""
+    def update(self, metrics: Metrics) -> list[Alarm]:
+        """Add the next step's metrics and return the alarms that start at it.
+
+        Args:
+            metrics: with `step` and `kl`; `proxy` and `gold` may be missing.
+        """
         self._history.append(metrics)
-        found = [alarm for rule in (hacking, kl_explosion) if (alarm := rule(self._history)) is not None]
-        new = [alarm for alarm in found if alarm.step - self._last.get(alarm.kind, -QUIET - 1) > QUIET]
+        found = [alarm for rule in (reward_hacking, kl_explosion) if (alarm := rule(self._history)) is not None]
+        new = [alarm for alarm in found if alarm.step - self._last.get(alarm.kind, -COOLDOWN - 1) > COOLDOWN]
         self._last |= {alarm.kind: alarm.step for alarm in found}
-        self.ringing = bool(found)
+        self.active = bool(found)
         return new
 
 
-def episodes(steps: Iterable[Metrics]) -> list[Alarm]:
-    """The alarms of a whole run, each where it began."""
-    watch = AlarmMonitor()
-    return [alarm for metrics in steps for alarm in watch(metrics)]
+def find_alarms(steps: Iterable[Metrics]) -> list[Alarm]:
+    """The alarms of a run, in order, each where it started.
+
+    Args:
+        steps: the metrics of all steps, in order.
+    """
+    monitor = AlarmMonitor()
+    return [alarm for metrics in steps for alarm in monitor.update(metrics)]
 
 
-def hacking(history: Sequence[Metrics]) -> Alarm | None:
-    """Whether, over one of `WINDOWS`, the proxy rises and gold falls, both by more than noise explains.
+def reward_hacking(history: Sequence[Metrics]) -> Alarm | None:
+    """The alarm at the last step if, over one of `WINDOWS`, the proxy rises and gold falls by more than noise explains.
 
-    A least-squares line is laid through each curve; its slope must be `TREND` standard errors from 0, and gold's
-    line must fall by `LEAST_FALL`. Steps without either figure do not count.
+    A least-squares line is fitted to each curve (see `trend`). The slope of `proxy` must be at least `MIN_TREND`
+    standard errors above 0, that of `gold` at least as far below 0, and the line of `gold` must fall by `MIN_FALL` or
+    more. Steps without `proxy` or `gold` are skipped.
     """
     known = [step for step in history if "proxy" in step and "gold" in step]
     gold, proxy = (np.array([step[name] for step in known]) for name in ("gold", "proxy"))
     for window in WINDOWS:
         if len(known) < window:
             return None
-        fall, fell = trend(gold[-window:])
-        if fell > -TREND or fall > -LEAST_FALL:
+        gold_change, gold_trend = trend(gold[-window:])
+        if gold_trend > -MIN_TREND or gold_change > -MIN_FALL:
             continue
-        rise, rose = trend(proxy[-window:])
-        if rose >= TREND:
-            numbers = f"over {window} steps the proxy rose by {rise:.3f} to {proxy[-1]:.3f}, gold fell by {-fall:.3f}"
-            remedy = "raise ppo.kl_coef, stop earlier, or use the checkpoint from before"
+        proxy_change, proxy_trend = trend(proxy[-window:])
+        if proxy_trend >= MIN_TREND:
+            rose = f"the proxy rose by {proxy_change:.3f} to {proxy[-1]:.3f}"
+            fell = f"gold fell by {-gold_change:.3f} to {gold[-1]:.3f}"
+            remedy = "raise ppo.kl_coef, stop earlier, or use an earlier checkpoint"
             since = int(known[-window]["step"])
-            return Alarm("hacking", int(known[-1]["step"]), since, f"{numbers} to {gold[-1]:.3f}", remedy)
+            return Alarm("hacking", int(known[-1]["step"]), since, f"over {window} steps {rose} and {fell}", remedy)
     return None
 
 
 def kl_explosion(history: Sequence[Metrics]) -> Alarm | None:
-    """Whether the KL to the reference ran away: far above what it was shortly before, above any sense, or no number."""
-    values = [step["kl"] for step in history][-KL_BEFORE - KL_STEPS :]
-    before, last = values[:-KL_STEPS], values[-KL_STEPS:]
+    """The alarm at the last step if `kl` is not finite, or if its recent median is too large.
+
+    The median of the last `KL_RECENT` steps is too large if it is at least `KL_MAX`, or if it is at least `KL_MIN` and
+    at least `KL_GROWTH` times the median of the `KL_BASELINE` steps before them.
+    """
+    values = [step["kl"] for step in history][-KL_BASELINE - KL_RECENT :]
+    baseline, recent = values[:-KL_RECENT], values[-KL_RECENT:]
     if isfinite(values[-1]):
-        now = median(last)
-        usual = median(before) if len(before) == KL_BEFORE else inf
-        if len(last) < KL_STEPS or now < KL_LEAST or (now < KL_MOST and now < KL_GROWTH * usual):
+        now = median(recent)
+        usual = median(baseline) if len(baseline) == KL_BASELINE else inf
+        if len(recent) < KL_RECENT or now < KL_MIN or (now < KL_MAX and now < KL_GROWTH * usual):
             return None
-        numbers = f"{now:.2f} nats a token" + (f", before {usual:.2f}" if isfinite(usual) else "")
+        numbers = f"{now:.2f} nats per token" + (f", {usual:.2f} before" if isfinite(usual) else "")
     else:
-        numbers = "it is no number"
+        numbers = f"kl is {values[-1]}"
     step = int(history[-1]["step"])
-    remedy = "raise ppo.kl_coef, lower learner.learning_rate, or go back to the checkpoint from before"
-    return Alarm("kl", step, step - len(last) + 1, numbers, remedy)
+    remedy = "raise ppo.kl_coef, lower learner.learning_rate, or go back to an earlier checkpoint"
+    return Alarm("kl", step, step - len(recent) + 1, numbers, remedy)
 
 
 def trend(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The change over the values of a least-squares line through them, and its slope over its standard error.
+    """Fit a least-squares line and test its slope.
 
-    The latter is Student's t with n - 2 degrees of freedom where the values are independent and do not change.
+    With x the centered positions, the slope is Σxy / Σx² and its standard error is √(Σr² / (n - 2) / Σx²), where r are
+    the residuals. Their ratio is the t statistic of simple linear regression. It has Student's t distribution with
+    n - 2 degrees of freedom if the values are independent, normal and have no trend.
+
+    Args:
+        values: shape [n], n at least 3.
+
+    Returns:
+        The change of the line from the first value to the last, and the slope divided by its standard error. The
+        latter is infinite if the values lie exactly on a line, and 0 if they are constant.
     """
-    place = np.arange(len(values)) - (len(values) - 1) / 2
-    centred = values - values.mean()
-    slope = place @ centred / (place @ place)
-    rest = centred - slope * place
-    error = np.sqrt(rest @ rest / (len(values) - 2) / (place @ place))
+    x = np.arange(len(values)) - (len(values) - 1) / 2
+    y = values - values.mean()
+    slope = x @ y / (x @ x)
+    residuals = y - slope * x
+    error = np.sqrt(residuals @ residuals / (len(values) - 2) / (x @ x))
     change = float(slope * (len(values) - 1))
     return change, float(slope / error) if error > 0 else copysign(inf, slope) if slope else 0.0

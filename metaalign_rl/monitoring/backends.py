@@ -1,4 +1,7 @@
-"""TensorBoard, Prometheus through Ray, and Weights & Biases. Each loads its package when it is made."""
+"""Backends of the metrics: TensorBoard, Prometheus through Ray, and Weights & Biases.
+
+Each imports its package when it is created.
+"""
 
 import secrets
 from dataclasses import asdict
@@ -14,12 +17,12 @@ from metaalign_rl.monitoring import metric_registry
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-AGAIN = 1.0  # seconds between two settings of a gauge; Ray collects them every 10
-Shown = tuple[str, float, dict[str, str]]  # a gauge's name without prefix, value and tags
+REFRESH_S = 1.0  # seconds between two updates of the gauges; Ray collects them every 10 s
+GaugeValue = tuple[str, float, dict[str, str]]  # name without prefix, value, tags
 
 
 class TensorBoardBackend:
-    """A scalar a metric in a folder that TensorBoard reads."""
+    """Writes one scalar per metric to a folder for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -27,28 +30,29 @@ class TensorBoardBackend:
         self._last = 0
 
     def write(self, step: int, metrics: Metrics) -> None:
-        """See `Sink`."""
+        """See `MetricsBackend`."""
         if step <= self._last:
             self.close()
         if self._writer is None or step <= self._last:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder), purge_step=step)  # what came after is done again
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)  # later steps are repeated
         self._last = step
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `MetricsBackend`."""
         if self._writer is not None:
             self._writer.close()
 
 
 class PrometheusBackend:
-    """The names of `catalog.EXPORTED` on the page of metrics of the Ray node where the run's driver works.
+    """Exports the metrics of `metric_registry.EXPORTED` on the metrics page of the driver's Ray node.
 
-    The run's name is a tag beside every value. Gauges are there from the start (the run's settings) or from the first
-    step until `close`: Ray shows what a gauge was set to on one page and forgets it, so a thread sets all again.
+    Every metric has the run's name as the tag `run`. The gauges of settings exist from the start, the other gauges from
+    the first step, all until `close`. Ray exports a gauge's value once and then forgets it, so a thread sets all gauges
+    repeatedly.
     """
 
     def __init__(self, config: Config) -> None:
@@ -62,50 +66,50 @@ class PrometheusBackend:
             )
             metric = kinds[exported.kind](name, exported.description, tag_keys=exported.tags, **buckets)
             self._metrics[name] = metric.set_default_tags({"run": config.run.name})
-        self._settings: list[Shown] = [("steps", config.ppo.steps, {}), ("max_mismatch", config.max_mismatch, {})]
-        self._shown = self._settings
+        self._settings: list[GaugeValue] = [("steps", config.ppo.steps, {}), ("max_mismatch", config.max_mismatch, {})]
+        self._gauges = self._settings
         self._steps = config.ppo.steps
         self._closed = Event()
-        self._thread = Thread(target=self._show_again, name="metrics", daemon=True)
+        self._thread = Thread(target=self._refresh, name="metrics", daemon=True)
         self._thread.start()
 
     def write(self, step: int, metrics: Metrics) -> None:
-        """See `Sink`."""
-        cuts = [(*metric_registry.split(key), value) for key, value in metrics.items()]
-        answers = [(name, value, cut) for name, cut, value in cuts if name in metric_registry.ANSWERS]
-        self._shown = [
-            *self._settings,
-            *answers,
-            *((n, value, {}) for n, _, value in cuts if n in metric_registry.STEP),
+        """See `MetricsBackend`."""
+        found = [(*metric_registry.split(key), value) for key, value in metrics.items()]
+        by_tag = [(name, value, tags) for name, tags, value in found if name in metric_registry.RESPONSE_METRICS]
+        single: list[GaugeValue] = [
+            (name, value, {}) for name, _, value in found if name in metric_registry.STEP_METRICS
         ]
-        self._show()
+        self._gauges = [*self._settings, *by_tag, *single]
+        self._set_gauges()
         if step >= self._steps:
             self._metrics[metric_registry.PREFIX + "finished"].inc()
         self._metrics[metric_registry.PREFIX + "samples"].inc(metrics[metric_registry.SAMPLES])
         self._metrics[metric_registry.PREFIX + "step_seconds"].observe(metrics[metric_registry.STEP_SECONDS])
         for part in metric_registry.PARTS:
-            if (seconds := metrics.get(f"seconds_{part}", 0.0)) > 0:  # a counter takes no 0
+            if (seconds := metrics.get(f"seconds_{part}", 0.0)) > 0:  # Ray's counters reject 0
                 self._metrics[metric_registry.PREFIX + "seconds"].inc(seconds, {"part": part})
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `MetricsBackend`."""
         self._closed.set()
         self._thread.join()
 
-    def _show_again(self) -> None:
+    def _refresh(self) -> None:
         while not self._closed.is_set():
-            self._show()
-            self._closed.wait(AGAIN)
+            self._set_gauges()
+            self._closed.wait(REFRESH_S)
 
-    def _show(self) -> None:
-        for name, value, tags in self._shown:
+    def _set_gauges(self) -> None:
+        for name, value, tags in self._gauges:
             self._metrics[metric_registry.PREFIX + name].set(value, tags)
 
 
 class WandbBackend:
-    """A run on Weights & Biases, which goes on as the same one after a resume.
+    """Logs to a Weights & Biases run. A resumed run continues the same W&B run.
 
-    Its id is kept in the run's folder. Of a step that is done again, W&B keeps the first values.
+    The W&B run's id is kept in `wandb-run-id` in the run's folder. For a step that is repeated, W&B keeps the first
+    values.
     """
 
     def __init__(self, project: str, config: Config, folder: Path) -> None:
@@ -124,9 +128,9 @@ class WandbBackend:
         )
 
     def write(self, step: int, metrics: Metrics) -> None:
-        """See `Sink`."""
+        """See `MetricsBackend`."""
         self._run.log(metrics, step=step)
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `MetricsBackend`."""
         self._run.finish()

@@ -1,4 +1,4 @@
-"""Where the metrics of PPO's steps go: `metrics.jsonl` always, and any number of sinks beside it."""
+"""The log of PPO's metrics: `metrics.jsonl`, and further backends."""
 
 from pathlib import Path
 from typing import Protocol
@@ -11,63 +11,68 @@ from metaalign_rl.monitoring.alarms import AlarmMonitor
 
 
 class MetricsBackend(Protocol):
-    """One more place for the metrics."""
+    """A further destination of the metrics."""
 
     def write(self, step: int, metrics: Metrics) -> None:
-        """Take in a step's metrics; a step that is done again after a resume comes again."""
+        """Record a step's metrics. A step that is repeated after a resume is written again."""
 
     def close(self) -> None:
-        """The run is over, or failed."""
+        """Release resources. Called once, when the run ends or fails."""
 
 
 class MetricsLogger:
-    """Keeps each step's metrics as one line of `path`, hands them to the sinks and sounds the alarm.
+    """Appends each step's metrics to `path`, passes them to the backends and prints new alarms.
 
-    A step that is done again after a resume replaces its own line. Use as a context manager.
+    A step that is repeated after a resume replaces its line. Use the logger as a context manager, which closes the
+    backends.
     """
 
-    def __init__(self, path: Path, *sinks: MetricsBackend) -> None:
-        self._path, self._sinks = path, sinks
-        self._watch: AlarmMonitor | None = None  # knows the steps so far from the first write on
-        self._last = 0  # step that was written
+    def __init__(self, path: Path, *backends: MetricsBackend) -> None:
+        self._path, self._backends = path, backends
+        self._alarms: AlarmMonitor | None = None  # created by the first write, with the steps of the file
+        self._last = 0  # the last step written
 
     def __enter__(self) -> "MetricsLogger":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for sink in self._sinks:
-            sink.close()
+        for backend in self._backends:
+            backend.close()
 
     def write(self, metrics: Metrics) -> None:
-        """Append a step's metrics, and `alarm`: 1 while something is wrong, which is said once."""
-        step = int(metrics["step"])
-        if self._watch is None or step <= self._last:
-            self._watch = self._take_up(step)
-        self._last = step
-        for alarm in self._watch(metrics):
-            print(alarm, flush=True)
-        metrics = {**metrics, "alarm": float(self._watch.ringing)}
-        append_jsonl(self._path, metrics)
-        for sink in self._sinks:
-            sink.write(step, metrics)
+        """Write a step's metrics, with `alarm` added: 1 while an alarm is active, else 0.
 
-    def _take_up(self, step: int) -> AlarmMonitor:
-        """Let a new watch know the steps before `step`, and drop the lines of those that are done again."""
+        Args:
+            metrics: with the key `step`, from 1.
+        """
+        step = int(metrics["step"])
+        if self._alarms is None or step <= self._last:
+            self._alarms = self._rewind(step)
+        self._last = step
+        for alarm in self._alarms.update(metrics):
+            print(alarm, flush=True)
+        metrics = {**metrics, "alarm": float(self._alarms.active)}
+        append_jsonl(self._path, metrics)
+        for backend in self._backends:
+            backend.write(step, metrics)
+
+    def _rewind(self, step: int) -> AlarmMonitor:
+        """Drop the lines from `step` on, and return a monitor that knows the lines before."""
         lines = list(read_log(self._path))
         before = [line for line in lines if line["step"] < step]
         if len(before) < len(lines):
             write_jsonl(self._path, before)
-        watch = AlarmMonitor()
+        alarms = AlarmMonitor()
         for line in before:
-            watch(line)
-        return watch
+            alarms.update(line)
+        return alarms
 
 
 def open_metrics_logger(config: Config, folder: RunFolder) -> MetricsLogger:
-    """The log of a run: TensorBoard, Ray's metrics, and Weights & Biases where the config names a project."""
+    """A run's logger, with TensorBoard, Prometheus through Ray, and Weights & Biases if `run.wandb_project` is set."""
     from metaalign_rl.monitoring.backends import PrometheusBackend, TensorBoardBackend, WandbBackend
 
-    sinks: list[MetricsBackend] = [TensorBoardBackend(folder.root / "tensorboard"), PrometheusBackend(config)]
+    backends: list[MetricsBackend] = [TensorBoardBackend(folder.root / "tensorboard"), PrometheusBackend(config)]
     if config.run.wandb_project:
-        sinks.append(WandbBackend(config.run.wandb_project, config, folder.root))
-    return MetricsLogger(folder.metrics, *sinks)
+        backends.append(WandbBackend(config.run.wandb_project, config, folder.root))
+    return MetricsLogger(folder.metrics, *backends)

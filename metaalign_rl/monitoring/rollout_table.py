@@ -1,4 +1,4 @@
-"""What PPO rolled out and what it was worth, kept for reading: one parquet file a step, one line an answer."""
+"""PPO's rollouts with their rewards, saved for reading: one Parquet file per step, one row per response."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,35 +20,35 @@ SCHEMA = pa.schema(
         ("messages", pa.string()),  # the dialog as JSON
         ("answer", pa.string()),
         ("tokens", pa.int32()),
-        ("finished", pa.bool_()),
+        ("finished", pa.bool_()),  # false if truncated
         ("reward", pa.float32()),
         ("proxy", pa.float32()),
         ("gold", pa.bool_()),
-        *((f"p_{label}", pa.float32()) for label in LABELS),  # the reward model's four probabilities
-        *((f"passes_{tier}", pa.bool_()) for tier in TIERS),  # what the row's checks say; null where a tier has none
+        *((f"p_{label}", pa.float32()) for label in LABELS),  # the reward model's probabilities
+        *((f"passes_{tier}", pa.bool_()) for tier in TIERS),  # the checks' results; null for a tier without a check
     ]
 )
 
 
 class RolloutWriter:
-    """Writes `step-000010.parquet` into a folder for every `every`-th step; 0 writes none."""
+    """Writes the rollouts of every `every`-th step to `folder`, as `step-000010.parquet`. With 0 it writes none."""
 
     def __init__(self, folder: Path, every: int) -> None:
         self._folder, self._every = folder, every
 
     def write(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        """Keep a step's rollouts, atomically; those of a step that is done again replace its own."""
+        """Write a step's rollouts, atomically. A repeated step replaces its file."""
         if self._every and step % self._every == 0:
             _write_table(self._folder / f"step-{step:06}.parquet", step, rollouts)
 
 
 def save_experience(folder: Path, step: int, rollouts: Sequence[Rollout], batch: Batch) -> None:
-    """Keep a step's rollouts (`rollouts.parquet`) and the tensors of its batch (`batch.safetensors`) to look at."""
+    """Save a step's rollouts (`rollouts.parquet`) and its batch's tensors (`batch.safetensors`) for inspection."""
     from safetensors.torch import save
 
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    held = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-    write_with(folder / "batch.safetensors", lambda file: file.write(save(held)))
+    present = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+    write_with(folder / "batch.safetensors", lambda file: file.write(save(present)))
     _write_table(folder / "rollouts.parquet", step, rollouts)
 
 
@@ -58,25 +58,25 @@ def _write_table(path: Path, step: int, rollouts: Sequence[Rollout]) -> None:
 
 
 def read_rollouts(folder: Path) -> pa.Table:
-    """All kept rollouts of a run, by step; an empty table where none were kept."""
+    """All saved rollouts, by step. An empty table if there are none."""
     files = sorted(folder.glob("step-*.parquet"))
     return pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files] or [SCHEMA.empty_table()])
 
 
 def count_rollouts(folder: Path) -> tuple[int, int]:
-    """How many rollouts a run kept, and their bytes when read."""
+    """The number of saved rollouts, and their uncompressed size in bytes."""
     found = [pq.read_metadata(file) for file in folder.glob("step-*.parquet")]
     size = sum(file.row_group(group).total_byte_size for file in found for group in range(file.num_row_groups))
     return sum(file.num_rows for file in found), size
 
 
-def read_chosen(folder: Path, places: set[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The kept rollouts at some places of them all, in order; one step's are in memory at a time."""
+def read_rollouts_at(folder: Path, indices: set[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the saved rollouts with these indices, with their index, in order. Holds one step in memory at a time."""
     first = 0
     for file in sorted(folder.glob("step-*.parquet")):
         table = pq.read_table(file, schema=SCHEMA)
-        chosen = [place for place in range(first, first + table.num_rows) if place in places]
-        yield from zip(chosen, table.take([place - first for place in chosen]).to_pylist(), strict=True)
+        chosen = [index for index in range(first, first + table.num_rows) if index in indices]
+        yield from zip(chosen, table.take([index - first for index in chosen]).to_pylist(), strict=True)
         first += table.num_rows
 
 

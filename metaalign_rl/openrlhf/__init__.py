@@ -1,0 +1,1 @@
+"""Runs PPO with OpenRLHF's own trainer, on our prompts and with our reward model."""

@@ -1,4 +1,4 @@
-"""Our settings as options of OpenRLHF 0.11's PPO trainer. Light."""
+"""Converts our settings to options of OpenRLHF 0.11's PPO trainer. Imports no heavy packages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -8,7 +8,7 @@ from typing import Any
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError
 
-# What carries over as it is: a number, a word, several values of one option, or a switch.
+# Settings whose values are passed as they are: a number, a word, several values of one option, or a switch.
 FLAGS: dict[str, tuple[str, ...]] = {
     "run.seed": ("--train.seed",),
     "model.max_tokens": ("--data.max_len",),
@@ -35,24 +35,24 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "learner.offload_optimizer": ("--ds.adam_offload",),
     "learner.gradient_checkpointing": ("--actor.gradient_checkpointing_enable",),
 }
-# What `flags` works out from several of our settings, or does otherwise.
-WORKED_OUT = (
+# Settings that `flags` converts, or that need no option.
+DERIVED = (
     "ppo.algorithm", "ppo.steps", "ppo.sampler", "ppo.model_weight", "ppo.kl", "ppo.kl_target", "ppo.kl_horizon",
     "ppo.kl_estimator", "ppo.kl_in", "learner.clip_low", "learner.clip_high", "learner.value_clip",
-    "learner.minibatch_size", "learner.micro_batch_tokens", "learner.warmup_steps",
+    "learner.minibatch_size", "learner.micro_batch_tokens", "learner.warmup_steps", "learner.world_size",
 )  # fmt: skip
 ESTIMATORS = {"ppo": "gae", "rloo": "rloo", "reinforce++": "reinforce", "grpo": "group_norm"}
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """What the trainer reads and writes.
+class TrainerPaths:
+    """The trainer's inputs and outputs.
 
     Attributes:
         policy: the checkpoint to start from, also the critic's backbone.
-        prompts: JSONL with `input`, the rendered prompt, and `label`, the row as JSON.
-        reward: the address of `/get_reward`.
-        output: where the trained policy goes; checkpoints and TensorBoard's curves go beside it.
+        prompts: JSONL file with `input`, the rendered prompt, and `label`, the row as JSON.
+        reward: URL of `/get_reward`.
+        output: folder for the trained policy, the checkpoints and TensorBoard's curves.
     """
 
     policy: Path
@@ -61,25 +61,25 @@ class Places:
     output: Path
 
 
-def flags(config: Config, places: Places) -> list[str]:
-    """The trainer's command line, without what starts it.
+def flags(config: Config, paths: TrainerPaths) -> list[str]:
+    """The trainer's command line options.
 
     Raises:
-        UserError: OpenRLHF cannot do what the config says.
+        UserError: OpenRLHF does not support a setting of the config.
     """
-    words: list[str] = []
+    options: list[str] = []
     for key, names in FLAGS.items():
         section, _, field = key.partition(".")
         for name in names:
-            words += _flag(name, getattr(getattr(config, section), field))
-    for name, value in (*_places(config, places), *_devices(config), *_batches(config), *_algorithm(config)):
-        words += _flag(name, value)
-    return words
+            options += _flag(name, getattr(getattr(config, section), field))
+    for name, value in (*_paths(config, paths), *_devices(config), *_batches(config), *_algorithm(config)):
+        options += _flag(name, value)
+    return options
 
 
-def left_out(config: Config) -> list[str]:
-    """The settings of PPO that differ from their defaults and that OpenRLHF has no option for."""
-    known, default = {*FLAGS, *WORKED_OUT}, Config()
+def unsupported_settings(config: Config) -> list[str]:
+    """The settings of PPO that differ from their defaults and have no option in OpenRLHF, by dotted key."""
+    known, default = {*FLAGS, *DERIVED}, Config()
     found = []
     for section in ("ppo", "learner", "rollout"):
         ours, theirs = getattr(config, section), getattr(default, section)
@@ -98,43 +98,44 @@ def _flag(name: str, value: Any) -> list[str]:
     return [name, *map(str, value if isinstance(value, tuple) else (value,))]
 
 
-def _places(config: Config, places: Places) -> Iterator[tuple[str, Any]]:
-    yield "--actor.model_name_or_path", places.policy
+def _paths(config: Config, paths: TrainerPaths) -> Iterator[tuple[str, Any]]:
+    yield "--actor.model_name_or_path", paths.policy
     if _estimator(config) == "gae":
-        yield "--critic.model_name_or_path", places.policy
-    yield "--data.prompt_dataset", places.prompts
+        yield "--critic.model_name_or_path", paths.policy
+    yield "--data.prompt_dataset", paths.prompts
     yield "--data.input_key", "input"
     yield "--data.label_key", "label"
-    yield "--reward.remote_url", places.reward
-    yield "--ckpt.output_dir", places.output / "policy"
-    yield "--ckpt.path", places.output / "checkpoints"
-    yield "--logger.tensorboard_dir", places.output / "tensorboard"
-    yield "--ds.attn_implementation", "sdpa"  # flash-attn is not among our pins
+    yield "--reward.remote_url", paths.reward
+    yield "--ckpt.output_dir", paths.output / "policy"
+    yield "--ckpt.path", paths.output / "checkpoints"
+    yield "--logger.tensorboard_dir", paths.output / "tensorboard"
+    yield "--ds.attn_implementation", "sdpa"  # flash-attn is not in our requirements
 
 
 def _devices(config: Config) -> Iterator[tuple[str, Any]]:
-    """A GPU for each rank of each model and each engine; where there are fewer, all share them in turns."""
-    ranks, engines = config.learners, config.rollout.engines * config.rollout.tensor_parallel
+    """One GPU for each rank of each model and for each engine. If there are fewer, all share them in turns."""
+    ranks, engines = config.learner.world_size, config.rollout.engines * config.rollout.tensor_parallel
     for model in ("actor", "ref", "critic", "reward"):
         yield f"--{model}.num_gpus_per_node", ranks
     models = 3 if _estimator(config) == "gae" else 2
     if 0 < config.cluster.gpus < models * ranks + engines:
         if ranks != engines:
             raise UserError(
-                f"cluster.gpus: expected {models * ranks + engines}, or as many engines as learners, which then share "
-                f"GPUs; found {config.cluster.gpus} for learners={ranks} and engines on {engines}"
+                f"cluster.gpus: expected {models * ranks + engines}, found {config.cluster.gpus}; raise it, or set as "
+                f"many engine GPUs as learners, which then share them (now {engines} and {ranks})"
             )
         yield from (("--train.colocate_all", True), ("--vllm.enable_sleep", True), ("--ds.enable_sleep", True))
     yield "--vllm.enforce_eager", config.cluster.gpus == 0
 
 
 def _batches(config: Config) -> Iterator[tuple[str, Any]]:
-    """OpenRLHF counts a micro-batch in samples, of which a minibatch holds a whole number on each rank."""
+    """OpenRLHF measures a micro-batch in samples, and a rank's share of a minibatch must be a multiple of it."""
     samples = config.ppo.prompts_per_step * config.ppo.samples_per_prompt
     minibatch = min(config.learner.minibatch_size, samples)
-    share, rest = divmod(minibatch, config.learners)
+    share, rest = divmod(minibatch, config.learner.world_size)
     if rest:
-        raise UserError(f"learner.minibatch_size: expected a multiple of learners={config.learners}, found {minibatch}")
+        ranks = f"learner.world_size={config.learner.world_size}"
+        raise UserError(f"learner.minibatch_size: expected a multiple of {ranks}, found {minibatch}")
     fitting = max(1, config.learner.micro_batch_tokens // config.model.max_tokens)
     micro = max(size for size in range(1, min(share, fitting) + 1) if share % size == 0)
     yield "--train.batch_size", minibatch

@@ -1,1 +1,1 @@
-"""The templates, style and scripts of every page."""
+"""Templates, styles and scripts of all HTML pages."""

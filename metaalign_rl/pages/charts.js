@@ -1,21 +1,25 @@
 "use strict";
 const WIDTH = 460, HEIGHT = 210, LEFT = 42, RIGHT = 8, TOP = 8, BOTTOM = 24;
 
-// Round steps for an axis from low to high.
+// Round tick values for an axis from low to high.
 function ticks(low, high, count) {
   const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough);
-  const found = [];
-  for (let tick = Math.ceil(low / step) * step; tick <= high + step / 1e6; tick += step) found.push(+tick.toPrecision(6));
-  return found;
+  const values = [];
+  for (let tick = Math.ceil(low / step) * step; tick <= high + step / 1e6; tick += step) values.push(+tick.toPrecision(6));
+  return values;
 }
 
-// A chart of lines: series are {name, points: [[x, y], …]}; options: range of y, range of x, dots, diagonal, marks (places
-// on the x axis that are pointed out) and stacked: points are then [x, top, own value], drawn as areas.
+// Draws a line chart. Each series is {name, points: [[x, y], …]}. Options:
+// - x, y: range of an axis
+// - dots: mark each point
+// - diagonal: draw the line from (0, 0) to (1, 1)
+// - marks: x values to mark with a vertical line
+// - stacked: draw areas; points are [x, top, value]
 function drawLines(figure, series, options = {}) {
-  series = series.filter((one) => one.points.length);
+  series = series.filter((line) => line.points.length);
   if (!series.length) return figure.remove();
-  const all = series.flatMap((one) => one.points), xs = all.map((p) => p[0]), ys = all.map((p) => p[1]);
+  const all = series.flatMap((line) => line.points), xs = all.map((p) => p[0]), ys = all.map((p) => p[1]);
   const [x0, x1] = options.x || [Math.min(...xs), Math.max(Math.min(...xs) + 1, ...xs)];
   let [y0, y1] = options.y || [Math.min(0, ...ys), Math.max(...ys)];
   if (y0 === y1) y1 = y0 + 1;
@@ -30,28 +34,28 @@ function drawLines(figure, series, options = {}) {
   for (const tick of ticks(x0, x1, 6)) svg.append(make("text", { x: x(tick), y: HEIGHT - 6, "text-anchor": "middle" }, number(tick)));
   if (options.diagonal) svg.append(make("line", { class: "diagonal", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
   const legend = make("div", { class: "legend" }), values = [];
-  series.forEach((one, index) => {
+  series.forEach((line, index) => {
     const color = `var(--c${index % 6})`;
-    const path = one.points.map((p, i) => `${i ? "L" : "M"}${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join("");
+    const path = line.points.map((p, i) => `${i ? "L" : "M"}${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join("");
     if (options.stacked) {
-      const bottom = one.points.map((p) => `L${x(p[0]).toFixed(1)},${y(p[1] - p[2]).toFixed(1)}`).reverse().join("");
+      const bottom = line.points.map((p) => `L${x(p[0]).toFixed(1)},${y(p[1] - p[2]).toFixed(1)}`).reverse().join("");
       svg.append(make("path", { class: "area", d: `${path}${bottom}Z`, style: `fill: ${color}` }));
     }
     svg.append(make("path", { class: "line", d: path, style: `stroke: ${color}` }));
-    if (options.dots) one.points.forEach((p) => svg.append(make("circle", { cx: x(p[0]), cy: y(p[1]), r: 3, style: `fill: ${color}` })));
+    if (options.dots) line.points.forEach((p) => svg.append(make("circle", { cx: x(p[0]), cy: y(p[1]), r: 3, style: `fill: ${color}` })));
     const value = make("b");
     values.push(value);
-    legend.append(make("span", {}, make("i", { style: `background: ${color}` }), `${one.name} `, value));
+    legend.append(make("span", {}, make("i", { style: `background: ${color}` }), `${line.name} `, value));
   });
   for (const mark of options.marks || []) {
-    const place = x(Math.min(x1, Math.max(x0, mark))); // a step that failed has no point
+    const place = x(Math.min(x1, Math.max(x0, mark))); // a failed step has no point, so it can be outside the range
     svg.append(make("line", { class: "mark", x1: place, x2: place, y1: TOP, y2: HEIGHT - BOTTOM }));
   }
   const cursor = make("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   svg.append(cursor);
-  // The values nearest to a place on the x axis; the last ones where nothing is pointed at.
-  const show = (place) => series.forEach((one, index) => {
-    const point = one.points.reduce((a, b) => (Math.abs(b[0] - place) < Math.abs(a[0] - place) ? b : a));
+  // Shows the values nearest to an x value. Without a pointer these are the last ones.
+  const show = (place) => series.forEach((line, index) => {
+    const point = line.points.reduce((a, b) => (Math.abs(b[0] - place) < Math.abs(a[0] - place) ? b : a));
     values[index].textContent = number(point[2] ?? point[1]);
   });
   svg.addEventListener("pointermove", (event) => {
@@ -72,20 +76,20 @@ const metric = (name, key) => ({
   name,
   points: (data.training[key] || []).map((value, i) => [data.training.step[i], value]).filter((p) => p[1] !== null),
 });
-// All metrics whose key matches, named by the pattern's group.
+// All metrics whose key matches, named after the pattern's group.
 const metrics = (pattern) => Object.keys(data.training).filter((key) => pattern.test(key)).map((key) => metric(key.match(pattern)[1].replace("_", " "), key));
 
-// The mean of the last few steps, where one step has few answers.
+// The mean of the last few points, because one step has few responses of each kind.
 const SMOOTH = 5;
 const smoothed = ({ name, points }) => ({
   name,
   points: points.map(([x], i) => {
-    const last = points.slice(Math.max(0, i + 1 - SMOOTH), i + 1);
-    return [x, last.reduce((sum, point) => sum + point[1], 0) / last.length];
+    const recent = points.slice(Math.max(0, i + 1 - SMOOTH), i + 1);
+    return [x, recent.reduce((sum, point) => sum + point[1], 0) / recent.length];
   }),
 });
 
-// Where a step's time goes, in its order; the parts sum to the step.
+// The parts of a step's time, in order. They sum to the step.
 const PARTS = ["rollout", "reward", "reference", "learn", "transfer", "idle"];
 function stackedSeconds() {
   const tops = data.training.step.map(() => 0);
@@ -105,12 +109,12 @@ const CHARTS = {
   gold_relation: () => [metrics(/^relation\/(.+)\/gold$/).map(smoothed), { y: SHARE }],
   kl: () => [[metric("all", "kl"), ...metrics(/^tier\/(.+)\/kl$/)], alarmsOf("kl")],
   length: () => [[metric("all", "response_tokens"), ...metrics(/^tier\/(.+)\/response_tokens$/)], {}],
-  entropy: () => [[metric("all, exact", "entropy"), metric("all", "surprisal"), ...metrics(/^tier\/(.+)\/surprisal$/)], {}],
+  entropy: () => [[metric("exact, all", "entropy"), metric("estimate, all", "surprisal"), ...metrics(/^tier\/(.+)\/surprisal$/)], {}],
   refused: () => [metrics(/^tier\/(.+)\/refused$/).map(smoothed), {}],
   seconds: () => [stackedSeconds(), { stacked: true, marks: data.faults }],
-  clip: () => [[metric("clipped tokens", "clip_ratio"), metric("unfinished answers", "unfinished")], {}],
+  clip: () => [[metric("clipped tokens", "clip_ratio"), metric("truncated responses", "unfinished")], {}],
   mismatch: () => [[metric("mismatch", "mismatch")], {}],
-  staleness: () => [[metric("mean", "staleness"), metric("furthest behind", "staleness_max")], {}],
+  staleness: () => [[metric("mean", "staleness"), metric("maximum", "staleness_max")], {}],
   critic: () => [[metric("explained variance", "explained_variance")], {}],
   reliability: () => [
     Object.entries(data.reliability).map(([name, curve]) => ({ name, points: curve.map((bin) => [bin.p, bin.share]) })),

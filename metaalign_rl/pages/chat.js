@@ -2,7 +2,7 @@
 const token = new URLSearchParams(location.search).get("token");
 const form = document.querySelector(".ask"), error = document.querySelector(".error");
 
-// An element with a class and children; texts become text nodes, so no answer can become markup.
+// Creates an element. Texts become text nodes, so no response can become markup.
 function make(name, className, ...children) {
   const element = document.createElement(name);
   element.className = className;
@@ -17,18 +17,18 @@ class Chat {
     this.messages = [];
   }
 
-  // Adds a question and its answer; where that fails the dialog stays as it was.
+  // Adds a question and its response. If that fails, the dialog does not change.
   async ask(text, temperature) {
     const before = form.dialog.checked ? this.messages : [];
     await this.answer([...before, { role: "user", content: text }], temperature);
   }
 
-  // Answers the last question anew, under the tiers as they are now.
-  async again(temperature) {
+  // Responds to the last question again, under the current tiers.
+  async regenerate(temperature) {
     if (this.messages.length) await this.answer(this.messages.slice(0, -1), temperature, true);
   }
 
-  async answer(asked, temperature, again = false) {
+  async answer(asked, temperature, replace = false) {
     const meta = Object.fromEntries([...this.element.querySelectorAll("textarea")].map((area) => [area.name, area.value]));
     const response = await fetch("answer", {
       method: "POST",
@@ -37,7 +37,7 @@ class Chat {
     });
     if (!response.ok) throw new Error(await problemOf(response));
     const reply = await response.json();
-    if (again) this.removeLast();
+    if (replace) this.removeLast();
     this.messages = [...asked, { role: "assistant", content: reply.answer }];
     this.dialog.append(make("p", "question", asked.at(-1).content), make("p", "answer", reply.answer || "(empty)"), scores(reply.scores));
     this.dialog.scrollTop = this.dialog.scrollHeight;
@@ -70,7 +70,7 @@ function scores(probabilities) {
 
 const chats = [...document.querySelectorAll(".chat")].map((element) => new Chat(element));
 
-// Does `work` for one chat after the other; whether all went well.
+// Runs `work` for each chat in turn. Returns whether all succeeded.
 async function forAll(work) {
   error.hidden = true;
   form.querySelectorAll("button").forEach((button) => (button.disabled = true));
@@ -89,5 +89,5 @@ form.addEventListener("submit", async (event) => {
   const text = form.question.value.trim();
   if (text && (await forAll((chat, temperature) => chat.ask(text, temperature)))) form.question.value = "";
 });
-form.again.addEventListener("click", () => forAll((chat, temperature) => chat.again(temperature)));
+form.regenerate.addEventListener("click", () => forAll((chat, temperature) => chat.regenerate(temperature)));
 form.clear.addEventListener("click", () => chats.forEach((chat) => chat.clear()));

@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 
-// An element with attributes and children; texts become text nodes, so no answer can become markup.
+// Creates an element. Texts become text nodes, so no response can become markup.
 function make(name, attributes = {}, ...children) {
   const svg = ["svg", "path", "line", "text", "circle", "g", "rect"].includes(name);
   const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);

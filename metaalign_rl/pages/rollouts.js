@@ -1,27 +1,29 @@
 "use strict";
 
-const PAGE = 20;
+const PAGE = 20; // responses per "Show more"
 
-const overrated = (sample) => (sample.gold === null || sample.proxy === null ? -2 : sample.proxy - sample.gold);
+// Proxy minus gold; responses without both come last.
+const excess = (sample) => (sample.gold === null || sample.proxy === null ? -2 : sample.proxy - sample.gold);
 const SORTS = {
-  "first step first": (a, b) => a.step - b.step,
-  "last step first": (a, b) => b.step - a.step,
+  "earliest step first": (a, b) => a.step - b.step,
+  "latest step first": (a, b) => b.step - a.step,
   "highest reward first": (a, b) => b.reward - a.reward,
   "lowest reward first": (a, b) => a.reward - b.reward,
   "longest first": (a, b) => b.tokens - a.tokens,
   "shortest first": (a, b) => a.tokens - b.tokens,
-  "proxy above gold first": (a, b) => overrated(b) - overrated(a),
+  "largest proxy minus gold first": (a, b) => excess(b) - excess(a),
 };
 
-// The answers in the scripts beside the page, each of which calls `addRollouts` with rows and samples as the page's.
-async function loadParts(count, tell) {
+// Loads the responses from the scripts next to the page. Each script calls `addRollouts` with rows and samples in the
+// format of the page's data.
+async function loadParts(count, showProgress) {
   const rows = [], samples = [];
   window.addRollouts = (part) => {
     for (const sample of part.samples) samples.push({ ...sample, row: sample.row + rows.length });
     rows.push(...part.rows);
   };
   for (let number = 0; number < count; number++) {
-    tell(`${number} of ${count} parts`);
+    showProgress(`${number} of ${count} parts`);
     await new Promise((resolve, reject) => {
       const script = make("script", { src: `rollouts_page/part-${number}.js` });
       script.addEventListener("load", resolve);
@@ -32,38 +34,35 @@ async function loadParts(count, tell) {
   return { rows, samples };
 }
 
+// Whether the form's filters keep a response.
+function matches(form, sample, row) {
+  const inRange = (value, name) => {
+    const [from, to] = [form[`${name}_from`].value, form[`${name}_to`].value];
+    return (!from || value >= +from) && (!to || value <= +to);
+  };
+  const text = () => [row.row, row.system_info, row.user_info, sample.answer, ...row.messages.map((m) => m.content)].join("\n").toLowerCase();
+  return (
+    (!form.tier.value || row.tier === form.tier.value) &&
+    (!form.relation.value || row.relation === form.relation.value) &&
+    inRange(sample.step, "step") &&
+    inRange(sample.reward, "reward") &&
+    (!form.agreement.value || sample.agrees === (form.agreement.value === "agree")) &&
+    (!form.text.value || text().includes(form.text.value.toLowerCase()))
+  );
+}
+
 function setUpRollouts({ rows, samples, parts }) {
   const section = document.getElementById("rollouts"), form = section.querySelector("form");
   const list = section.querySelector(".list"), more = section.querySelector(".more"), count = section.querySelector(".count");
   const loading = section.querySelector(".loading");
   for (const name of Object.keys(SORTS)) form.sort.append(make("option", {}, name));
-  const textOf = (sample) => {
-    const row = rows[sample.row];
-    return [row.row, row.system_info, row.user_info, sample.answer, ...row.messages.map((m) => m.content)].join("\n").toLowerCase();
-  };
-  const inRange = (value, name) => {
-    const [from, to] = [form[`${name}_from`].value, form[`${name}_to`].value];
-    return (!from || value >= +from) && (!to || value <= +to);
-  };
   let found = [], shown = 0;
 
-  function offerChoices() {
+  function addChoices() {
     for (const name of ["tier", "relation"]) {
-      const offered = new Set([...form[name].options].map((option) => option.value));
-      for (const value of [...new Set(rows.map((row) => row[name]))].sort()) if (!offered.has(value)) form[name].append(make("option", {}, value));
+      const known = new Set([...form[name].options].map((option) => option.value));
+      for (const value of [...new Set(rows.map((row) => row[name]))].sort()) if (!known.has(value)) form[name].append(make("option", {}, value));
     }
-  }
-
-  function matches(sample) {
-    const row = rows[sample.row];
-    return (
-      (!form.tier.value || row.tier === form.tier.value) &&
-      (!form.relation.value || row.relation === form.relation.value) &&
-      inRange(sample.step, "step") &&
-      inRange(sample.reward, "reward") &&
-      (!form.agreement.value || sample.agrees === (form.agreement.value === "agree")) &&
-      (!form.text.value || textOf(sample).includes(form.text.value.toLowerCase()))
-    );
   }
 
   function showMore() {
@@ -73,26 +72,26 @@ function setUpRollouts({ rows, samples, parts }) {
   }
 
   function filter() {
-    found = samples.filter(matches).sort(SORTS[form.sort.value]);
+    found = samples.filter((sample) => matches(form, sample, rows[sample.row])).sort(SORTS[form.sort.value]);
     shown = 0;
     list.replaceChildren();
-    const wrong = found.filter((sample) => sample.agrees === false).length;
-    count.textContent = `${found.length} answers; gold and proxy disagree on ${wrong}`;
+    const disagreements = found.filter((sample) => sample.agrees === false).length;
+    count.textContent = `${found.length} responses; gold and proxy disagree on ${disagreements}`;
     showMore();
   }
 
   async function loadAll() {
-    const button = loading.querySelector("button"), told = loading.querySelector("span");
+    const button = loading.querySelector("button"), status = loading.querySelector("span");
     button.disabled = true;
     try {
-      ({ rows, samples } = await loadParts(parts, (text) => (told.textContent = text)));
+      ({ rows, samples } = await loadParts(parts, (text) => (status.textContent = text)));
     } catch {
-      told.textContent = "not found: the folder rollouts_page is not beside this page";
+      status.textContent = "Folder rollouts_page not found. Put it next to this page.";
       button.disabled = false;
       return;
     }
-    loading.replaceChildren(`${samples.length} are loaded.`);
-    offerChoices();
+    loading.replaceChildren(`${samples.length} responses loaded.`);
+    addChoices();
     filter();
   }
 
@@ -100,7 +99,7 @@ function setUpRollouts({ rows, samples, parts }) {
   form.addEventListener("submit", (event) => event.preventDefault());
   more.addEventListener("click", showMore);
   if (loading) loading.querySelector("button").addEventListener("click", loadAll);
-  offerChoices();
+  addChoices();
   filter();
 }
 
@@ -108,16 +107,16 @@ function describe(sample, row) {
   const verdict = (good) => make("span", { class: good ? "yes" : "no" }, good ? "follows" : "does not follow");
   const dialog = row.messages.map((m) => make("p", { class: "question" }, row.messages.length > 1 ? `${m.role}: ${m.content}` : m.content));
   const labels = Object.entries(sample.p).map(([label, p]) => {
-    const check = sample.passes[label];
-    return `${label} ${p.toFixed(2)}${check === undefined ? "" : check ? " ✓" : " ✗"}`;
+    const passes = sample.passes[label];
+    return `${label} ${p.toFixed(2)}${passes === undefined ? "" : passes ? " ✓" : " ✗"}`;
   });
   const gold = sample.gold === null ? ["no check"] : ["gold: ", verdict(sample.gold)];
   return make("div", { class: "sample" },
-    make("p", { class: "note" }, `step ${sample.step} · ${row.row} · ${row.relation}, the ${row.tier} tier governs${row.kind ? ` · ${row.kind}` : ""}`),
+    make("p", { class: "note" }, `step ${sample.step} · ${row.row} · ${row.relation} · governing tier: ${row.tier}${row.kind ? ` · ${row.kind}` : ""}`),
     make("dl", { class: "tiers" }, make("dt", {}, "System Info"), make("dd", {}, row.system_info || "–"), make("dt", {}, "User Info"), make("dd", {}, row.user_info || "–")),
     ...dialog,
     make("p", { class: "answer" }, sample.answer || "(empty)"),
-    make("p", { class: "note" }, ...gold, ` · proxy ${number(sample.proxy)} · reward ${number(sample.reward)} · ${sample.tokens} tokens${sample.finished ? "" : ", cut"} · ${labels.join(", ")}`));
+    make("p", { class: "note" }, ...gold, ` · proxy ${number(sample.proxy)} · reward ${number(sample.reward)} · ${sample.tokens} tokens${sample.finished ? "" : ", truncated"} · ${labels.join(", ")}`));
 }
 
 if (data.rollouts) setUpRollouts(data.rollouts);

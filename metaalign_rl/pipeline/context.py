@@ -1,4 +1,7 @@
-"""What the stages of one run share: its config, its folder and the rollout engines, which take seconds to start."""
+"""What the stages of one run share: the config, the folder and the rollout engines.
+
+The engines take seconds to start, so they are started once for all stages.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -16,7 +19,7 @@ from metaalign_rl.runtime.faults import FaultLog
 
 
 class RunContext:
-    """One run while its stages go by. Use as a context manager: leaving it stops the engines."""
+    """One run, while its stages are executed. Use it as a context manager: leaving it stops the engines."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -31,7 +34,7 @@ class RunContext:
         self.stop_engines()
 
     def engines(self, checkpoint: Path) -> EnginePool:
-        """The run's rollout engines, holding the weights of `checkpoint`."""
+        """The run's rollout engines, with the weights of `checkpoint`."""
         if self._engines is None:
             self._engines = EnginePool.start(self.config, checkpoint, self.faults)
         else:
@@ -39,10 +42,10 @@ class RunContext:
         return self._engines
 
     def answer(self, checkpoint: Path, rows: Sequence[Row], sampling: Sampling) -> list[str]:
-        """One answer of a checkpoint to each row, by the run's rollout engines.
+        """Generate one response to each row with a checkpoint, on the run's rollout engines.
 
         Raises:
-            UserError: a row's meta-prompt leaves no room for its dialog, or the checkpoint lacks the template.
+            UserError: a row's meta-prompt leaves no room for its dialog, or the checkpoint has no meta-prompt template.
         """
         tokenizer = load_tokenizer(checkpoint)
         room = self.config.model.max_tokens - sampling.max_new_tokens
@@ -50,44 +53,45 @@ class RunContext:
         return [sample.text for sample in self.engines(checkpoint).answer(prompts, sampling)]
 
     def stop_engines(self) -> None:
-        """Free what the engines hold."""
+        """Stop the engines and free their devices."""
         if self._engines is not None:
             self._engines.stop()
             self._engines = None
 
     def rows(self, use: str) -> list[Row]:
-        """The run's rows of one use.
+        """The run's rows for one use; see `RunFolder.rows`.
 
         Raises:
-            UserError: the data stage did not write any.
+            UserError: the data stage wrote none.
         """
         path = self.folder.rows(use)
         if not path.is_file():
-            raise UserError(f"{path}: no such file; the data source {self.config.data.source!r} gives no {use!r}")
+            source = self.config.data.source
+            raise UserError(f"{path}: no such file; the data source {source!r} has no {use.replace('_', ' ')}")
         return list(read_rows(path))
 
     def start_policy(self) -> Path:
-        """The checkpoint that PPO starts from: the run's own SFT, else the one that the config names.
+        """The checkpoint that PPO starts from: the run's SFT model, or else `model.path`.
 
         Raises:
-            UserError: there is neither, or the config's is no folder or lacks the meta-prompt's template.
+            UserError: there is neither, or `model.path` is no folder or has no meta-prompt template.
         """
         path = self.config.model.path
         if self.folder.sft.is_dir():
             return self.folder.sft
         if not path:
-            raise UserError("no policy to start from: run the stage sft, or give a checkpoint as model.path")
+            raise UserError("model.path: there is no policy to start from; run the stage sft, or give a checkpoint")
         if not Path(path).is_dir():
-            raise UserError(f"model.path: without the stage sft it must be a checkpoint folder, found {path!r}")
+            raise UserError(f"model.path: expected a checkpoint folder without the stage sft, found {path!r}")
         _require_template(path)
         return Path(path).absolute()
 
     def scorer(self) -> Path | str | None:
-        """What scores PPO's answers: the config's server, else the reward model, if any."""
+        """What scores PPO's responses: `reward.url`, or else the reward model, if there is one."""
         return self.config.reward.url or self.reward_model()
 
     def reward_model(self) -> Path | None:
-        """The reward model: the config's, else the run's own, if any."""
+        """The reward model: `reward.path`, or else the run's own, if there is one."""
         if self.config.reward.path:
             return Path(self.config.reward.path).absolute()
         return self.folder.reward if self.folder.reward.is_dir() else None
@@ -98,4 +102,7 @@ def _require_template(path: str) -> None:
     try:
         require_saved(Path(path))
     except UserError as error:
-        raise UserError(f"model.path: {path!r} cannot be started from as it is; run the stage sft ({error})") from None
+        raise UserError(
+            f"model.path: expected a checkpoint with the meta-prompt's template, found {path!r}; "
+            f"run the stage sft ({error})"
+        ) from None

@@ -1,1 +1,1 @@
-"""Estimates of what a run needs and how long its steps take, and a layout for the devices that there are. Light."""
+"""Estimates the memory and time of a run, and proposes a layout for given devices. Imports no heavy packages."""

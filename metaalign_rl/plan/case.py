@@ -1,9 +1,10 @@
-"""From a config to what an estimate is made of."""
+"""Makes the case of an estimate from a config."""
 
 from pathlib import Path
 
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.checkpoints import is_checkpoint
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.plan.rates import CPU, Device, find_device
 from metaalign_rl.plan.shape import Shape, new_shape, read_shape
@@ -11,31 +12,36 @@ from metaalign_rl.plan.work import Case, work_of
 
 
 def policy_shape(config: Config) -> Shape | None:
-    """The policy's shape, with an output layer of its own; None for a hub's model, whose shape only the hub knows.
+    """The policy's shape, with a separate output layer; None for a hub id, whose shape only the hub knows.
+
+    It is read from the run's own checkpoints if there are any, else from `model.path`.
 
     Raises:
-        UserError: the config names a checkpoint that is not estimated.
+        UserError: the checkpoint is of a kind that is not estimated.
     """
     folder, path = RunFolder.of(config), Path(config.model.path)
     for known in (folder.sft, folder.base, path):
-        if (known / "config.json").is_file() and (known != path or config.model.path):
+        if is_checkpoint(known) and (known != path or config.model.path):
             return read_shape(known / "config.json").untied()
     return None if config.model.path else new_shape(config.model)
 
 
 def reward_shape(config: Config, policy: Shape) -> Shape | None:
-    """The reward model's shape: the config's, else it starts from the policy; None: none scores here."""
+    """The reward model's shape: of `reward.path`, else of the policy, from which it starts; None: none runs here."""
     if config.reward.url or config.ppo.model_weight == 0:
         return None
-    path = Path(config.reward.path) / "config.json"
-    return read_shape(path) if config.reward.path and path.is_file() else policy
+    path = Path(config.reward.path)
+    return read_shape(path / "config.json") if config.reward.path and is_checkpoint(path) else policy
 
 
 def case_of(config: Config, device: Device | None = None, nodes: int = 1) -> Case | None:
-    """The config's case; None where its model's shape is not known before it is fetched, or is not estimated.
+    """The config's case, with the longest prompts and responses.
 
     Args:
-        device: what runs it; without one the config's CPUs.
+        device: by default the config's CPUs.
+
+    Returns:
+        None if the model's shape is not known before it is downloaded, or is of a kind that is not estimated.
     """
     try:
         policy = policy_shape(config)

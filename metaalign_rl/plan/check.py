@@ -1,4 +1,4 @@
-"""The estimate beside what a run measured."""
+"""Compares the estimate of a run with its measured times."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from metaalign_rl.plan.rates import CPU, find_device
 from metaalign_rl.plan.speed import step_seconds
 from metaalign_rl.plan.work import work_of
 
-# What is compared, by the parts of a step. Scoring goes on beside the rollout, so the two are compared together.
+# The compared parts, by the parts of a step. Scoring overlaps with the rollout, so both are compared as one.
 PARTS = {
     "rollout and reward": ("rollout", "reward"),
     "reference": ("reference",),
@@ -26,32 +26,36 @@ PARTS = {
 
 
 def compare(run: Path, device: str = "", prompt_tokens: float | None = None) -> dict[str, dict[str, float]]:
-    """By part of a step, and for all of it: seconds "estimated", "measured" (the median step) and their "ratio".
+    """Compare the estimate with the median step of a run.
 
     Args:
-        device: the name of what it ran on; without it CPUs, or h100 where the run had GPUs.
-        prompt_tokens: mean length of the prompts; without it, that of the run's own rows.
+        run: the run's folder.
+        device: name of the device that the run used; by default "cpu", or "h100" if the run had GPUs.
+        prompt_tokens: mean length of the prompts; by default of the run's own prompts.
+
+    Returns:
+        For each part of a step, and for "step": the seconds "estimated" and "measured", and their "ratio".
 
     Raises:
-        UserError: the folder holds no steps of PPO, or its model is not estimated.
+        UserError: the folder has no PPO steps, or the model is of a kind that is not estimated.
     """
     folder = RunFolder(run)
     if not folder.metrics.is_file():
-        raise UserError(f"{run}: no {folder.metrics.name} there; give the folder of a run that did the stage ppo")
+        raise UserError(f"{run}: no {folder.metrics.name} there; give the folder of a run with the stage ppo")
     steps = [line for _, line in read_jsonl(folder.metrics)]
-    config = loader.load(Config, folder.config, [f"run.root={run.absolute().parent}", f"run.name={run.name}"])
+    config = loader.load_saved(Config, folder.config, [f"run.root={run.absolute().parent}", f"run.name={run.name}"])
     gpus = config.cluster.gpus
     found = find_device(device or ("h100" if gpus else CPU), config.cluster.cpus)
     case = case_of(config, found, nodes=-(-gpus // 8) or 1)
     if case is None:
-        raise UserError(f"{run}: the shape of its model {config.model.path!r} is not known, so nothing is estimated")
-    lengths = prompt_tokens or mean_prompt(folder), fmean(step["response_tokens"] for step in steps)
+        raise UserError(f"{run}: cannot estimate the model {config.model.path!r}, because its shape is not known")
+    lengths = prompt_tokens or mean_prompt_tokens(folder), fmean(step["response_tokens"] for step in steps)
     case = replace(case, work=work_of(config, *lengths))
     return _table(step_seconds(case), steps)
 
 
-def mean_prompt(folder: RunFolder, rows: int = 500) -> float:
-    """The mean length, in tokens, of the first of a run's prompts."""
+def mean_prompt_tokens(folder: RunFolder, rows: int = 500) -> float:
+    """The mean length in tokens of the first `rows` prompts of a run."""
     from metaalign_rl.core.meta_prompt import encode_row, load_tokenizer
     from metaalign_rl.core.rows import read_rows
 
@@ -67,18 +71,18 @@ def _table(estimated: dict[str, float], steps: Sequence[dict[str, Any]]) -> dict
     found = {}
     for name, parts in PARTS.items():
         measured = median(sum(step.get(f"seconds_{part}", 0.0) for part in parts) for step in steps)
-        found[name] = _beside(sum(estimated[part] for part in parts), measured)
+        found[name] = _entry(sum(estimated[part] for part in parts), measured)
     sums = [sum(entry[kind] for entry in found.values()) for kind in ("estimated", "measured")]
-    return found | {"step": _beside(*sums)}
+    return found | {"step": _entry(*sums)}
 
 
-def _beside(estimated: float, measured: float) -> dict[str, float]:
+def _entry(estimated: float, measured: float) -> dict[str, float]:
     ratio = estimated / measured if measured else float("nan")
     return {"estimated": estimated, "measured": measured, "ratio": ratio}
 
 
 def render(found: dict[str, dict[str, float]]) -> str:
-    """The comparison for reading."""
+    """The comparison as a table."""
     lines = ["                      estimated   measured   ratio"]
     for name, entry in found.items():
         lines.append(f"{name:<20} {entry['estimated']:>9.3f} s {entry['measured']:>8.3f} s {entry['ratio']:>7.2f}")

@@ -1,4 +1,4 @@
-"""Bytes a device by part, of each role."""
+"""Estimates memory and disk in bytes: of one device of each role, by part."""
 
 from typing import TypeAlias
 
@@ -6,24 +6,29 @@ from metaalign_rl.core.units import GIB, MIB
 from metaalign_rl.plan.shape import BYTES, Shape
 from metaalign_rl.plan.work import Case
 
-Memory: TypeAlias = dict[str, float]  # bytes by part
+Memory: TypeAlias = dict[str, float]  # bytes by part, such as {"weights": 1.5e10, "gradients": 2.6e8}
 
-BUCKET = 5e8  # numbers that DeepSpeed reduces at a time (`reduce_bucket_size`)
-LIVE = 1e9  # weights that ZeRO-3 keeps gathered at most (`stage3_max_live_parameters`)
-SCORED_TOKENS = 16_384  # of one forward pass of the scorer
-EXTRA = 2  # checkpoints beside the newest: the best, and the one that is being written
-DRIVER = 1.0 * GIB  # the run's driver and Ray's own processes
-PROCESS = 3.0 * GIB  # main memory of a process that works on a GPU
-TEXT_BYTES = 2.0  # of a kept token, compressed
-SAMPLER_COPIES = 3  # of an engine's logits, in float32, while it samples with log-probabilities
+BUCKET = 5e8  # numbers that DeepSpeed reduces together (`reduce_bucket_size`)
+LIVE = 1e9  # maximum of gathered weights under ZeRO-3 (`stage3_max_live_parameters`)
+SCORED_TOKENS = 16_384  # tokens of one forward pass of the scorer
+EXTRA_CHECKPOINTS = 2  # in addition to the newest ones: the best one, and the one that is being written
+DRIVER = 1.0 * GIB  # of the driver and Ray's own processes
+PROCESS = 3.0 * GIB  # main memory of a process that uses a GPU
+TEXT_BYTES = 2.0  # per token of a kept rollout, compressed
+SAMPLER_COPIES = 3  # float32 copies of an engine's logits while it samples with log-probabilities
 
 
 def model_states(parameters: float, ranks: int, stage: int, dtype: str, offload: bool = False) -> Memory:
-    """Bytes on one of `ranks` devices of a model in training, by ZeRO stage.
+    """Memory of a trained model on one of `ranks` devices, by ZeRO stage.
 
-    arXiv:1910.02054, section 5: of weights, gradients and optimizer states, stage 1 shards the last, stage 2 also the
-    gradients, stage 3 all. Adam keeps two float32 numbers a weight, and DeepSpeed a float32 copy of the weights
-    beside them: under bfloat16, and under ZeRO for float32 too. In bfloat16 that is the paper's 2 + 2 + 12 bytes.
+    From arXiv:1910.02054, section 5: stage 1 shards the optimizer states, stage 2 also the gradients, stage 3 also the
+    weights. Adam keeps two float32 numbers per weight. DeepSpeed keeps one more, a float32 copy of the weight, with
+    bfloat16 weights or with ZeRO. In bfloat16 these are the paper's 2 + 2 + 12 bytes per weight.
+
+    Args:
+        parameters: number of weights.
+        stage: ZeRO stage, 0 to 3.
+        offload: the optimizer states are in main memory.
     """
     size, states = BYTES[dtype], 8 + 4 * (dtype == "bfloat16" or stage > 0)
     return {
@@ -34,14 +39,14 @@ def model_states(parameters: float, ranks: int, stage: int, dtype: str, offload:
 
 
 def gathered(parameters: float, ranks: int, dtype: str) -> float:
-    """Bytes of other ranks' weights that ZeRO-3 holds at a time."""
+    """Bytes of weights that a rank gathers from the others under ZeRO-3."""
     return min(parameters, LIVE) * BYTES[dtype] * (1 - 1 / ranks)
 
 
 def activations(shape: Shape, tokens: float, dtype: str, checkpointing: bool) -> float:
-    """Bytes kept for the backward pass of `tokens` tokens; see `Shape.layer_activations`.
+    """Bytes saved for the backward pass of `tokens` tokens; see `Shape.layer_activations`.
 
-    With gradient checkpointing the input of each layer, and one layer's own while it is computed again.
+    With gradient checkpointing: the input of each layer, and the activations of the one layer that is recomputed.
     """
     layer = shape.layer_activations(dtype)
     kept = shape.layers * shape.hidden * BYTES[dtype] + layer if checkpointing else shape.layers * layer
@@ -49,7 +54,7 @@ def activations(shape: Shape, tokens: float, dtype: str, checkpointing: bool) ->
 
 
 def logits(shape: Shape, tokens: float, dtype: str) -> float:
-    """Bytes of the logits of `tokens` response tokens: in float32, their softmax, its gradient, and copies in dtype."""
+    """Bytes for the logits of `tokens` response tokens: in float32, their softmax, its gradient, copies in dtype."""
     copies = 12 if dtype == "float32" else 12 + 2 * BYTES[dtype]
     return tokens * shape.vocabulary * copies
 
@@ -57,14 +62,14 @@ def logits(shape: Shape, tokens: float, dtype: str) -> float:
 def micro_batch(case: Case) -> float:
     """Tokens of one micro-batch on one rank."""
     learner, length = case.config.learner, case.work.length
-    share = learner.minibatch_size / case.config.learners * length
+    share = learner.minibatch_size / case.config.learner.world_size * length
     return max(length, min(learner.micro_batch_tokens, share))
 
 
 def learner_memory(case: Case) -> Memory:
-    """Of one learner: policy, critic, reference and the largest micro-batch."""
+    """Memory of one learner: policy, critic, reference and its largest micro-batch."""
     config, learner, shape, dtype = case.config, case.config.learner, case.policy, case.dtype
-    ranks, stage = config.learners, learner.zero_stage
+    ranks, stage = config.learner.world_size, learner.zero_stage
     tokens = micro_batch(case)
     found = model_states(shape.parameters, ranks, stage, dtype, learner.offload_optimizer)
     if case.has_critic:
@@ -73,22 +78,22 @@ def learner_memory(case: Case) -> Memory:
     found["reference"] = BYTES[dtype] * shape.parameters / sharded
     kept = activations(shape, tokens, dtype, learner.gradient_checkpointing)
     found["activations"] = kept * case.device.slack
-    found["logits"] = logits(shape, tokens * case.work.answer_tokens / case.work.length, dtype)
+    found["logits"] = logits(shape, tokens * case.work.response_tokens / case.work.length, dtype)
     found["buffers"] = _buffers(case)
     found["process"] = case.device.process_gib["learner"] * GIB
     return found
 
 
 def _buffers(case: Case) -> float:
-    """DeepSpeed's: a bucket of gradients (on a GPU whole from the start) and the weights gathered by ZeRO-3."""
+    """DeepSpeed's buffers: a bucket of gradients, allocated in full on a GPU, and the weights gathered by ZeRO-3."""
     config, shape = case.config, case.policy
     stage, size = config.learner.zero_stage, BYTES[case.dtype]
     bucket = size * (min(BUCKET, shape.parameters) if case.device.is_cpu or stage == 0 else BUCKET)
-    return bucket + (gathered(shape.parameters, config.learners, case.dtype) if stage == 3 else 0.0)
+    return bucket + (gathered(shape.parameters, config.learner.world_size, case.dtype) if stage == 3 else 0.0)
 
 
 def engine_memory(case: Case) -> Memory:
-    """Of one of an engine's devices. On a GPU keys and values get what its share of the memory leaves."""
+    """Memory of one device of an engine. On a GPU the KV cache gets the rest of the engine's share."""
     rollout, shape, size = case.config.rollout, case.policy, BYTES[case.dtype]
     weights = size * shape.parameters / rollout.tensor_parallel
     found = {"weights": weights, "process": case.device.process_gib["engine"] * GIB}
@@ -104,14 +109,14 @@ def _concurrency(case: Case) -> float:
 
 
 def kv_tokens(case: Case) -> float:
-    """Tokens whose keys and values one engine has room for."""
+    """Number of tokens that fit one engine's KV cache."""
     rollout = case.config.rollout
-    split = min(rollout.tensor_parallel, case.policy.kv_heads)  # a head is not cut
+    split = min(rollout.tensor_parallel, case.policy.kv_heads)  # a head is not split
     return engine_memory(case)["KV cache"] / (case.policy.kv_bytes(case.dtype) / split)
 
 
 def reward_memory(case: Case) -> Memory:
-    """Of one reward worker: weights and one forward pass."""
+    """Memory of one reward worker: weights and one forward pass."""
     if case.reward is None:
         return {"process": case.device.process_gib["reward"] * GIB}
     layer = case.reward.layer_activations(case.dtype)
@@ -122,39 +127,42 @@ def reward_memory(case: Case) -> Memory:
     }
 
 
-def resting(learner: Memory) -> float:
-    """Bytes that a learner keeps between its steps."""
+def resting_memory(learner: Memory) -> float:
+    """Bytes that a learner keeps between steps: without activations, logits and buffers."""
     return sum(size for part, size in learner.items() if part not in ("activations", "logits", "buffers"))
 
 
 def colocated_memory(learner: Memory, engine: Memory) -> float:
-    """Bytes that a device needs for a learner and an engine that sleeps while the learner works.
+    """Bytes of a device that a learner and an engine share. The engine sleeps while the learner works.
 
-    While the engine draws, the learner keeps its states, and nothing of a micro-batch.
+    While the engine generates, the learner keeps its states and nothing of a micro-batch.
     """
-    states = resting(learner)
+    states = resting_memory(learner)
     return max(states + sum(engine.values()), sum(learner.values()) + engine["process"])
 
 
-def in_store(case: Case) -> float:
-    """Bytes of weights that are on their way through Ray's object store at a time: two buckets, on CPUs."""
+def object_store_memory(case: Case) -> float:
+    """Bytes in Ray's object store during a weight sync: two buckets on CPUs, none on GPUs."""
     buckets = 2 * case.config.rollout.bucket_mib * MIB
     return min(buckets, BYTES[case.dtype] * case.policy.parameters) if case.device.is_cpu else 0.0
 
 
 def host_memory(case: Case) -> Memory:
-    """Bytes of main memory over all nodes, by role; on CPUs it holds the models too."""
+    """Main memory of all nodes together, by role. On CPUs it includes the models."""
     config, weights = case.config, BYTES[case.dtype] * case.policy.parameters
-    found = {"driver and Ray": DRIVER, "object store": min(in_store(case), config.cluster.object_store_bytes)}
+    found = {
+        "driver and Ray": DRIVER,
+        "object store": min(object_store_memory(case), config.cluster.object_store_bytes),
+    }
     if case.device.is_cpu:
         return found | {
-            "learners": config.learners * sum(learner_memory(case).values()),
+            "learners": config.learner.world_size * sum(learner_memory(case).values()),
             "engines": config.rollout.engines * sum(engine_memory(case).values()),
             "reward workers": config.ppo.reward_workers * sum(reward_memory(case).values()),
         }
-    # A rank reads a whole checkpoint into main memory before it goes to the device, at stage 3 only its share.
-    sharded = config.learners if config.learner.zero_stage == 3 else 1
-    found["learners"] = config.learners * (PROCESS + weights / sharded) + _offloaded(case)
+    # A rank loads the checkpoint into main memory before it goes to the device; at stage 3, only its share.
+    sharded = config.learner.world_size if config.learner.zero_stage == 3 else 1
+    found["learners"] = config.learner.world_size * (PROCESS + weights / sharded) + _offloaded(case)
     found["engines"] = config.rollout.engines * config.rollout.tensor_parallel * PROCESS
     found["reward workers"] = config.ppo.reward_workers * PROCESS
     return found
@@ -165,8 +173,8 @@ def _offloaded(case: Case) -> float:
     return states if case.config.learner.offload_optimizer else 0.0
 
 
-def disk(case: Case) -> Memory:
-    """Bytes under the run's folder by its end: PPO's checkpoints, models, kept rollouts."""
+def disk_bytes(case: Case) -> Memory:
+    """Bytes in the run's folder at its end: PPO checkpoints, models and kept rollouts."""
     config, size = case.config, BYTES[case.dtype]
     trained = case.policy.parameters + case.has_critic * case.policy.backbone
     states = size + 8 + 4 * (case.dtype == "bfloat16" or config.learner.zero_stage > 0)
@@ -177,7 +185,7 @@ def disk(case: Case) -> Memory:
     rollouts = steps * case.work.samples * case.work.length * TEXT_BYTES
     checkpoint = states * trained + size * case.policy.parameters
     return {
-        "checkpoints": (config.ppo.keep_checkpoints + EXTRA) * checkpoint,
+        "checkpoints": (config.ppo.keep_checkpoints + EXTRA_CHECKPOINTS) * checkpoint,
         "models": models,
         "rollouts": rollouts,
     }

@@ -1,37 +1,37 @@
-"""A plan as tables for reading."""
+"""Prints a plan as tables or JSON."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-from metaalign_rl.core.units import GIB
+from metaalign_rl.core.units import GIB, counted
 from metaalign_rl.plan import memory
-from metaalign_rl.plan.layout import Words
+from metaalign_rl.plan.layout import Settings
 from metaalign_rl.plan.memory import Memory
 from metaalign_rl.plan.speed import rollout_seconds, step_seconds
 from metaalign_rl.plan.work import Case
 
-WIDTH = 110  # of the lines
+WIDTH = 110  # characters per line
 OPEN = (
-    "\n\nOnly the stage ppo is planned. Yours to set are model.path and the learning rates, and for the\n"
+    "\n\nThe plan covers only the stage ppo. Set model.path and the learning rates yourself, and for the\n"
     "stages sft and reward their zero_stage and reward.devices."
 )
 
 
-def figures(case: Case, words: Words) -> dict[str, Any]:
-    """All figures of a plan, as `--json` writes them: memory in GiB, times in seconds."""
+def to_json(case: Case, settings: Settings) -> dict[str, Any]:
+    """All numbers of a plan, as printed by `--json`: memory in GiB, times in seconds."""
     seconds = step_seconds(case)
     return {
         "device": {"name": case.device.name, "title": case.device.title, "measured": case.device.measured,
                    "source": case.device.source},
-        "settings": words,
+        "settings": settings,
         "parameters": case.policy.parameters,
         "answers": case.work.samples,
         "prompt_tokens": case.work.prompt_tokens,
-        "answer_tokens": case.work.answer_tokens,
+        "answer_tokens": case.work.response_tokens,
         "memory_gib": {role: _gib(parts) for role, parts in device_memory(case).items()},
         "host_gib": _gib(memory.host_memory(case)),
-        "disk_gib": _gib(memory.disk(case)),
+        "disk_gib": _gib(memory.disk_bytes(case)),
         "kv_cache_tokens": memory.kv_tokens(case),
         "seconds": seconds | {f"rollout/{part}": value for part, value in rollout_seconds(case).items()},
         "answers_per_second": case.work.samples / seconds["step"],
@@ -39,7 +39,7 @@ def figures(case: Case, words: Words) -> dict[str, Any]:
 
 
 def device_memory(case: Case) -> dict[str, Memory]:
-    """Bytes by part of each role's device."""
+    """Memory of one device of each role, in bytes by part."""
     return {
         "learner": memory.learner_memory(case),
         "engine": memory.engine_memory(case),
@@ -47,9 +47,9 @@ def device_memory(case: Case) -> dict[str, Memory]:
     }
 
 
-def render(case: Case, words: Words) -> str:
-    """The plan for reading: layout, memory, time, the settings to change, and how far to trust it all."""
-    parts = [_headline(case), _layout(case), memory_table(case), _time(case), _settings(case, words), _trust(case)]
+def render(case: Case, settings: Settings) -> str:
+    """The plan as text: layout, memory, time, the settings to change, and the source of the rates."""
+    parts = [_headline(case), _layout(case), memory_table(case), _time(case), _settings(case, settings), _source(case)]
     return "\n\n".join(parts)
 
 
@@ -57,35 +57,39 @@ def _headline(case: Case) -> str:
     work, reward = case.work, case.reward
     scorer = f"a reward model of {_count(reward.backbone)}" if reward else "no reward model here"
     return (
-        f"A policy of {_count(case.policy.parameters)} parameters in {case.dtype}, {scorer}. A step: "
-        f"{work.samples} answers to {work.prompts} prompts,\n{work.prompt_tokens:.0f} + {work.answer_tokens:.0f} "
-        "tokens each in the mean."
+        f"A policy of {_count(case.policy.parameters)} parameters in {case.dtype}, {scorer}. One step: "
+        f"{work.samples} responses to {work.prompts} prompts,\nwith {work.prompt_tokens:.0f} + "
+        f"{work.response_tokens:.0f} tokens on average."
     )
 
 
 def _layout(case: Case) -> str:
-    config, kind = case.config, "colocated" if case.config.shares_devices else "apart"
-    where = f"{config.cluster.cpus} CPUs, taken in turns" if case.device.is_cpu else (
-        f"{config.cluster.gpus} x {case.device.title} on {case.nodes} node{'' if case.nodes == 1 else 's'}, {kind}"
-    )  # fmt: skip
-    engines = f"{config.rollout.engines} of {config.rollout.tensor_parallel} device" + "s" * (
-        config.rollout.tensor_parallel > 1
-    )
-    rows = [("learners", f"{config.learners}, ZeRO stage {config.learner.zero_stage}"), ("engines", engines),
-            ("reward workers", str(config.ppo.reward_workers))]  # fmt: skip
+    config, kind = case.config, "colocated" if case.config.shares_devices else "disaggregated"
+    if case.device.is_cpu:
+        where = f"{counted(config.cluster.cpus, 'CPU')}, used by all roles in turns"
+    else:
+        where = f"{config.cluster.gpus} x {case.device.title} on {counted(case.nodes, 'node')}, {kind}"
+    rows = [
+        ("learners", f"{config.learner.world_size}, ZeRO stage {config.learner.zero_stage}"),
+        ("engines", f"{config.rollout.engines}, {counted(config.rollout.tensor_parallel, 'device')} each"),
+        ("reward workers", str(config.ppo.reward_workers)),
+    ]
     return f"Layout: {where}\n" + _table(rows)
 
 
 def memory_table(case: Case) -> str:
-    """Memory a device by part and role, main memory and disk."""
+    """Memory of one device by part and role, main memory and disk, as text."""
     roles = {role: _gib(parts) for role, parts in device_memory(case).items()}
     parts = list(dict.fromkeys(part for found in roles.values() for part in found))
     rows = [["", *roles]] + [[part, *(_amount(found.get(part, 0.0)) for found in roles.values())] for part in parts]
     rows.append(["total", *(_amount(sum(found.values())) for found in roles.values())])
     unit = "process" if case.device.is_cpu else f"device of {case.device.memory_gib:g} GiB"
-    found = {"Main memory of all nodes": memory.host_memory(case), "Disk under the run's folder": memory.disk(case)}
-    sums = [f"{name}, GiB: {_sum(_gib(values))}" for name, values in found.items()]
-    return "\n".join([f"Memory of each {unit}, in GiB, by estimate:", _table(rows, right=1), *sums])
+    totals = {
+        "Main memory of all nodes": memory.host_memory(case),
+        "Disk under the run's folder": memory.disk_bytes(case),
+    }
+    sums = [f"{name}, GiB: {_sum(_gib(values))}" for name, values in totals.items()]
+    return "\n".join([f"Estimated memory of each {unit}, in GiB:", _table(rows, right=1), *sums])
 
 
 def _sum(parts: Mapping[str, float]) -> str:
@@ -94,51 +98,48 @@ def _sum(parts: Mapping[str, float]) -> str:
 
 
 def _amount(gib: float) -> str:
-    return (
-        f"{gib:.0f}"
-        if gib >= 100
-        else f"{gib:.1f}"
-        if gib >= 1
-        else f"{gib:.2f}"
-        if gib >= 0.005
-        else "<0.01"
-        if gib
-        else "-"
-    )
+    if gib >= 100:
+        return f"{gib:.0f}"
+    if gib >= 1:
+        return f"{gib:.1f}"
+    if gib >= 0.005:
+        return f"{gib:.2f}"
+    return "<0.01" if gib else "-"
 
 
 def _time(case: Case) -> str:
     seconds, rollout = step_seconds(case), rollout_seconds(case)
     notes = {
         "rollout": ", ".join(f"{part} {value:.3g}" for part, value in rollout.items()),
-        "reward": "beside the rollout, on the same CPUs"
+        "reward": "during the rollout, on the same CPUs"
         if case.device.is_cpu
-        else "beyond the rollout: all workers share one GPU",
-        "reference": "log-probabilities and values of the step's answers",
-        "learn": f"passes over them: {case.config.learner.epochs}",
-        "transfer": "new weights to the engines",
-        "step": f"{case.work.samples / seconds['step']:.3g} answers a second",
+        else "time beyond the rollout; all workers share one GPU",
+        "reference": "log-probabilities and values of the responses",
+        "learn": f"epochs: {case.config.learner.epochs}",
+        "transfer": "weight sync to the engines",
+        "step": f"{case.work.samples / seconds['step']:.3g} responses per second",
     }
     rows = [(part, f"{value:.3g}", f"{value / seconds['step']:.0%}", notes[part]) for part, value in seconds.items()]
-    return "Seconds of a step, by estimate:\n" + _table(rows)
+    return "Estimated seconds per step:\n" + _table(rows)
 
 
-def _settings(case: Case, words: Words) -> str:
-    """The words that differ from what the config says already, and what they leave open."""
-    if not words:
-        return "The config says all of this already."
-    lines = wrap(" ".join(f"{key}={_word(value)}" for key, value in words.items()), WIDTH, break_on_hyphens=False)
-    return "\n  ".join(["To use it, behind `metaalign-rl run CONFIG`:", *lines]) + ("" if case.device.is_cpu else OPEN)
+def _settings(case: Case, settings: Settings) -> str:
+    """The settings that differ from the config, and those that the plan does not cover."""
+    if not settings:
+        return "The config has all of these settings already."
+    words = " ".join(f"{key}={_value(value)}" for key, value in settings.items())
+    lines = ["To use this layout, add to `metaalign-rl run CONFIG`:", *wrap(words, WIDTH, break_on_hyphens=False)]
+    return "\n  ".join(lines) + ("" if case.device.is_cpu else OPEN)
 
 
-def _trust(case: Case) -> str:
+def _source(case: Case) -> str:
     how = "measured on a CPU" if case.device.measured else "not measured on such a device"
-    text = f"All of it is estimated, from rates {how}: {case.device.source}."
-    more = "docs/plan.md says how the figures are made and how well they held where they could be checked."
+    text = f"All numbers are estimates, from rates {how}: {case.device.source}."
+    more = "docs/plan.md explains how they are made, and compares them with measurements on CPUs."
     return "\n".join([*wrap(text, WIDTH + 2), more])
 
 
-def _word(value: Any) -> str:
+def _value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -151,7 +152,7 @@ def _count(parameters: float) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], right: int = 99) -> str:
-    """Rows in columns; those from `right` on end flush."""
+    """The rows as a table. Columns from `right` on are aligned to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = (
         "  ".join(

@@ -1,4 +1,4 @@
-"""How fast a device is and how much it holds, from `rates.json`: measured on a CPU, off data sheets for GPUs."""
+"""The rates and the memory of a device, from `rates.json`: measured for CPUs, from data sheets for GPUs."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,25 +13,27 @@ CPU = "cpu"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A GPU, or all the CPUs that a run uses: they work as one device, each role in its turn.
+    """A GPU, or all CPUs of a run, which count as one device that the roles use in turns.
 
-    Rates are those reached, not those promised.
+    All rates are reached rates, not peak rates. Bandwidths are in bytes per second.
 
     Attributes:
-        measured: the rates were measured with this project; else they are a data sheet's times an efficiency.
-        memory_gib: of a GPU; None: the machine's.
-        train, forward, decode: FLOP/s by dtype: forward and backward passes, forward passes alone, and decoding.
-        bandwidth: bytes a second from the device's memory.
-        link, network: bytes a second to another device of the same node, and of another node.
-        transfer: bytes a second of new weights from learners to engines.
-        passes: times that a forward pass moves a layer's kept activations through memory, beside its products; 0
-            where the FLOP/s are a whole model's and hold that already.
-        slack: resident memory over the bytes of activations in use; on a CPU the heap keeps much of what is freed.
-        offload: bytes a second from and to optimizer states that are kept in main memory, by one rank.
-        seconds: fixed costs: of a "layer" in one pass, of an "engine_step" and an
-            "engine_layer" in it (none where the step is one CUDA graph), of an "answer_token" sampled, of a "row"
-            scored, of a "call" of all learners, and of an "update", a step of one optimizer.
-        process_gib: what a process holds beside what it computes with, by role.
+        measured: the rates were measured with this project; else they are data-sheet numbers times an efficiency.
+        source: where the rates come from.
+        memory_gib: of a GPU; None for CPUs, which use the machine's memory.
+        train, forward, decode: FLOP/s by dtype, of forward and backward passes, of forward passes only, and of
+            decoding.
+        bandwidth: of the device's memory.
+        link, network: bandwidth to another device of the same node, and of another node.
+        transfer: bandwidth of weight sync from learners to engines.
+        passes: how often a forward pass moves a layer's saved activations through memory, in addition to its matrix
+            products; 0 if the FLOP/s are of complete models and include that.
+        slack: resident memory divided by the bytes of activations in use; on a CPU the heap keeps much freed memory.
+        offload: bandwidth of one rank to optimizer states in main memory.
+        seconds: fixed costs in seconds: of a "layer" per pass, of an "engine_step" and of an "engine_layer" in it
+            (none if the step is one CUDA graph), of a sampled "answer_token", of a scored "row", of a "call" of all
+            learners, and of an "update", which is one optimizer step.
+        process_gib: memory of a process by role, without models and activations.
     """
 
     name: str
@@ -54,7 +56,7 @@ class Device:
 
     @property
     def is_cpu(self) -> bool:
-        """Whether all roles share it, and memory is the machine's."""
+        """Whether it is the CPUs of a machine, which all roles share."""
         return self.memory_gib is None
 
 
@@ -64,10 +66,13 @@ def names() -> list[str]:
 
 
 def find_device(name: str, cpus: int = 1) -> Device:
-    """The device of that name; `cpus` CPUs are as many times as fast as one.
+    """The device with a name.
+
+    Args:
+        cpus: number of CPUs, for "cpu"; N CPUs count as N times as fast as one.
 
     Raises:
-        UserError: an unknown name.
+        UserError: the name is unknown.
     """
     rates, known = read_json(RATES), names()
     if name not in known:

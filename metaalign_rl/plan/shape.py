@@ -1,4 +1,4 @@
-"""The shape of a dense decoder, and what follows from it: parameters, work and bytes of one token."""
+"""The shape of a dense decoder, and the parameters, operations and bytes that follow from it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json
 
 BYTES = {"float32": 4, "bfloat16": 2}
-WORLD_VOCABULARY = 800  # words of the built-in world, which a new model's tokenizer is made from
+WORLD_VOCABULARY = 800  # words of the built-in world, about the vocabulary of a new model's tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +17,14 @@ class Shape:
     """A decoder with gated feed-forward layers and grouped-query attention, such as Llama and Qwen.
 
     Attributes:
+        hidden: width of the residual stream.
+        layers: number of layers.
+        heads, kv_heads: query heads; key and value heads.
+        head_dim: width of a head.
         intermediate: width of the feed-forward layers.
-        tied: the output layer is the embedding.
-        bias: query, key and value projections have one.
+        vocabulary: number of tokens.
+        tied: the output layer shares the embedding's weights.
+        bias: the query, key and value projections have biases.
     """
 
     hidden: int
@@ -34,42 +39,43 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All weights."""
+        """Number of all weights."""
         return self.body + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
     def body(self) -> int:
-        """Weights but for the embedding and the output layer: those that a token is multiplied with in any model."""
+        """Number of weights without embedding and output layer: each token is multiplied with all of them."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = self.hidden * (2 * queries + 2 * keys) + (queries + 2 * keys if self.bias else 0)
         return self.layers * (attention + 3 * self.hidden * self.intermediate + 2 * self.hidden) + self.hidden
 
     @property
     def backbone(self) -> int:
-        """Weights without the output layer: a critic's or a reward model's, but for their small heads."""
+        """Number of weights without the output layer: of a critic or a reward model, without its small head."""
         return self.body + self.vocabulary * self.hidden
 
     def untied(self) -> "Shape":
-        """As the stage sft saves it: with an output layer of its own."""
+        """The shape with a separate output layer, as the stage sft saves the model."""
         return replace(self, tied=False)
 
     def attention_flops(self, context: int) -> float:
-        """Floating-point operations by which a token looks back, in a forward pass over `context` tokens.
+        """Attention's floating-point operations per token, in a forward pass over `context` tokens.
 
-        Scores and their sum over values are 2 operations each by head, dimension and earlier token, of which there
-        are half as many as `context` in the mean.
+        Scores and weighted values take 2 operations each, per head, dimension and earlier token. A token has
+        `context` / 2 earlier tokens on average.
         """
         return 4 * self.layers * self.heads * self.head_dim * context / 2
 
     def kv_bytes(self, dtype: str) -> int:
-        """Keys and values of one token: 2 * layers * kv_heads * head_dim numbers."""
+        """Bytes of a token's keys and values: 2 * layers * kv_heads * head_dim numbers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * BYTES[dtype]
 
     def layer_activations(self, dtype: str) -> int:
-        """Bytes that one layer keeps of a token for the backward pass, as transformers computes it.
+        """Bytes that one layer saves per token for the backward pass, as computed by transformers.
 
-        In the manner of arXiv:2205.05198, section 4.1, for this architecture without dropout, and attention that
-        keeps no scores: what each RMSNorm (in float32), projection, the attention and the gate save.
+        Counted like arXiv:2205.05198, section 4.1, but for this architecture, without dropout, and with attention that
+        saves no scores. It is the sum of the saved tensors of the RMSNorms (in float32), the projections, the
+        attention and the gate.
         """
         size = BYTES[dtype]
         norms = 2 * self.hidden * (4 + 2 * size)
@@ -85,7 +91,7 @@ def _known(
         vocabulary=vocabulary, **more)  # fmt: skip
 
 
-# Sizes by name: of the models' published config.json.
+# Shapes by size, from the published config.json of the models.
 KNOWN = {
     "0.5B": _known(896, 24, 14, 2, 4864, 151_936, tied=True, bias=True),  # Qwen2.5-0.5B
     "1B": _known(2048, 16, 32, 8, 8192, 128_256, tied=True),  # Llama-3.2-1B
@@ -101,10 +107,13 @@ KNOWN = {
 
 
 def find_shape(name: str) -> Shape:
-    """A known size such as 7B, or that of a checkpoint: its folder or config.json.
+    """The shape of a known size, such as 7B, or of a checkpoint.
+
+    Args:
+        name: a size, or a checkpoint's folder or config.json.
 
     Raises:
-        UserError: it is neither, or no dense decoder.
+        UserError: it is neither of them, or not a dense decoder.
     """
     if name.upper() in KNOWN:
         return KNOWN[name.upper()]
@@ -115,20 +124,20 @@ def find_shape(name: str) -> Shape:
 
 
 def new_shape(model: ModelConfig) -> Shape:
-    """The shape of the model that the stage sft makes from nothing; see `metaalign_rl.trainers.base_model`."""
+    """The shape of the new model that the stage sft makes; see `metaalign_rl.trainers.base_model`."""
     return _known(model.hidden_size, model.layers, model.heads, model.heads, 2 * model.hidden_size, WORLD_VOCABULARY)
 
 
 def read_shape(path: Path) -> Shape:
-    """The shape that a Hugging Face config.json describes.
+    """The shape in a Hugging Face config.json.
 
     Raises:
-        UserError: no such file, or a model whose work and memory are not estimated here.
+        UserError: no such file, or a model that is not a dense decoder.
     """
     config = read_json(path)
     config = config.get("text_config", config)
     if any("expert" in key and config[key] for key in config):
-        raise UserError(f"{path}: a mixture of experts; only dense decoders are estimated")
+        raise UserError(f"{path}: expected a dense decoder, found a mixture of experts, which cannot be estimated")
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         return Shape(
@@ -143,4 +152,4 @@ def read_shape(path: Path) -> Shape:
             bias=config.get("attention_bias", config.get("model_type") == "qwen2"),
         )
     except KeyError as error:
-        raise UserError(f"{path}: has no {error}, which a dense decoder's config has; it cannot be estimated") from None
+        raise UserError(f"{path}: expected a dense decoder with {error}, found none; it cannot be estimated") from None

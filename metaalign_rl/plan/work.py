@@ -1,4 +1,4 @@
-"""What one PPO step has to do: how many answers, how long, by which models."""
+"""The workload of one PPO step: how many responses, of which length, by which models."""
 
 from dataclasses import dataclass
 
@@ -9,55 +9,68 @@ from metaalign_rl.plan.shape import Shape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One PPO step's answers; lengths are means, in tokens."""
+    """The prompts and responses of one PPO step.
+
+    Attributes:
+        prompts: number of prompts.
+        samples_per_prompt: responses per prompt.
+        prompt_tokens, response_tokens: mean lengths.
+        longest_response: length of the longest response, in tokens.
+    """
 
     prompts: int
     samples_per_prompt: int
     prompt_tokens: float
-    answer_tokens: float
-    longest_answer: int
+    response_tokens: float
+    longest_response: int
 
     @property
     def samples(self) -> int:
-        """Answers of a step."""
+        """Number of responses."""
         return self.prompts * self.samples_per_prompt
 
     @property
     def length(self) -> float:
-        """Tokens of a prompt with its answer."""
-        return self.prompt_tokens + self.answer_tokens
+        """Mean tokens of a prompt with its response."""
+        return self.prompt_tokens + self.response_tokens
 
     @property
-    def answers(self) -> float:
-        """Response tokens of a step."""
-        return self.samples * self.answer_tokens
+    def total_response_tokens(self) -> float:
+        """Tokens of all responses."""
+        return self.samples * self.response_tokens
 
-    def read(self, share_prompts: bool) -> float:
-        """Tokens that a model reads of a step: a prompt once for all its answers where they share it."""
+    def tokens_read(self, share_prompts: bool) -> float:
+        """Tokens that a model reads: all responses, and each prompt once, or once per response if not shared."""
         prompts = self.prompts if share_prompts else self.samples
-        return prompts * self.prompt_tokens + self.answers
+        return prompts * self.prompt_tokens + self.total_response_tokens
 
 
-def work_of(config: Config, prompt_tokens: float | None = None, answer_tokens: float | None = None) -> Work:
-    """A step of `config`; lengths that are not given are the longest that it allows."""
+def work_of(config: Config, prompt_tokens: float | None = None, response_tokens: float | None = None) -> Work:
+    """The workload of one step of `config`.
+
+    Args:
+        prompt_tokens, response_tokens: mean lengths; by default the longest that the config allows.
+    """
     longest = config.rollout.max_new_tokens
     return Work(
         prompts=config.ppo.prompts_per_step,
         samples_per_prompt=config.ppo.samples_per_prompt,
         prompt_tokens=prompt_tokens or config.model.max_tokens - longest,
-        answer_tokens=answer_tokens or longest,
-        longest_answer=longest,
+        response_tokens=response_tokens or longest,
+        longest_response=longest,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What an estimate is made of.
+    """The inputs of an estimate.
 
     Attributes:
-        policy: shape of the policy, the reference and, but for its head, the critic.
-        reward: shape of the reward model; None: scored elsewhere, or by checks alone.
-        nodes: over which the devices are spread evenly.
+        policy: shape of the policy, of the reference and, except for its head, of the critic.
+        reward: shape of the reward model; None: no reward model runs here.
+        device: the kind of device that all roles use.
+        work: the workload of one step.
+        nodes: number of machines; the devices are spread evenly over them.
     """
 
     config: Config
@@ -69,10 +82,10 @@ class Case:
 
     @property
     def dtype(self) -> str:
-        """Of the weights."""
+        """Of the weights: "float32" or "bfloat16"."""
         return self.config.model.dtype
 
     @property
     def has_critic(self) -> bool:
-        """Whether learners train a critic beside the policy."""
+        """Whether the learners train a critic."""
         return self.config.ppo.algorithm == "ppo"

@@ -1,4 +1,4 @@
-"""PPO's checkpoints: the newest few and the best, each a folder that is whole or not there."""
+"""PPO's checkpoints: the newest few and the best. Each folder is written atomically."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +10,13 @@ STATE = "controller.json"
 
 
 class Checkpoint(NamedTuple):
-    """One that is there.
+    """One saved checkpoint.
 
     Attributes:
-        state: the controller's: "step", "kl_coef", and "gold", following by the rows' checks since the checkpoint
-            before, or None.
-        learners: the folder of their state.
-        policy: the folder of the policy, as transformers loads it.
+        state: the trainer's "step", "kl_coef" and "gold": the mean share of rollouts that passed their checks since the
+            previous checkpoint, or None.
+        learners: folder of the learners' state.
+        policy: folder of the policy, in the Hugging Face format.
     """
 
     state: dict[str, Any]
@@ -25,17 +25,17 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The folders `step-N` of a run.
+    """A run's checkpoint folders, `step-N`.
 
     Args:
-        keep: how many of the newest stay; the one with the highest gold stays too.
+        keep: number of newest checkpoints to keep. The one with the highest gold is kept too.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self._keep = folder, keep
 
     def save(self, state: dict[str, Any], save_learners: Callable[[Checkpoint], object]) -> None:
-        """Write the checkpoint of `state["step"]`, and remove what need not be kept."""
+        """Write the checkpoint of `state["step"]`, and remove those that need not be kept."""
 
         def fill(folder: Path) -> None:
             save_learners(Checkpoint(state, folder / "learners", folder / "policy"))
@@ -46,15 +46,15 @@ class Checkpoints:
         kept = {*sorted(found)[-self._keep :], *([best.state["step"]] if best else [])}
         for step in found.keys() - kept:
             remove_folder(found[step])
-        sweep(self.folder, "step-*")  # what died in the middle of this
+        sweep(self.folder, "step-*")  # leftovers of processes that died while writing or removing
 
     def last(self) -> Checkpoint | None:
-        """The newest, if there is one."""
+        """The newest checkpoint, if any."""
         found = self._folders()
         return _read(found[max(found)]) if found else None
 
     def best(self) -> Checkpoint | None:
-        """The one with the highest gold, of equals the newest; None where gold is not known."""
+        """The checkpoint with the highest gold, the newest of equals; None if gold is unknown."""
         known = [one for one in map(_read, self._folders().values()) if one.state["gold"] is not None]
         return max(known, key=lambda one: (one.state["gold"], one.state["step"]), default=None)
 

@@ -1,38 +1,40 @@
-"""How the coefficient of the KL penalty moves over a run."""
+"""The coefficient of the KL penalty, fixed or steered towards a target."""
 
-from typing import Protocol
+from dataclasses import dataclass
 
-from metaalign_rl.learner.openrlhf_modules import openrlhf_module
+from metaalign_rl.config.schema import PPOConfig
 
-_controllers = openrlhf_module("trainer.ppo_utils.kl_controller")
-
-
-class KLController(Protocol):
-    """The coefficient of the KL penalty, as `value`."""
-
-    value: float
-
-    def update(self, current: float, n_steps: int) -> None:
-        """Take in a PPO step: `current` is its mean KL of a whole response, `n_steps` its samples."""
+GAIN_LIMIT = 0.2  # the relative error counts at most this much, so one odd step changes little
 
 
-class FixedKL(_controllers.FixedKLController):  # type: ignore[name-defined]
-    """A coefficient that stays as it is."""
+@dataclass
+class KLController:
+    """The coefficient of the KL penalty, as `value`.
 
+    With a `target` it follows Ziegler et al. 2019 (arXiv:1909.08593), section 2.2: after a step of n samples,
+    value *= 1 + clip(KL / target - 1, -0.2, 0.2) * n / horizon. The paper's gain of 0.1 is a horizon of ten batches.
 
-class AdaptiveKL(_controllers.AdaptiveKLController):  # type: ignore[name-defined]
-    """A coefficient that steers the KL towards a target (Ziegler et al. 2019, section 2.2).
-
-    After a step of n samples: value *= 1 + clip(KL / target - 1, -0.2, 0.2) * n / horizon, where KL is summed
-    over a response, in nats, and averaged over the batch. The paper's gain of 0.1 is a horizon of ten
-    batches.
+    Attributes:
+        target: nats per response; None keeps the value fixed.
+        horizon: samples.
     """
 
     value: float
+    target: float | None = None
+    horizon: int = 10_000
 
-    def __init__(self, initial: float, target: float, horizon: int) -> None:
-        super().__init__(init_kl_coef=initial, target=target, horizon=horizon)
+    @classmethod
+    def of(cls, config: PPOConfig) -> "KLController":
+        """The controller that the settings ask for."""
+        return cls(config.kl_coef, config.kl_target if config.kl == "adaptive" else None, config.kl_horizon)
 
-    def update(self, current: float, n_steps: int) -> None:
-        super().update(current, n_steps)
-        self.value = float(self.value)  # the parent leaves a numpy scalar, which JSON does not take
+    def update(self, kl: float, samples: int) -> None:
+        """Take in one PPO step.
+
+        Args:
+            kl: KL summed over a response, mean over the step's samples, in nats.
+            samples: number of samples of the step.
+        """
+        if self.target is not None:
+            error = min(max(kl / self.target - 1, -GAIN_LIMIT), GAIN_LIMIT)
+            self.value *= 1 + error * samples / self.horizon

@@ -1,25 +1,53 @@
-"""The tier sampler: which rows a step rolls out, and so by which tier's preference answers are judged."""
+"""Which rows a step rolls out, and so which tier's preference its responses are judged by."""
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from metaalign_rl.config.schema import Config
 from metaalign_rl.core.dataflow import RELATIONS, TIERS, Row
 from metaalign_rl.core.errors import UserError, nearest
+from metaalign_rl.core.meta_prompt import encode_row
+from metaalign_rl.data.flips import can_flip, swap
+
+
+class PromptSource:
+    """The run's rows, tokenized, and the choice of each step's rows.
+
+    Rows are tokenized once, at construction, so that a row that does not fit is an error before training begins.
+
+    Raises:
+        UserError: a row's meta-prompt does not fit in `model.max_tokens`, or `ppo.sampler` has an unknown group.
+    """
+
+    def __init__(self, config: Config, rows: Sequence[Row], tokenizer: Any) -> None:
+        conflicts = [index for index, row in enumerate(rows) if can_flip(row)] if config.ppo.flips else []
+        flips = {index: len(rows) + place for place, index in enumerate(conflicts)}
+        max_tokens = config.model.max_tokens - config.rollout.max_new_tokens
+        self.rows = [*rows, *(swap(rows[index]) for index in conflicts)]
+        self._prompts = [encode_row(tokenizer, row, max_tokens=max_tokens) for row in self.rows]
+        self._sampler = PromptSampler(rows, config.ppo.sampler, config.run.seed, flips)
+        self._count = config.ppo.prompts_per_step
+
+    def draw(self, step: int) -> tuple[list[Row], list[list[int]]]:
+        """The `ppo.prompts_per_step` rows of a step, and their token ids."""
+        indices = self._sampler.draw(step, self._count)
+        return [self.rows[index] for index in indices], [self._prompts[index] for index in indices]
 
 
 class PromptSampler:
-    """Draws each step's rows: first the governing tier and the relation, by weight, then a row of that group.
+    """Draws each step's rows: the governing tier and the relation by weight, then a row of that group.
 
-    A step's draw depends on the seed and the step alone, so a resumed run goes on with the same rows.
+    A draw depends only on the seed and the step, so a resumed run draws the same rows.
 
     Args:
-        weights: by governing tier (`"system"`) or tier and relation (`"system/conflict"`); a group that neither names
-            has weight 1 each row, so without weights every row is as likely as any other.
-        flips: by row its flip's index, which then takes the place of another such row of the step, so that both sides
-            of the flip are rolled out together.
+        weights: by governing tier (`"system"`) or tier and relation (`"system/conflict"`). A group without a weight
+            is never drawn; without any weights, every row is equally likely.
+        flips: index of a row -> index of its flip. The flip takes the place of another such row of the step, so both
+            sides of a flip are rolled out together.
 
     Raises:
-        UserError: a weight for no tier or relation, or weights that leave nothing to draw.
+        UserError: a weight for an unknown tier or relation, or weights that leave no row to draw.
     """
 
     def __init__(
@@ -34,11 +62,11 @@ class PromptSampler:
                 raise UserError(f"ppo.sampler: unknown group {name!r}; {nearest(name, known)}")
         self._weights = [self._weight(name, weights) for name in self._groups]
         if not any(weight > 0 for weight in self._weights):
-            raise UserError(f"ppo.sampler: no row is left to draw; the rows' groups: {', '.join(self._groups)}")
+            raise UserError(f"ppo.sampler: no row is left to draw; give a weight to one of {', '.join(self._groups)}")
         self._seed, self._flips = seed, flips or {}
 
     def draw(self, step: int, count: int) -> list[int]:
-        """The indices of `count` rows for a step; a row comes twice only when its group is used up."""
+        """The indices of `count` rows for a step. A row repeats only after all rows of its group were drawn."""
         rng = random.Random(f"{self._seed} {step}")
         names = rng.choices(list(self._groups), self._weights, k=count)
         drawn = []
@@ -57,7 +85,7 @@ class PromptSampler:
         return [index for index in drawn if index not in self._flips] + kept + flipped
 
     def _weight(self, name: str, weights: Mapping[str, float]) -> float:
-        """A group's weight; a tier's weight is shared by its groups as their rows are."""
+        """A group's weight. A tier's weight is split over its groups in proportion to their rows."""
         size, tier = len(self._groups[name]), name.partition("/")[0]
         if name in weights:
             return weights[name]

@@ -1,4 +1,4 @@
-"""What a step's answers are like, as the figures that `metrics.jsonl` keeps."""
+"""The metrics of a step's rollouts."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -10,7 +10,13 @@ from metaalign_rl.ppo.advantages import token_kl
 
 
 class Measured(NamedTuple):
-    """A rollout with its sums over the answer's tokens: nats of KL, nats of surprisal, and how many they are."""
+    """A rollout with sums over its response's tokens.
+
+    Attributes:
+        kl: KL to the reference, nats.
+        surprisal: sum of -log p, nats.
+        tokens: number of tokens.
+    """
 
     rollout: Rollout
     kl: float
@@ -18,24 +24,26 @@ class Measured(NamedTuple):
     tokens: float
 
 
-def describe(rollouts: Sequence[Rollout], batch: Batch, version: int) -> Metrics:
-    """What the step's answers are like, all together and by tier and relation.
+def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch, version: int) -> Metrics:
+    """Metrics of a step's rollouts, over all of them and by tier and relation.
 
-    `reward`, `proxy`, `gold` and `refused` are means over the answers, `response_tokens` is the mean length; `kl` and
-    `surprisal`, the mean of -log p of the drawn tokens and so an estimate of the entropy, are in nats a token.
-    `staleness` is how many updates the weights that drew an answer's first token were behind the learners'.
+    `reward`, `proxy`, `gold` and `refused` are means over the responses. `response_tokens` is their mean length. `kl`
+    and `surprisal` are in nats per token; `surprisal` is the mean of -log p of the sampled tokens, an estimate of the
+    entropy. `staleness` is the mean number of updates between the weights that sampled a response's first token and
+    `version`; `staleness_max` is the largest.
 
     Args:
-        version: of the learners' weights before they learn from these answers.
+        batch: the rollouts' tokens, evaluated.
+        version: version of the learners' weights before the update.
     """
     assert batch.logprobs is not None and batch.ref_logprobs is not None
     kl = token_kl(batch.logprobs, batch.ref_logprobs, batch.action_mask)
     sums = (tensor.sum(dim=1).tolist() for tensor in (kl, -batch.logprobs, batch.action_mask))
-    answers = [Measured(*found) for found in zip(rollouts, *sums, strict=True)]
-    metrics = _means(answers, "")
+    measured = [Measured(*found) for found in zip(rollouts, *sums, strict=True)]
+    metrics = _means(measured, "")
     for name, key in (("tier", lambda r: r.row.tier), ("relation", lambda r: r.row.relation)):
         for value in sorted({key(rollout) for rollout in rollouts}):
-            metrics |= _means([answer for answer in answers if key(answer.rollout) == value], f"{name}/{value}/")
+            metrics |= _means([m for m in measured if key(m.rollout) == value], f"{name}/{value}/")
     behind = [version - rollout.sample.first_version for rollout in rollouts]
     return metrics | {
         "samples": len(rollouts),
@@ -45,16 +53,16 @@ def describe(rollouts: Sequence[Rollout], batch: Batch, version: int) -> Metrics
     }
 
 
-def _means(answers: Sequence[Measured], prefix: str) -> Metrics:
-    rewards = [answer.rollout.reward for answer in answers]
+def _means(measured: Sequence[Measured], prefix: str) -> Metrics:
+    rewards = [m.rollout.reward for m in measured]
     columns: dict[str, list[float]] = {
         "reward": [reward.value for reward in rewards],
         "proxy": [reward.proxy for reward in rewards if reward.proxy is not None],
         "gold": [float(reward.gold) for reward in rewards if reward.gold is not None],
-        "refused": [float(is_refusal(answer.rollout.sample.text)) for answer in answers],
-        "response_tokens": [answer.tokens for answer in answers],
+        "refused": [float(is_refusal(m.rollout.sample.text)) for m in measured],
+        "response_tokens": [m.tokens for m in measured],
     }
     means = {prefix + name: fmean(values) for name, values in columns.items() if values}
-    tokens = sum(answer.tokens for answer in answers)
-    sums = {"kl": sum(answer.kl for answer in answers), "surprisal": sum(answer.surprisal for answer in answers)}
+    tokens = sum(m.tokens for m in measured)
+    sums = {"kl": sum(m.kl for m in measured), "surprisal": sum(m.surprisal for m in measured)}
     return means | {prefix + name: total / tokens for name, total in sums.items()}

@@ -1,12 +1,14 @@
-"""Whether what the actors ask of Ray can be placed on the nodes that there are."""
+"""Bin packing: whether the bundles of a run fit the nodes of a cluster."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metaalign_rl.core.units import counted
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine of the cluster, with what of it Ray deals out."""
+    """A machine of the cluster, with the resources that Ray can give to actors."""
 
     name: str
     cpus: float
@@ -16,10 +18,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class NamedBundle:
-    """What must lie on one node together.
+    """Resources that must be on one node.
 
     Attributes:
-        who: such as "rollout engine 1".
+        who: the actors that need them, such as "rollout engine 1".
     """
 
     who: str
@@ -27,15 +29,16 @@ class NamedBundle:
     gpus: float
 
     def lacks(self, node: Node) -> str:
-        """What the node has too little of; empty where the bundle fits."""
-        short = [(self.gpus - node.gpus, "GPU"), (self.cpus - node.cpus, "CPU")]
-        return " and ".join(counted(gap, kind) for gap, kind in short if gap > 1e-6)
+        """The resources that the node has too few of, such as "2 GPUs"; empty if the bundle fits."""
+        gaps = [(self.gpus - node.gpus, "GPU"), (self.cpus - node.cpus, "CPU")]
+        return " and ".join(counted(gap, kind) for gap, kind in gaps if gap > 1e-6)
 
 
 def unplaced(bundles: Sequence[NamedBundle], nodes: Sequence[Node]) -> list[tuple[NamedBundle, str]]:
-    """The bundles that find no node, each with what every node lacks for it once the others are placed.
+    """The bundles that fit no node, each with what every node lacks for it after the others are placed.
 
-    Largest first, each on the fullest node that still takes it: exact where the numbers of GPUs divide each other.
+    Places the largest bundle first, each on the fullest node that still has room (best fit decreasing). The result is
+    exact if the bundles' numbers of GPUs divide each other.
     """
     left = list(nodes)
     failed = []
@@ -48,8 +51,3 @@ def unplaced(bundles: Sequence[NamedBundle], nodes: Sequence[Node]) -> list[tupl
         else:
             failed.append((bundle, "; ".join(f"{node.name} lacks {bundle.lacks(node)}" for node in left)))
     return failed
-
-
-def counted(amount: float, kind: str) -> str:
-    """Such as "1 GPU" or "0.12 CPUs"."""
-    return f"{round(amount, 3):g} {kind}{'' if amount == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What a run needs of this machine, compared with what is there. Light."""
+"""Checks of this machine: memory, disk, paths and servers that a run needs. Imports no heavy packages."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.checkpoints import is_checkpoint
 from metaalign_rl.core.units import GIB
 from metaalign_rl.data.public import ADAPTERS
 from metaalign_rl.runtime.ray_session import is_submitted
@@ -19,12 +20,15 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class PreflightCheck:
-    """One thing that a run needs.
+    """One requirement of a run.
 
     Attributes:
-        name: the key of the config that asks for it.
-        remedy: what to do when it is not there.
-        tight: it may fail or wait: an estimate came close, or others hold it; a run starts all the same.
+        name: the setting that requires it.
+        needed, found: short texts, such as "4 GPUs" and "2".
+        ok: the run may start.
+        remedy: how to meet the requirement.
+        is_warning: the run may start, but could fail or wait: an estimate is close to the limit, or other jobs use
+            the resource.
     """
 
     name: str
@@ -32,24 +36,26 @@ class PreflightCheck:
     found: str
     ok: bool
     remedy: str
-    tight: bool = False
+    is_warning: bool = False
 
     @property
     def verdict(self) -> str:
-        """In a word."""
-        return "MISSING" if not self.ok else "TIGHT" if self.tight else "ok"
+        """MISSING, TIGHT (a warning) or ok."""
+        return "MISSING" if not self.ok else "TIGHT" if self.is_warning else "ok"
 
 
 def check_memory(config: Config) -> PreflightCheck:
+    """Whether `cluster.memory_gib` is free on this machine."""
     needed, found = config.cluster.memory_gib, free_memory() / GIB
-    remedy = "free some memory, or lower the batch sizes and cluster.memory_gib with them"
+    remedy = "free some memory, or lower cluster.memory_gib together with the batch sizes"
     return PreflightCheck("cluster.memory_gib", f"{needed:g} GiB free", f"{found:.1f} GiB", found >= needed, remedy)
 
 
 def check_root(config: Config) -> PreflightCheck:
+    """Whether `run.root` is writable and, for a submitted job, absolute."""
     root = Path(config.run.root)
     if is_submitted() and not root.is_absolute():
-        remedy = "the job works in a copy that Ray deletes: give a folder on storage that every node sees"
+        remedy = "the job runs in a copy that Ray deletes: give a folder on storage that every node sees"
         return PreflightCheck("run.root", "an absolute folder", repr(config.run.root), False, remedy)
     good = is_writable(root)
     found = str(root.absolute()) if good else f"{root.absolute()}, not writable"
@@ -57,6 +63,7 @@ def check_root(config: Config) -> PreflightCheck:
 
 
 def check_disk(config: Config) -> PreflightCheck:
+    """Whether `cluster.disk_gib` is free under `run.root`."""
     needed = config.cluster.disk_gib
     found = shutil.disk_usage(nearest_folder(Path(config.run.root))).free / GIB
     remedy = "free some space, or give a run.root on another disk"
@@ -64,7 +71,10 @@ def check_disk(config: Config) -> PreflightCheck:
 
 
 def check_sources(config: Config) -> list[PreflightCheck]:
-    """The folders and files that the config names; a hub's model only where SFT prepares it."""
+    """Whether the data, checkpoints, files and servers in the config exist.
+
+    A hub id is allowed as `model.path` only if the stage sft prepares the model.
+    """
     checks = []
     if config.data.source == "jsonl":
         checks.append(_check_path("data.path", config.data.path, "a readable folder", Path.is_dir))
@@ -74,11 +84,11 @@ def check_sources(config: Config) -> list[PreflightCheck]:
         needed = f"a hub id such as {ADAPTERS[config.data.source].hub_id}, or a folder or file"
         checks.append(_check_path("data.path", config.data.path, needed, Path.exists))
     has_sft = "sft" in config.run.stages or RunFolder.of(config).sft.is_dir()
-    starts_from_it = not has_sft and not {"reward", "ppo", "evaluate"}.isdisjoint(config.run.stages)
-    if config.model.path and (starts_from_it or not _is_hub_id(config.model.path)):
-        checks.append(_check_path("model.path", config.model.path, "a checkpoint folder", _is_checkpoint))
+    starts_from_path = not has_sft and not {"reward", "ppo", "evaluate"}.isdisjoint(config.run.stages)
+    if config.model.path and (starts_from_path or not _is_hub_id(config.model.path)):
+        checks.append(_check_path("model.path", config.model.path, "a checkpoint folder", is_checkpoint))
     if config.reward.path:
-        checks.append(_check_path("reward.path", config.reward.path, "a checkpoint folder", _is_checkpoint))
+        checks.append(_check_path("reward.path", config.reward.path, "a checkpoint folder", is_checkpoint))
     if config.reward.function:
         path = config.reward.function.rpartition(":")[0]
         checks.append(_check_path("reward.function", path, "a readable Python file", Path.is_file))
@@ -88,7 +98,7 @@ def check_sources(config: Config) -> list[PreflightCheck]:
 
 
 def check_wandb(config: Config) -> Iterator[PreflightCheck]:
-    """Whether the package is there that `run.wandb_project` asks for; the environment leaves it out."""
+    """Whether `wandb` is installed, if `run.wandb_project` is set; the environment does not include it."""
     if config.run.wandb_project and "ppo" in config.run.stages:
         found = find_spec("wandb") is not None
         remedy = "install it with `pip install wandb`, or leave run.wandb_project empty"
@@ -100,13 +110,13 @@ def check_wandb(config: Config) -> Iterator[PreflightCheck]:
 def _check_path(name: str, value: str, needed: str, is_good: Callable[[Path], bool]) -> PreflightCheck:
     path = Path(value)
     good = bool(value) and is_good(path) and os.access(path, os.R_OK)
-    problem = ", which is none" if path.exists() else ", which does not exist"
+    problem = ", which is not one" if path.exists() else ", which does not exist"
     found = repr(value) if good or not value else f"{value!r}{problem}"
     return PreflightCheck(name, needed, found, good, f"give one as {name}=PATH")
 
 
 def _check_url(name: str, url: str) -> PreflightCheck:
-    """Whether a scorer's server is ready; asked once, before anything is started."""
+    """Whether the scorer at `url` answers that it is ready."""
     from urllib.error import URLError
     from urllib.request import urlopen
 
@@ -120,27 +130,23 @@ def _check_url(name: str, url: str) -> PreflightCheck:
     )
 
 
-def _is_checkpoint(path: Path) -> bool:
-    return (path / "config.json").is_file()
-
-
 def _is_hub_id(value: str) -> bool:
-    """Whether it is a hub's `owner/name`: one whose first folder is here is a mistyped path instead."""
+    """Whether it looks like a hub's `owner/name`. If `owner` is a local folder, it is a mistyped path instead."""
     return bool(_HUB_ID.fullmatch(value)) and value[0] != "." and not Path(value.split("/")[0]).exists()
 
 
 def is_writable(path: Path) -> bool:
-    """Whether files can be written under the folder, which need not exist yet."""
+    """Whether files can be written in the folder. It need not exist yet."""
     return (path.is_dir() or not path.exists()) and os.access(nearest_folder(path), os.W_OK | os.X_OK)
 
 
 def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
+    """The folder itself if it exists, else its nearest existing parent."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 def free_memory() -> int:
-    """Bytes that this machine, or the container's limit, leaves free. Cached files count as free."""
+    """Free memory in bytes, of this machine or within the container's limit. Cached files count as free."""
     free = _table(Path("/proc/meminfo"))["MemAvailable:"] * 1024
     group = Path("/sys/fs/cgroup")
     if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
@@ -150,6 +156,6 @@ def free_memory() -> int:
 
 
 def _table(path: Path) -> dict[str, int]:
-    """The numbers of one of the kernel's files, by the first word of their lines."""
+    """The numbers in one of the kernel's files, by the first word of each line."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0]: int(words[1]) for words in lines}

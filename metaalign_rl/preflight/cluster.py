@@ -1,4 +1,4 @@
-"""What a run's actors ask of the cluster, compared with its nodes: counts, places, storage. Light."""
+"""Checks of the cluster: counts of devices, room for all actors, shared storage. Imports no heavy packages."""
 
 import os
 from collections.abc import Iterator
@@ -6,56 +6,56 @@ from pathlib import Path
 from typing import Any
 
 from metaalign_rl.config.schema import Config
-from metaalign_rl.core.units import GIB
-from metaalign_rl.preflight.bin_packing import NamedBundle, Node, counted, unplaced
+from metaalign_rl.core.units import GIB, counted
+from metaalign_rl.preflight.bin_packing import NamedBundle, Node, unplaced
 from metaalign_rl.preflight.checks import PreflightCheck, is_writable
 from metaalign_rl.runtime.ray_session import is_connected
 
 
 def gpus_by_role(config: Config) -> dict[str, int]:
-    """GPUs that each role has: "learners", "engines", "reward"; colocated roles share theirs.
+    """GPUs of each role: "learners", "engines" and "reward". Empty without GPUs.
 
-    Apart, each learner has one, each engine as many as work on it together, and the reward workers share one.
+    Each learner has one GPU, each engine `rollout.tensor_parallel`, and the reward workers share one. Colocated roles
+    share their GPUs.
     """
     engines = config.rollout.engines * config.rollout.tensor_parallel
-    return {"learners": config.learners, "engines": engines, "reward": 1} if config.cluster.gpus else {}
+    return {"learners": config.learner.world_size, "engines": engines, "reward": 1} if config.cluster.gpus else {}
 
 
 def gpus_needed(config: Config) -> int:
-    """GPUs of the PPO stage."""
+    """GPUs that the stage ppo needs."""
     found = gpus_by_role(config)
     return max(found.values(), default=0) if config.shares_devices else sum(found.values())
 
 
 def check_devices(config: Config) -> Iterator[PreflightCheck]:
-    """Whether the GPUs can be dealt out to learners, engines and reward workers."""
+    """Whether `cluster.gpus` is enough for learners, engines and reward workers, and for reward training."""
     gpus, needed = config.cluster.gpus, gpus_needed(config)
     if needed > gpus:
         roles = ", ".join(f"{role} {count}" for role, count in gpus_by_role(config).items())
-        kind = "colocated" if config.shares_devices else "apart"
-        less = "lower learners or rollout.engines"
-        other = less if kind == "colocated" else f"{less}, or set cluster.layout=colocated, which shares GPUs"
-        remedy = f"set cluster.gpus={needed} where there are as many, {other}"
-        yield PreflightCheck("cluster.gpus", f"{needed} GPUs ({kind}: {roles})", str(gpus), False, remedy)
-    ranks, room = config.reward.devices, training_room(config)
-    if ranks > room:
-        kind = "GPUs beside the engines'" if gpus else "CPUs"
-        yield PreflightCheck(
-            "reward.devices", f"{ranks} {kind}", str(room), False, f"set reward.devices={room} or less"
-        )
+        layout = "colocated" if config.shares_devices else "disaggregated"
+        remedy = f"set cluster.gpus={needed} if there are as many, or lower learner.world_size or rollout.engines"
+        if not config.shares_devices:
+            remedy += ", or set cluster.layout=colocated, which shares GPUs"
+        needs = f"{counted(needed, 'GPU')} ({layout}: {roles})"
+        yield PreflightCheck("cluster.gpus", needs, str(gpus), False, remedy)
+    ranks, most = config.reward.devices, max_training_ranks(config)
+    if ranks > most:
+        needs = f"{counted(ranks, 'GPU')} in addition to the engines'" if gpus else counted(ranks, "CPU")
+        yield PreflightCheck("reward.devices", needs, str(most), False, f"set reward.devices={most} or less")
 
 
-def training_room(config: Config) -> int:
-    """How many ranks can train at once; the engines keep their GPUs meanwhile, or share the only one."""
+def max_training_ranks(config: Config) -> int:
+    """How many ranks can train at the same time. The engines keep their GPUs during training, or share the only GPU."""
     gpus = config.cluster.gpus
     if gpus and config.shares_devices:
-        return config.learners
+        return config.learner.world_size
     engines = config.rollout.engines * config.rollout.tensor_parallel
     return max(1, gpus - engines if gpus else config.cluster.cpus)
 
 
 def nodes() -> list[Node]:
-    """The living nodes of the cluster that this process is connected to."""
+    """The living nodes of the connected cluster."""
     import ray
 
     return [_node(entry) for entry in ray.nodes() if entry["Alive"]]
@@ -63,26 +63,28 @@ def nodes() -> list[Node]:
 
 def _node(entry: dict[str, Any]) -> Node:
     resources = entry["Resources"]
-    name = f"node {entry['NodeManagerAddress']} ({entry['NodeID'][:6]})"  # nodes of one machine share its address
+    name = f"node {entry['NodeManagerAddress']} ({entry['NodeID'][:6]})"  # nodes on one machine share its address
     memory = resources.get("memory", 0.0) / GIB
     return Node(name, resources.get("CPU", 0.0), resources.get("GPU", 0.0), memory)
 
 
-def check_places(bundles: list[NamedBundle], found: list[Node]) -> Iterator[PreflightCheck]:
-    """One check for each bundle that no node can take: Ray would let its actor wait without a word."""
-    for bundle, reason in unplaced(bundles, found):
-        needed = f"{counted(bundle.gpus, 'GPU')} and {counted(bundle.cpus, 'CPU')} on one node"
+def check_bundles(bundles: list[NamedBundle], cluster_nodes: list[Node]) -> Iterator[PreflightCheck]:
+    """One check for each bundle that fits no node. Ray would let its actors wait without a message."""
+    for bundle, reason in unplaced(bundles, cluster_nodes):
+        amounts = {"GPU": bundle.gpus, "CPU": bundle.cpus}
+        needed = " and ".join(counted(amount, kind) for kind, amount in amounts.items() if amount)
         name = "rollout.tensor_parallel" if bundle.gpus > 1 else "cluster.gpus" if bundle.gpus else "cluster.cpus"
+        fewer = "lower learner.world_size or rollout.engines"
         remedy = {
-            "rollout.tensor_parallel": "lower it to at most a node's GPUs, or the actors beside it",
-            "cluster.gpus": "set learners or rollout.engines lower, or add a node",
-            "cluster.cpus": "set cluster.cpus lower: each actor asks for its share of them; or add a larger node",
+            "rollout.tensor_parallel": f"set it to at most the GPUs of a node, or {fewer}",
+            "cluster.gpus": f"{fewer}, or add a node",
+            "cluster.cpus": "lower cluster.cpus, of which each actor needs a share, or add a larger node",
         }[name]
-        yield PreflightCheck(name, f"{needed} for {bundle.who}", reason, False, remedy)
+        yield PreflightCheck(name, f"{needed} on one node for {bundle.who}", f"none: {reason}", False, remedy)
 
 
 def check_free(bundles: list[NamedBundle]) -> Iterator[PreflightCheck]:
-    """A warning where other jobs hold what the actors will ask for: they would wait until those end."""
+    """A warning if other jobs use resources that the actors need. The actors would wait until those jobs end."""
     import ray
 
     free = ray.available_resources()
@@ -90,13 +92,13 @@ def check_free(bundles: list[NamedBundle]) -> Iterator[PreflightCheck]:
     for kind, needed in sums.items():
         found = free.get(kind, 0.0)
         if needed > found + 1e-6:
-            remedy = "wait for the other jobs, or stop them: `ray status` and `ray job list` say who has what"
-            text = f"{needed:g} {kind}s that no other job holds"
-            yield PreflightCheck(f"cluster.{kind.lower()}s", text, f"{found:g} free", True, remedy, tight=True)
+            needs = f"{counted(needed, kind)} that no other job uses"
+            remedy = "wait for the other jobs, or stop them; `ray status` and `ray job list` show them"
+            yield PreflightCheck(f"cluster.{kind.lower()}s", needs, f"{found:g} free", True, remedy, is_warning=True)
 
 
 def check_storage(config: Config) -> Iterator[PreflightCheck]:
-    """Whether every node sees what this one writes under run.root."""
+    """Whether every node sees a file that this node writes in `run.root`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -111,27 +113,27 @@ def check_storage(config: Config) -> Iterator[PreflightCheck]:
     pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others]
     exists = ray.remote(num_cpus=0)(os.path.exists)
     try:
-        seen = ray.get([exists.options(scheduling_strategy=node).remote(str(mark)) for node in pinned])
+        found = ray.get([exists.options(scheduling_strategy=node).remote(str(mark)) for node in pinned])
     finally:
         mark.unlink()
-    blind = [node["NodeManagerAddress"] for node, sees in zip(others, seen, strict=True) if not sees]
+    without = [node["NodeManagerAddress"] for node, is_there in zip(others, found, strict=True) if not is_there]
     yield PreflightCheck(
         "run.root",
         "storage that every node sees",
-        f"{root}, which {', '.join(blind)} cannot see" if blind else f"seen by {len(others) + 1} nodes",
-        not blind,
+        f"{root}, which {', '.join(without)} cannot see" if without else f"seen by {len(others) + 1} nodes",
+        not without,
         "give a folder on shared storage, such as a mounted volume",
     )
 
 
 def check_counts(config: Config) -> Iterator[PreflightCheck]:
-    """CPUs and GPUs over all nodes.
+    """Whether there are `cluster.cpus` CPUs and `cluster.gpus` GPUs, summed over all nodes.
 
-    A cluster on this machine has as many CPUs as the machine, whatever it was told. GPUs and other clusters
-    are known only once Ray is connected, and left out before.
+    For Ray on this machine, the machine's own CPUs count. GPUs, and the CPUs of a joined cluster, are known only when
+    Ray is connected; before, they are not checked.
     """
     is_local = not os.environ.get("RAY_ADDRESS")
-    where = "this machine" if is_local else "the cluster"
+    where = "on a machine with more" if is_local else "on a larger cluster"
     resources: dict[str, float] = {}
     if is_connected():
         import ray
@@ -142,5 +144,5 @@ def check_counts(config: Config) -> Iterator[PreflightCheck]:
     for name, kind, needed in (("cpus", "CPU", config.cluster.cpus), ("gpus", "GPU", config.cluster.gpus)):
         if is_connected() or kind in resources:
             found = int(resources.get(kind, 0))
-            remedy = f"{where} has {found}: set cluster.{name}={found}, or run where there are more"
-            yield PreflightCheck(f"cluster.{name}", f"{needed} {kind}s", str(found), found >= needed, remedy)
+            remedy = f"set cluster.{name}={found}, or run {where}"
+            yield PreflightCheck(f"cluster.{name}", counted(needed, kind), str(found), found >= needed, remedy)

@@ -1,11 +1,12 @@
-"""What the PPO stage needs by estimate, compared with what is there. Light."""
+"""Checks of the estimated memory and disk of the stage ppo. Imports no heavy packages."""
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from metaalign_rl.config.schema import OBJECT_STORE_SHARE, Config
-from metaalign_rl.core.units import GIB
+from metaalign_rl.config.schema import Config
+from metaalign_rl.config.sections import OBJECT_STORE_SHARE
+from metaalign_rl.core.units import GIB, counted
 from metaalign_rl.plan import memory
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.page import memory_table
@@ -16,14 +17,20 @@ from metaalign_rl.preflight.cluster import gpus_by_role
 from metaalign_rl.runtime.ray_session import is_connected
 
 PORTS = (
-    "Ports: none of its own. A Ray that the run starts listens on the loopback; learners meet in a file of the run's\n"
-    "folder, and between nodes their collective operations open ports that the system gives (NCCL, gloo)."
+    "Ports: the run opens no fixed ports. If it starts Ray, Ray listens on the loopback only. Learners find each\n"
+    "other through a file in the run's folder. Between nodes, their collectives (NCCL, gloo) use ports that the\n"
+    "system assigns."
 )
-TRUST = 1.3  # an estimate may be this much too high: what is there up to this factor is tight, above it missing
+TOLERANCE = 1.3  # within this factor a shortfall is a warning, beyond it an error
 
 
 def find_case(config: Config) -> Case | None:
-    """The config's case on the GPUs that Ray sees, or on CPUs; None: nothing can be estimated."""
+    """The case to estimate, on the cluster's GPUs or on CPUs.
+
+    Returns:
+        None if nothing can be estimated: the stage ppo does not run, or the kind of GPU or the model's shape is not
+        known.
+    """
     if "ppo" not in config.run.stages:
         return None
     if not config.cluster.gpus:
@@ -33,7 +40,7 @@ def find_case(config: Config) -> Case | None:
 
 
 def _gpu() -> Device | None:
-    """The kind of GPU that the cluster has, by what Ray calls it; None where Ray does not say, or we do not know."""
+    """The cluster's kind of GPU, from Ray's resource names; None if Ray does not name it or `rates.json` lacks it."""
     if not is_connected():
         return None
     import ray
@@ -44,7 +51,7 @@ def _gpu() -> Device | None:
 
 
 def check_estimates(config: Config) -> Iterator[PreflightCheck]:
-    """Memory a device by role, main memory, the object store and the disk."""
+    """Checks of device memory by role, or of main memory on CPUs, of Ray's object store, and of the disk."""
     case = find_case(config)
     if case is None:
         return
@@ -56,67 +63,67 @@ def check_estimates(config: Config) -> Iterator[PreflightCheck]:
     yield _check_disk(case)
 
 
-def compare(name: str, what: str, needed: float, found: float, remedy: str) -> PreflightCheck:
-    """An estimate in bytes beside what is there; see `TRUST`."""
+def _compare(name: str, what: str, needed: float, found: float, remedy: str) -> PreflightCheck:
+    """Compare an estimate with the amount found, both in bytes; see `TOLERANCE`."""
     texts = f"{what}, by estimate {needed / GIB:.3g} GiB", f"{found / GIB:.3g} GiB"
-    return PreflightCheck(
-        name, *texts, ok=needed <= TRUST * found, remedy=remedy, tight=found < needed <= TRUST * found
-    )
+    ok = needed <= TOLERANCE * found
+    return PreflightCheck(name, *texts, ok=ok, remedy=remedy, is_warning=ok and needed > found)
 
 
 def _check_host(case: Case) -> PreflightCheck:
     parts = memory.host_memory(case)
     largest = max(parts, key=lambda part: parts[part])
-    remedy = f"most of it is for {largest}: lower learner.micro_batch_tokens, rollout.kv_cache_gib or the model's size"
-    return compare("memory", "memory for all processes", sum(parts.values()), free_memory(), remedy)
+    remedy = f"lower learner.micro_batch_tokens, rollout.kv_cache_gib or the model's size; most of it is for {largest}"
+    return _compare("memory", "memory for all processes", sum(parts.values()), free_memory(), remedy)
 
 
 def _check_gpus(case: Case) -> Iterator[PreflightCheck]:
     assert case.device.memory_gib is not None
     learner, engine, room = memory.learner_memory(case), memory.engine_memory(case), case.device.memory_gib * GIB
-    fewer = "set learner.zero_stage=3, gradient_checkpointing=true, micro_batch_tokens lower, or learners higher"
+    fewer = "set learner.zero_stage=3 or gradient_checkpointing=true, lower micro_batch_tokens, or raise world_size"
     if case.config.shares_devices:
         needed = memory.colocated_memory(learner, engine)
-        yield compare("learner", "a GPU for a learner and an engine", needed, room, f"{fewer}; or cluster.layout=apart")
+        remedy = f"{fewer}, or set cluster.layout=disaggregated"
+        yield _compare("learner", "a GPU for a learner and an engine", needed, room, remedy)
     else:
-        yield compare("learner", "a GPU for a learner", sum(learner.values()), room, fewer)
+        yield _compare("learner", "a GPU for a learner", sum(learner.values()), room, fewer)
     reward = sum(memory.reward_memory(case).values()) * case.config.ppo.reward_workers
-    remedy = "lower ppo.reward_workers, or serve the reward model elsewhere and give reward.url"
-    yield compare("ppo.reward_workers", "the reward workers' GPU", reward, room, remedy)
+    remedy = "lower ppo.reward_workers, or serve the reward model elsewhere and set reward.url"
+    yield _compare("ppo.reward_workers", "the reward workers' GPU", reward, room, remedy)
     tokens, longest = memory.kv_tokens(case), case.config.model.max_tokens
-    found = f"{tokens:.0f} tokens' ({engine['KV cache'] / GIB:.1f} GiB)"
-    remedy = "set rollout.gpu_memory_utilization or rollout.tensor_parallel higher"
-    yield PreflightCheck("rollout", f"room for {longest} tokens' keys and values", found, tokens >= longest, remedy)
+    found = f"room for {tokens:.0f} ({engine['KV cache'] / GIB:.1f} GiB)"
+    remedy = "raise rollout.gpu_memory_utilization or rollout.tensor_parallel"
+    yield PreflightCheck("rollout", f"a KV cache for {longest} tokens", found, tokens >= longest, remedy)
 
 
 def _check_store(case: Case) -> PreflightCheck:
-    """Weights pass through Ray's object store on CPUs."""
-    needed = memory.in_store(case)
+    """On CPUs, a weight sync passes through Ray's object store."""
+    needed = memory.object_store_memory(case)
     store = case.config.cluster.object_store_bytes
     enough = needed / OBJECT_STORE_SHARE / GIB
-    share = f"a share of {OBJECT_STORE_SHARE:g} of it is the store"
-    remedy = f"set rollout.bucket_mib lower, or cluster.memory_gib={enough:.0f} or more: {share}"
-    return compare("cluster.memory_gib", "Ray's object store for weights", needed, store, remedy)
+    share = f"the store is {OBJECT_STORE_SHARE:.0%} of it"
+    remedy = f"lower rollout.bucket_mib, or set cluster.memory_gib={enough:.0f} or more; {share}"
+    return _compare("cluster.memory_gib", "Ray's object store for weights", needed, store, remedy)
 
 
 def _check_disk(case: Case) -> PreflightCheck:
-    needed = sum(memory.disk(case).values())
+    needed = sum(memory.disk_bytes(case).values())
     found = shutil.disk_usage(nearest_folder(Path(case.config.run.root))).free
-    remedy = "give a run.root on a larger disk, or set run.keep_rollouts higher"
-    return compare("run.root", "disk for checkpoints, models and rollouts", needed, found, remedy)
+    remedy = "give a run.root on a larger disk, or raise run.keep_rollouts"
+    return _compare("run.root", "disk for checkpoints, models and rollouts", needed, found, remedy)
 
 
 def describe(config: Config, case: Case | None) -> str:
-    """What the PPO stage takes, for reading: devices by role, memory by part, ports."""
+    """The resources of the stage ppo as text: devices by role, memory by part, ports."""
     roles = ", ".join(f"{role} {count}" for role, count in gpus_by_role(config).items())
-    kind = "colocated" if config.shares_devices else "apart"
+    layout = "colocated" if config.shares_devices else "disaggregated"
     devices = (
-        f"GPUs: {roles} ({kind})"
+        f"GPUs: {roles} ({layout})"
         if roles
-        else f"Devices: the run's {config.cluster.cpus} CPUs, taken in turns by all roles"
+        else f"Devices: {counted(config.cluster.cpus, 'CPU')}, which all roles use in turns"
     )
     tables = (
-        "Memory is not estimated: the shape of the model, or the kind of GPU, is not known."
+        "Memory is not estimated: the shape of the model or the kind of GPU is unknown."
         if case is None
         else memory_table(case)
     )

@@ -1,4 +1,4 @@
-"""The preflight: everything that a run needs, checked before anything starts."""
+"""The preflight: checks the requirements of a run before it starts."""
 
 import os
 import sys
@@ -14,12 +14,12 @@ from metaalign_rl.runtime.ray_session import is_connected
 
 
 def preflight(config: Config) -> list[PreflightCheck]:
-    """What the config needs beside what this machine has, and once Ray is connected, what its cluster has."""
+    """Compare the requirements of a config with this machine and, if Ray is connected, with its cluster."""
     counts, devices = list(cluster.check_counts(config)), list(cluster.check_devices(config))
     checks = [*counts, preflight_checks.check_memory(config), preflight_checks.check_root(config), *devices]
     if is_connected() and not devices and all(check.ok for check in counts):
-        asked = [NamedBundle(who, part["CPU"], part.get("GPU", 0.0)) for who, part in placement.named_bundles(config)]
-        checks += list(cluster.check_places(asked, cluster.nodes())) or cluster.check_free(asked)
+        bundles = [NamedBundle(who, part["CPU"], part.get("GPU", 0.0)) for who, part in placement.named_bundles(config)]
+        checks += list(cluster.check_bundles(bundles, cluster.nodes())) or cluster.check_free(bundles)
     if is_connected() and os.environ.get("RAY_ADDRESS"):
         checks += cluster.check_storage(config)
     checks += [
@@ -31,13 +31,20 @@ def preflight(config: Config) -> list[PreflightCheck]:
 
 
 def require(checks: list[PreflightCheck]) -> None:
-    """Raise a `UserError` that lists what is missing, with the remedies; warn of what is tight."""
+    """Print the warnings among the checks.
+
+    Raises:
+        UserError: checks failed; lists them with their remedies.
+    """
     for check in checks:
-        if check.tight:
-            needed = f"{check.name}: needs {check.needed}, found {check.found}"
-            print(f"warning: {needed}; if need be, {check.remedy}", file=sys.stderr)
-    missing = [f"{c.name}: needs {c.needed}, found {c.found}; {c.remedy}" for c in checks if not c.ok]
+        if check.is_warning:
+            print(f"warning: {_text(check)}", file=sys.stderr)
+    missing = [_text(check) for check in checks if not check.ok]
     if len(missing) > 1:
         raise UserError("\n  ".join([f"{len(missing)} things that the run needs are missing:", *missing]))
     if missing:
         raise UserError(missing[0])
+
+
+def _text(check: PreflightCheck) -> str:
+    return f"{check.name}: needs {check.needed}, found {check.found}; {check.remedy}"

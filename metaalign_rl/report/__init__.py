@@ -1,4 +1,4 @@
-"""What a run came to: `report.json`, the page `report.html`, and the tables on the terminal."""
+"""A run's report: `report.json`, the page `report.html`, and the tables in the terminal."""
 
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.report import page, results
@@ -8,11 +8,16 @@ __all__ = ["build", "show"]
 
 
 def build(folder: RunFolder, mode: str) -> dict[str, float]:
-    """Write `report.json` and `report.html`; the figures.
+    """Write `report.json` and `report.html`.
 
     Args:
-        mode: which of the reward model's scores PPO used.
+        mode: the reward model's mode that PPO used (`reward.mode`).
+
+    Returns: the content of `report.json`.
+
+    Raises:
+        UserError: the stage `evaluate` has not run.
     """
-    report = results.build(folder, mode)
-    page.build(folder, mode)
+    report = results.write(folder, mode)
+    page.write(folder, mode)
     return report

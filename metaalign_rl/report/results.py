@@ -1,55 +1,62 @@
-"""`report.json`: the figures of a run, one flat object, from the stages' files."""
+"""`report.json`: a run's metrics as one flat object."""
 
 import time
 from typing import Any
 
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.core.files import read_json, read_log, write_json
-from metaalign_rl.monitoring.alarms import episodes
+from metaalign_rl.monitoring.alarms import find_alarms
 
 POLICIES = {"sft": "before PPO", "ppo": "after PPO"}
 HEADLINES = ("following", "conflict", "distractor")
 
 
-def build(folder: RunFolder, mode: str) -> dict[str, float]:
-    """Write `report.json`, one flat object; the keys of a stage that did not run are missing.
+def write(folder: RunFolder, mode: str) -> dict[str, float]:
+    """Write `report.json` from the stages' files. docs/evaluation.md explains the keys.
+
+    The keys of a stage that did not run are missing, and so are metrics that the data does not define.
 
     Args:
-        mode: which of the reward model's scores PPO used.
+        mode: the reward model's mode that PPO used (`reward.mode`).
+
+    Returns: the content of `report.json`: times in seconds, shares from 0 to 1, and counts.
+
+    Raises:
+        UserError: the stage `evaluate` has not run.
     """
     began = time.monotonic()
-    figures, stages = read_json(folder.evaluation / "figures.json"), read_json(folder.progress)
+    metrics, stages = read_json(folder.evaluation / "figures.json"), read_json(folder.stages)
     finished = {stage: record["seconds"] for stage, record in stages.items() if record["seconds"] is not None}
     report: dict[str, float] = {f"seconds.{stage}": seconds for stage, seconds in finished.items()}
     for policy in POLICIES:
         for name in HEADLINES:
             for decoding, suffix in (("sampled", ""), ("greedy", "_greedy")):
-                if name in figures[f"{policy}_{decoding}"]:
-                    report[f"{policy}.{name}{suffix}"] = figures[f"{policy}_{decoding}"][name]
+                if name in metrics[f"{policy}_{decoding}"]:
+                    report[f"{policy}.{name}{suffix}"] = metrics[f"{policy}_{decoding}"][name]
     if folder.reward_evaluation.is_file():
-        report |= _reward(read_json(folder.reward_evaluation), mode)
-    if "reward" in figures:
-        report["reward.on_policy"] = figures["reward"]["on_policy"]
-        report["ppo.gold_minus_proxy"] = figures["reward"]["gold_minus_proxy"]
-    report |= _training(folder)
+        report |= _reward_metrics(read_json(folder.reward_evaluation), mode)
+    if "reward" in metrics:
+        report["reward.on_policy"] = metrics["reward"]["on_policy"]
+        report["ppo.gold_minus_proxy"] = metrics["reward"]["gold_minus_proxy"]
+    report |= _training_metrics(folder)
     report["seconds.report"] = round(time.monotonic() - began, 1)
     write_json(folder.report, report)
     return report
 
 
-def _reward(evaluation: dict[str, Any], mode: str) -> dict[str, float]:
-    """The reward model's figures; one over nothing, such as flips in data without any, is left out."""
+def _reward_metrics(evaluation: dict[str, Any], mode: str) -> dict[str, float]:
+    """The reward model's metrics, without those that are null, such as flips in data without flips."""
     whole = evaluation["whole"][mode]
-    figures = {
+    metrics = {
         "reward.accuracy": whole["accuracy"],
         "reward.flip": whole["flip"]["accuracy"],
         "reward.conflict": whole["conflict"]["accuracy"],
     }
-    figures |= {f"reward.{name}": evaluation[name]["overall"]["accuracy"] for name in evaluation if name != "whole"}
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    metrics |= {f"reward.{name}": evaluation[name]["overall"]["accuracy"] for name in evaluation if name != "whole"}
+    return {name: metric for name, metric in metrics.items() if metric is not None}
 
 
-def _training(folder: RunFolder) -> dict[str, float]:
+def _training_metrics(folder: RunFolder) -> dict[str, float]:
     if not folder.metrics.is_file():
         return {}
     steps = list(read_log(folder.metrics))
@@ -58,5 +65,5 @@ def _training(folder: RunFolder) -> dict[str, float]:
         "ppo.steps": len(steps),
         "ppo.samples_per_second": sum(step["samples"] for step in steps) / seconds,
         "ppo.mismatch_max": max(step["mismatch"] for step in steps),
-        "ppo.alarms": len(episodes(steps)),
+        "ppo.alarms": len(find_alarms(steps)),
     }

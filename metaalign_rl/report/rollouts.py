@@ -1,6 +1,6 @@
-"""The rollouts for a page's browser: a sample in the page itself, and all of them in scripts that it can load.
+"""The rollout browser's data: a sample of the responses in the page, and all of them in scripts that it can load.
 
-Scripts and not JSON, since a page that was opened as a file may load those alone.
+They are scripts because a page that is opened as a file cannot load JSON.
 """
 
 import json
@@ -14,41 +14,46 @@ from metaalign_rl.core.dataflow import LABELS, TIERS
 from metaalign_rl.core.files import replace_folder
 from metaalign_rl.core.units import MIB
 
-SHOWN, SHOWN_BYTES = 4_000, 4 * MIB  # at most, of answers in the page itself
-BESIDE, BESIDE_BYTES = 100_000, 128 * MIB  # at most, of answers in the scripts, which a browser holds in memory
-PART = 4_000  # answers a script
-GOOD = 0.5  # the proxy from which on the reward model calls an answer good
+IN_PAGE, IN_PAGE_BYTES = 4_000, 4 * MIB  # most responses in the page
+IN_SCRIPTS, IN_SCRIPTS_BYTES = 100_000, 128 * MIB  # most responses in the scripts, which a browser holds in memory
+PER_SCRIPT = 4_000  # responses per script
+GOOD = 0.5  # threshold on the proxy, to compare it with gold
 
 
 @dataclass
-class Answers:
-    """Answers as the page's script reads them: `rows` says what was asked, `samples` are the answers, each with the
-    index of its row."""
+class BrowserData:
+    """Responses in the format of the page's script.
+
+    Attributes:
+        rows: the prompts.
+        samples: the responses. `row` is an index into `rows`.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
-    _places: dict[str, int] = field(default_factory=dict)
+    _indices: dict[str, int] = field(default_factory=dict)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Take in a line of the kept rollouts."""
-        if record["row"] not in self._places:
-            self._places[record["row"]] = len(self.rows)
+        """Add one record of the rollout files."""
+        if record["row"] not in self._indices:
+            self._indices[record["row"]] = len(self.rows)
             self.rows.append(_row(record))
-        self.samples.append(_sample(record, self._places[record["row"]]))
+        self.samples.append(_sample(record, self._indices[record["row"]]))
 
     def as_json(self) -> dict[str, Any]:
-        """Both, for JSON."""
+        """`rows` and `samples` as a JSON object."""
         return {"rows": self.rows, "samples": self.samples}
 
 
 def write_browser(folder: RunFolder, seed: int = 0) -> dict[str, Any] | None:
-    """What the page's browser of rollouts reads; None where the run kept none.
+    """Write the browser's scripts and return its data for the page. None if the run saved no rollouts.
 
-    Where the page holds a sample only, the answers are written to `rollouts_page/` beside it: all of them, or as many
-    as a browser can hold.
+    If the page holds only a sample, all responses, or as many as a browser can hold, are written to `rollouts_page/`
+    next to it. `seed` chooses the samples.
 
-    Returns: `total`, the number of answers kept; `rows` and `samples` as in `Answers`; `parts`, the number of scripts
-        beside the page; and `beside`, the number of answers in them.
+    Returns:
+        A JSON object with `total`, the number of saved responses; `rows` and `samples` as in `BrowserData`; `parts`,
+        the number of scripts; and `loadable`, the number of responses in the scripts.
     """
     if not folder.rollouts.is_dir():
         return None
@@ -57,36 +62,36 @@ def write_browser(folder: RunFolder, seed: int = 0) -> dict[str, Any] | None:
     total, size = count_rollouts(folder.rollouts)
     if not total:
         return None
-    draw = random.Random(seed)
-    shown = set(draw.sample(range(total), min(total, SHOWN, 1 + SHOWN_BYTES * total // size)))
-    beside = set(draw.sample(range(total), min(total, BESIDE, 1 + BESIDE_BYTES * total // size)))
-    if len(shown) == total:
-        beside = set()
-    page, parts = Answers(), -(-len(beside) // PART)
-    replace_folder(folder.rollouts_page, lambda path: _write_parts(folder.rollouts, path, page, shown, beside))
+    generator = random.Random(seed)
+    in_page = set(generator.sample(range(total), min(total, IN_PAGE, 1 + IN_PAGE_BYTES * total // size)))
+    loadable = set(generator.sample(range(total), min(total, IN_SCRIPTS, 1 + IN_SCRIPTS_BYTES * total // size)))
+    if len(in_page) == total:
+        loadable = set()
+    page, parts = BrowserData(), -(-len(loadable) // PER_SCRIPT)
+    replace_folder(folder.rollouts_page, lambda path: _write_parts(folder.rollouts, path, page, in_page, loadable))
     if not parts:
         folder.rollouts_page.rmdir()
-    return {"total": total, **page.as_json(), "parts": parts, "beside": len(beside)}
+    return {"total": total, **page.as_json(), "parts": parts, "loadable": len(loadable)}
 
 
-def _write_parts(rollouts: Path, folder: Path, page: Answers, shown: set[int], beside: set[int]) -> None:
-    """Fill the page's answers and write the scripts, in one pass over the files."""
-    from metaalign_rl.monitoring.rollout_table import read_chosen
+def _write_parts(rollouts: Path, folder: Path, page: BrowserData, in_page: set[int], loadable: set[int]) -> None:
+    """Fill `page` and write the scripts, in one pass over the rollout files."""
+    from metaalign_rl.monitoring.rollout_table import read_rollouts_at
 
-    part, number = Answers(), 0
-    for place, record in read_chosen(rollouts, shown | beside):
-        if place in shown:
+    part, number = BrowserData(), 0
+    for index, record in read_rollouts_at(rollouts, in_page | loadable):
+        if index in in_page:
             page.add(record)
-        if place in beside:
+        if index in loadable:
             part.add(record)
-        if len(part.samples) == PART:
+        if len(part.samples) == PER_SCRIPT:
             _write_part(folder, number, part)
-            part, number = Answers(), number + 1
+            part, number = BrowserData(), number + 1
     if part.samples:
         _write_part(folder, number, part)
 
 
-def _write_part(folder: Path, number: int, part: Answers) -> None:
+def _write_part(folder: Path, number: int, part: BrowserData) -> None:
     text = json.dumps(part.as_json(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     (folder / f"part-{number}.js").write_text(f"addRollouts({text});\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""A run's results on the terminal."""
+"""A run's results in the terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -10,56 +10,56 @@ from metaalign_rl.report.results import HEADLINES, POLICIES
 
 
 def show(root: Path) -> None:
-    """Print a run's results from its files.
+    """Print the results of the run in the folder `root`.
 
     Raises:
-        UserError: the run has not come to its report.
+        UserError: the run has no report yet.
     """
     folder = RunFolder(root)
     if not folder.report.is_file():
-        raise UserError(f"{root}: no report.json there yet; run the stages evaluate and report")
+        raise UserError(f"{root}: expected report.json, found none; run the stages evaluate and report")
     from rich.console import Console
 
-    report, figures = read_json(folder.report), read_json(folder.evaluation / "figures.json")
+    report, metrics = read_json(folder.report), read_json(folder.evaluation / "figures.json")
     console = Console(width=None if Console().is_terminal else 110)
-    console.print(_following_table(figures))
+    console.print(_following_table(metrics))
     if folder.reward_evaluation.is_file():
         console.print(_reward_table(report))
     if report.get("ppo.alarms"):
-        console.print(f"alarms in training: {report['ppo.alarms']}; see the page", style="red")
-    console.print(_showcase_table(figures["showcase"]))
+        console.print(f"alarms in training: {report['ppo.alarms']} (see the page)", style="red")
+    console.print(_showcase_table(metrics["showcase"]))
     total = sum(value for key, value in report.items() if key.startswith("seconds."))
     models = ", ".join(str(path) for path in (folder.policy, folder.reward) if path.is_dir())
     console.print(
-        f"{total / 60:.1f} minutes in all; page: {folder.page}; figures: {folder.report}; models: {models}",
+        f"total time: {total / 60:.1f} minutes; page: {folder.page}; metrics: {folder.report}; models: {models}",
         markup=False,
     )
 
 
-def _following_table(figures: dict[str, Any]) -> Any:
+def _following_table(metrics: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Share of held-out rows that follow what governs (gold checks)", title_justify="left")
+    table = Table(title="Preference following: share of held-out rows (gold checks)", title_justify="left")
     columns = {
-        "before, sampled": figures["sft_sampled"],
-        "after, sampled": figures["ppo_sampled"],
-        "before, greedy": figures["sft_greedy"],
-        "after, greedy": figures["ppo_greedy"],
+        "before, sampled": metrics["sft_sampled"],
+        "after, sampled": metrics["ppo_sampled"],
+        "before, greedy": metrics["sft_greedy"],
+        "after, greedy": metrics["ppo_greedy"],
     }
-    # The base rate: what no answer at all gets. The world's checks give it nothing.
-    if figures["source"] != "world" or figures["empty"]["following"] > 0:
-        columns["empty answer"] = figures["empty"]
+    # The base rate. In the built-in world it is 0, because no check passes on an empty response.
+    if metrics["source"] != "world" or metrics["empty"]["following"] > 0:
+        columns["empty response"] = metrics["empty"]
     for column in ("", *columns, "rows"):
         table.add_column(column, justify="left" if not column else "right")
     for name in HEADLINES:
-        if name in figures["empty"]:
+        if name in metrics["empty"]:
             table.add_row(Text(name, "bold"), *(f"{column[name]:.2f}" for column in columns.values()), "")
-    for cut, values in figures["empty"]["by"].items():
+    for key, values in metrics["empty"]["by"].items():
         table.add_section()
         for value, row in values.items():
-            cells = [f"{column['by'][cut][value]['following']:.2f}" for column in columns.values()]
-            table.add_row(Text(f"{cut} {value}"), *cells, str(row["rows"]))
+            cells = [f"{column['by'][key][value]['following']:.2f}" for column in columns.values()]
+            table.add_row(Text(f"{key} {value}"), *cells, str(row["rows"]))
     return table
 
 
@@ -69,12 +69,12 @@ def _reward_table(report: dict[str, float]) -> Any:
     table = Table(title="Reward model on held-out pairs", title_justify="left", show_header=False)
     meanings = {
         "reward.accuracy": "all pairs",
-        "reward.flip": "flips, right both ways",
+        "reward.flip": "flips, right on both pairs",
         "reward.conflict": "conflicts",
-        "reward.on_policy": "agreement with gold on the policy's own answers",
+        "reward.on_policy": "agreement with gold on the policy's own responses",
         "reward.preference_blind": "control without the meta-prompt",
-        "reward.tier_blind": "control that cannot tell the tiers, on tier flips",
-        "reward.scalar": "control with the label overall alone, all pairs",
+        "reward.tier_blind": "control that cannot tell the tiers apart, on tier flips",
+        "reward.scalar": "control with the label overall only, all pairs",
     }
     for key, meaning in meanings.items():
         if key in report:
@@ -84,11 +84,11 @@ def _reward_table(report: dict[str, float]) -> Any:
 
 def _showcase_table(records: list[dict[str, str]]) -> Any:
     from rich.table import Table
-    from rich.text import Text  # plain: rich would read [brackets] in a row's text as its own markup
+    from rich.text import Text  # in a plain string, rich would read [brackets] as markup
 
     question = records[0]["question"]
     records = [record for record in records if record["question"] == question]
-    title = Text(f"{question[:80]!r} under {len(records)} meta-prompts, greedily", "table.title")
+    title = Text(f"{question[:80]!r} under {len(records)} meta-prompts (greedy)", "table.title")
     table = Table(title=title, title_justify="left")
     for column in ("System Info", "User Info", *POLICIES.values()):
         table.add_column(column, overflow="fold")

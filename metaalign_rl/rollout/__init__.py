@@ -1,1 +1,1 @@
-"""Rollout: what asks for samples (`types`, light) and the vLLM actor that draws them (`engine`)."""
+"""Rollout: vLLM engines as Ray actors, and the pool that splits requests over them."""

@@ -1,4 +1,4 @@
-"""A vLLM engine that samples answers and takes new weights while it runs."""
+"""A vLLM engine that generates responses and accepts new weights while it runs."""
 
 import gc
 import time
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
+from metaalign_rl.core.checkpoints import tensor_names
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
-from metaalign_rl.rollout.engine_args import cpu_options, gpu_options, refuse_tied_embeddings, start, tensor_names
+from metaalign_rl.rollout.engine_args import cpu_options, gpu_options, refuse_tied_embeddings, start
 from metaalign_rl.rollout.vllm_io import check_length, sampling_params, to_samples
 from metaalign_rl.runtime.vllm_setup import prepare_vllm
 from metaalign_rl.weights import StaleEngine
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from metaalign_rl.weights.vllm_worker import Receipt
 
 HEARTBEAT = 2.0  # seconds
-THREADS = {"concurrency_groups": {"control": 1}}  # of the actor: answers are drawn in another one
+THREADS = {"concurrency_groups": {"control": 1}}  # of the actor; `generate` runs in the default group
 
 
 class RolloutEngine:
-    """One vLLM engine in its own process; the caller makes it a Ray actor: `ray.remote(**THREADS)(RolloutEngine)`.
+    """One vLLM engine in its own process. Make it a Ray actor with `ray.remote(**THREADS)(RolloutEngine)`.
 
-    It speaks only to its caller and to the learners that send weights, and reads only model folders, as safetensors.
+    It communicates only with its caller and with the learners that send weights. It reads only model folders in
+    safetensors format.
     """
 
     def __init__(
@@ -46,22 +48,22 @@ class RolloutEngine:
         backend: Backend = "store",
         number: int = 0,
     ) -> None:
-        """Load the model and its tokenizer. Weight version 0 is what the folder holds.
+        """Load the model and its tokenizer. The folder's weights are version 0.
 
         Args:
-            max_tokens: longest prompt and answer together.
-            max_sequences: answers drawn side by side; more requests wait their turn.
-            dtype: of weights and arithmetic, such as "float32" or "bfloat16".
-            seed: of everything drawn without a request's own seed.
-            kv_cache_gib: memory for keys and values on a CPU.
+            max_tokens: longest prompt plus response.
+            max_sequences: responses generated at the same time; more requests wait.
+            dtype: type of weights and arithmetic, such as "float32" or "bfloat16".
+            seed: seed of all sampling without a request's own seed.
+            kv_cache_gib: GiB for keys and values on a CPU.
             gpu_memory_utilization: share of the GPU's memory for weights, keys and values.
-            tensor_parallel: devices that share the model, of one node; on a CPU processes.
-            sleeps: whether `sleep` frees the GPU's memory, which costs some at the start.
-            backend: the way that new weights come.
-            number: of this engine among the run's; its samples carry it.
+            tensor_parallel: devices of one node that share the model; on a CPU, processes.
+            sleeps: whether `sleep` frees the GPU's memory. Enabling this costs some memory from the start.
+            backend: how new weights arrive.
+            number: this engine's index, recorded in each sample.
 
         Raises:
-            UserError: no such model folder, no safetensors in it, or tied embeddings on a CPU.
+            UserError: there is no such model folder, it has no safetensors, or its embeddings are tied (on a CPU).
         """
         self._expected = tensor_names(Path(model_path))
         on_cpu = prepare_vllm()
@@ -80,29 +82,29 @@ class RolloutEngine:
         self._tokenizer: Any = self._engine.get_tokenizer()
         self._max_tokens, self._number = max_tokens, number
         self._version = 0
-        self._first_versions: dict[str, int] = {}  # of requests whose first token is older than the present weights
-        self._waiting: dict[str, Request] = {}  # what is being answered
-        self._lock = Lock()  # whoever works with `_engine` holds it
-        self._running = Event()  # not while weights change
+        self._first_versions: dict[str, int] = {}  # of requests whose first token is older than the current weights
+        self._waiting: dict[str, Request] = {}  # requests in progress
+        self._lock = Lock()  # protects `_engine`
+        self._running = Event()  # cleared while weights change
         self._running.set()
         self._is_updating = False
         self._sleeps, self._asleep = sleeps and not on_cpu, list[str]()
-        gc.freeze()  # what was imported and loaded stays: the collector need not go through it again and again
+        gc.freeze()  # what is loaded now stays; the garbage collector need not scan it
 
     @ray.method(concurrency_group="control")
     def ready(self) -> int:
-        """The version of the weights that it holds; answers once the model is loaded."""
+        """The version of its weights. Returns when the model is loaded."""
         return self._version
 
     def generate(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
-        """Draw one answer a request; yields, in the order they end, those that a step of the engine finished.
+        """Generate one response per request. Yields the samples that each engine step finished.
 
-        A Ray streaming generator: lists, because an object for each sample would cost about 1 ms each. A list is empty
-        where nothing ended for `HEARTBEAT` seconds: an engine that yields nothing hangs. New weights may come between
-        two steps; then what was begun goes on with the new ones, its keys and values computed anew. The
-        same calls in the same order on a fresh engine draw the same answers. A request's own `seed` makes its
-        answer independent of what is drawn beside it, up to the arithmetic's last bits; on a CPU seeds cost
-        10 to 40 % more time (256 requests, vocabulary of 1,200).
+        This is a Ray streaming generator. It yields lists, because one Ray object per sample would cost about 1 ms. If
+        nothing finishes for `HEARTBEAT` seconds, it yields an empty list as a heartbeat. New weights may arrive between
+        two engine steps: responses in progress continue with them, and their keys and values are computed again.
+
+        The same calls in the same order on a new engine give the same responses. A request with its own `seed` gives
+        the same response whatever else is generated, except for rounding; on a CPU, seeds cost time.
 
         Raises:
             UserError: a prompt is empty, or leaves less than `max_new_tokens` of the engine's `max_tokens`.
@@ -112,40 +114,40 @@ class RolloutEngine:
         waiting = self._waiting = {str(position): request for position, request in enumerate(requests)}
         try:
             self._add(waiting, sampling)
-            told = time.monotonic()
+            last_yield = time.monotonic()
             while waiting:
                 done, versions = self._step()
-                if done or time.monotonic() - told >= HEARTBEAT:
+                if done or time.monotonic() - last_yield >= HEARTBEAT:
                     ended = [waiting.pop(output.request_id) for output in done]
                     yield to_samples(ended, done, versions, self._number, self._tokenizer) if done else []
-                    told = time.monotonic()
-        finally:  # the caller may stop listening
+                    last_yield = time.monotonic()
+        finally:  # also if the caller stops iterating
             with self._lock:
                 self._engine.abort_request(list(waiting))
                 self._first_versions.clear()
 
-    # What follows may come while answers are drawn: in another thread of the actor.
+    # The methods below run in the actor's control thread, also while `generate` runs.
 
     @ray.method(concurrency_group="control")
     def abort(self) -> None:
-        """Draw none of the answers that are under way: nobody listens any more."""
+        """Stop all requests in progress; the caller does not want them any more."""
         with self._lock:
             self._engine.abort_request(list(self._waiting))
             self._waiting.clear()
 
     @ray.method(concurrency_group="control")
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Connect to a learner, as vLLM's engine of the backend does it."""
+        """Connect to a learner, with the backend's transfer engine."""
         with self._lock:
             self._on_devices("init_weight_transfer_engine", init_info)
 
     @ray.method(concurrency_group="control")
     def start_weight_update(self) -> None:
-        """Pause the drawing after the step that is under way, until the update is finished."""
+        """Pause generation after the engine step in progress, until the update is finished."""
         self._running.clear()
         with self._lock:
             self._wake(["weights"])
-            if self._is_updating:  # who sent the last update is gone
+            if self._is_updating:  # the sender of the last update died
                 self._on_devices("finish_weight_update")
             self._on_devices("start_weight_update")
             self._is_updating = True
@@ -157,16 +159,16 @@ class RolloutEngine:
             try:
                 self._on_devices("update_weights", update_info)
             except BaseException:
-                self._is_updating = False  # vLLM's workers have left the update too
+                self._is_updating = False  # vLLM's workers have ended the update too
                 raise
 
     @ray.method(concurrency_group="control")
     def finish_weight_update(self, version: int) -> tuple[int, str]:
-        """Go on with the new weights; answers with the version and the checksum of what the loader took.
+        """Resume with the new weights. Returns the version, and the checksum of the loaded tensors.
 
         Raises:
-            StaleEngine: the update lacks tensors of the model, which would keep their old values unnoticed,
-                or one device's loader took something else than another's. The engine stays paused.
+            StaleEngine: the update lacks tensors of the model, or the engine's devices loaded different tensors. The
+                engine stays paused.
         """
         with self._lock:
             receipts = self._on_devices("weights_receipt")
@@ -178,27 +180,27 @@ class RolloutEngine:
 
     @ray.method(concurrency_group="control")
     def load_checkpoint(self, path: str, version: int) -> tuple[int, str]:
-        """Replace the weights by those in a checkpoint's folder; answers and raises as `finish_weight_update`."""
+        """Load the weights in a checkpoint's folder. Returns and raises as `finish_weight_update`."""
         with self._lock:
             self._wake(["weights"])
             return self._adopt(version, self._on_devices("load_checkpoint_weights", path))
 
     @ray.method(concurrency_group="control")
     def sleep(self) -> None:
-        """Leave the GPU's memory to others: weights go to main memory, keys and values are dropped.
+        """Free the GPU's memory: weights move to main memory, keys and values are dropped.
 
-        The engine wakes by itself: its weights when an update starts, the rest when it is asked to draw. Does nothing
-        on a CPU.
+        The engine wakes up automatically: its weights when an update starts, the rest when it has to generate. On a CPU
+        this does nothing.
         """
         with self._lock:
-            assert not self._engine.has_unfinished_requests(), "answers are being drawn"
+            assert not self._engine.has_unfinished_requests(), "requests are in progress"
             if self._sleeps and not self._asleep:
                 self._engine.sleep(level=1)
                 self._asleep = ["weights", "kv_cache"]
 
     @ray.method(concurrency_group="control")
     def wake_up(self) -> None:
-        """Take the memory back."""
+        """Allocate the memory again."""
         with self._lock:
             self._wake(["weights", "kv_cache"])
 
@@ -213,14 +215,14 @@ class RolloutEngine:
     def _adopt(self, version: int, receipts: "list[Receipt]") -> tuple[int, str]:
         checksums = [receipt.checksum for receipt in receipts]
         if len(set(checksums)) != 1:
-            raise StaleEngine(f"weight update {version}: the engine's devices took different weights: {checksums}")
+            raise StaleEngine(f"weight update {version}: the engine's devices loaded different weights: {checksums}")
         missing = self._expected - receipts[0].names
         if missing:
             raise StaleEngine(
                 f"weight update {version} lacks {len(missing)} of the model's {len(self._expected)} "
                 f"tensors, such as {min(missing)!r}: the engine would keep their old values"
             )
-        # Keys and values of the old weights go; answers that were begun wait their turn to compute them again.
+        # Drop keys and values of the old weights; requests in progress compute theirs again.
         self._engine.reset_prefix_cache(reset_running_requests=True)
         for state in self._engine.output_processor.request_states.values():
             if not state.is_prefilling:  # it has tokens
@@ -238,14 +240,14 @@ class RolloutEngine:
                 self._engine.add_request(key, prompt, sampling_params(sampling, request.seed))
 
     def _step(self) -> "tuple[list[RequestOutput], list[tuple[int, int]]]":
-        """What one step finished, and of each answer the versions of the weights that drew its first and last token.
+        """Run one engine step. Returns the finished outputs, and the weight versions of their first and last token.
 
-        Nothing where the engine is paused for `HEARTBEAT` seconds.
+        Returns nothing if the engine stays paused for `HEARTBEAT` seconds.
         """
         if not self._running.wait(HEARTBEAT):
             return [], []
-        with self._lock:  # until the versions are told: the next weights may be waiting
-            if not self._running.is_set():  # a pause has begun just now
+        with self._lock:  # until the versions are read: the next weights may be waiting
+            if not self._running.is_set():  # paused just now
                 return [], []
             done = cast("list[RequestOutput]", self._engine.step())
             last = self._version

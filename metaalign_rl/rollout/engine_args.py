@@ -1,6 +1,5 @@
-"""What vLLM is started with, and the models that it cannot take."""
+"""vLLM's engine arguments, and the models that it cannot load."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metaalign_rl.core.errors import UserError
@@ -10,26 +9,26 @@ from metaalign_rl.weights.sync_plan import Backend
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
-CPU_BATCH_TOKENS = 8192  # prompt tokens of one step: all of 256 short prompts at once
+CPU_BATCH_TOKENS = 8192  # prompt tokens per engine step; enough for 256 short prompts
 
 
 def cpu_options(kv_cache_gib: float, max_tokens: int) -> dict[str, Any]:
-    """What `start` is given beside the rest on a CPU."""
+    """Arguments of `start` for a CPU."""
     return {
         "kv_cache_memory_bytes": int(kv_cache_gib * GIB),
         "enforce_eager": True,
-        "enable_chunked_prefill": False,  # such a prompt with a seed crashes vLLM 0.29: "does not use offset"
+        "enable_chunked_prefill": False,  # a chunked prompt with a seed crashes vLLM 0.29: "does not use offset"
         "max_num_batched_tokens": max(CPU_BATCH_TOKENS, max_tokens),
     }
 
 
 def gpu_options(memory_utilization: float, sleeps: bool) -> dict[str, Any]:
-    """The same on a GPU."""
+    """Arguments of `start` for a GPU."""
     return {"gpu_memory_utilization": memory_utilization, "enable_sleep_mode": sleeps}
 
 
 def start(*, tensor_parallel: int, backend: Backend, **options: Any) -> "LLMEngine":
-    """A vLLM engine with the settings that do not depend on the config; `prepare` comes first."""
+    """A vLLM engine. Call `prepare_vllm` first."""
     from vllm import EngineArgs
     from vllm.config import WeightTransferConfig
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -40,9 +39,9 @@ def start(*, tensor_parallel: int, backend: Backend, **options: Any) -> "LLMEngi
             use_tqdm_on_load=False,
             logprobs_mode="raw_logprobs",
             disable_log_stats=True,
-            async_scheduling=False,  # between two steps nothing must be under way, since weights may change there
+            async_scheduling=False,  # weights may change between two steps, so no step may be in progress then
             tensor_parallel_size=tensor_parallel,
-            # Not Ray's, which vLLM would choose by itself inside an actor: an engine's devices are on one node.
+            # Inside an actor vLLM would choose Ray. An engine's devices are on one node, so processes are enough.
             distributed_executor_backend="uni" if tensor_parallel == 1 else "mp",
             worker_extension_cls="metaalign_rl.weights.vllm_worker.WeightReceiver",
             weight_transfer_config=WeightTransferConfig(backend=f"checked_{backend}"),
@@ -51,27 +50,8 @@ def start(*, tensor_parallel: int, backend: Backend, **options: Any) -> "LLMEngi
     )
 
 
-def tensor_names(model_path: Path) -> set[str]:
-    """The names of the tensors in a model folder.
-
-    Raises:
-        UserError: there is no such folder, or it holds no safetensors.
-    """
-    from safetensors import safe_open
-
-    if not model_path.is_dir():
-        raise UserError(f"{model_path}: no such model folder; a rollout engine loads from disk only")
-    names: set[str] = set()
-    for file in sorted(model_path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            names.update(tensors.keys())
-    if not names:
-        raise UserError(f"{model_path}: holds no *.safetensors; save the model with save_pretrained()")
-    return names
-
-
 def refuse_tied_embeddings(model_path: str) -> None:
-    """Refuse a model whose output layer is its embedding: on a CPU, vLLM 0.29 would keep the old one.
+    """Refuse a model with tied embeddings: on a CPU, vLLM 0.29 does not update its output layer.
 
     Raises:
         UserError: says how to save the model untied.

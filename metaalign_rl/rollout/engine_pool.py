@@ -1,12 +1,12 @@
-"""All rollout engines of a run as one: requests go out over them, samples stream back as they finish.
+"""All rollout engines of a run as one: requests are split over them, samples stream back as they finish.
 
-An engine that dies or hangs is replaced. Its unfinished requests go to the others, and the new one serves from the
-next weights on; where none is left, the new one takes them over, with the present weights.
+An engine that dies or hangs is replaced. Its unfinished requests go to the other engines, and the replacement serves
+from the next weight update on.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,31 +16,27 @@ import ray
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
-from metaalign_rl.rollout.generate_call import GenerateCall
-from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get, kill
-from metaalign_rl.runtime.faults import EngineLost, FaultLog
-from metaalign_rl.runtime.ray_session import actor_options
+from metaalign_rl.rollout.engine_actors import EngineActors
+from metaalign_rl.rollout.generate_call import GenerateCall, NoEngineServing
+from metaalign_rl.runtime.actor_calls import HeartbeatDeadline
+from metaalign_rl.runtime.actor_options import actor_options
+from metaalign_rl.runtime.faults import FaultLog, StepInterrupted
 from metaalign_rl.weights import confirm
 from metaalign_rl.weights.sync_plan import backend_of
-
-Engines = Mapping[int, Any]  # Ray actors by number
-Send = Callable[[Engines], None]  # gives engines their weights; raises EngineLost
 
 
 class EnginePool:
     """The rollout engines, Ray actors that all hold the same weights.
 
     Args:
-        start: makes the engine of a number; it loads its model while the caller goes on.
-        patience: makes the clock of an engine's signs of life.
-        whole_steps: raise `StepInterrupted` where an engine was replaced, since answers depend, in their last bits,
-            on what is drawn beside them.
+        start: starts the engine of a number; it loads its model while the caller goes on.
+        deadline: makes an engine's heartbeat deadline.
+        checkpoint: the model folder that `start` loads.
+        whole_steps: raise `StepInterrupted` if an engine is lost: the last bits of a response depend on which other
+            requests share its batch, so a deterministic run must repeat the step.
 
     Attributes:
-        engines: by their numbers; a new one may be loading still.
-        clocks: of their signs of life.
-        serving: those that hold the present weights, by number.
-        unwanted: set while nobody wants what is being drawn.
+        actors: the engines' actors.
     """
 
     def __init__(
@@ -48,31 +44,24 @@ class EnginePool:
         start: Callable[[int], Any],
         count: int,
         faults: FaultLog,
-        patience: Callable[[], HeartbeatDeadline],
+        deadline: Callable[[], HeartbeatDeadline],
         *,
+        checkpoint: Path | None = None,
         whole_steps: bool = False,
     ) -> None:
-        self._start, self._faults, self._patience = start, faults, patience
-        self.whole_steps = whole_steps
-        self._send: Send = _nothing
-        self.clocks: dict[int, HeartbeatDeadline] = {}
-        self.engines: dict[int, Any] = {}
-        for number in range(count):
-            self._launch(number)
-        self.serving = dict(self.engines)
-        self._loading = threading.Lock()  # an engine takes one update at a time, whichever thread brings it
-        self._replacing = threading.Lock()
-        self.unwanted = threading.Event()
+        self.actors = EngineActors(start, count, faults, deadline)
+        self._checkpoint, self._whole_steps = checkpoint, whole_steps
+        self._cancelled = threading.Event()
 
     @classmethod
-    def start(cls, config: Config, model_path: Path, faults: FaultLog) -> "EnginePool":
-        """Start the engines of a run on the checkpoint `model_path`."""
-        rollout = config.rollout
+    def start(cls, config: Config, checkpoint: Path, faults: FaultLog) -> "EnginePool":
+        """Start a run's engines on the model folder `checkpoint`."""
+        rollout, limits = config.rollout, config.faults
         actor = ray.remote(**THREADS)(RolloutEngine)
 
         def start(number: int) -> Any:
             return actor.options(**actor_options(config, "rollout", rollout.engines, number)).remote(
-                str(model_path),
+                str(checkpoint),
                 max_tokens=config.model.max_tokens,
                 max_sequences=rollout.max_sequences,
                 dtype=config.model.dtype,
@@ -85,142 +74,83 @@ class EnginePool:
                 number=number,
             )
 
-        limits = config.faults
-        patience = partial(HeartbeatDeadline, limits.start_s, limits.silence_s)
-        return cls(start, rollout.engines, faults, patience, whole_steps=config.ppo.deterministic)
+        deadline = partial(HeartbeatDeadline, limits.start_s, limits.silence_s)
+        steps = config.ppo.deterministic
+        return cls(start, rollout.engines, faults, deadline, checkpoint=checkpoint, whole_steps=steps)
 
     def generate(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
         """Samples as they finish, in no fixed order; each carries its request's index.
 
         Raises:
-            StepInterrupted: an engine was replaced, and steps are to be whole.
-            Abandoned: nobody wants the samples any more.
-            TooManyFaults: engines broke again and again.
+            StepInterrupted: an engine was lost, and steps must be whole.
+            NoEngineServing: every engine that held the current weights was lost.
+            GenerationCancelled: another thread called `cancelling`.
+            TooManyFaults: engines were lost too often.
         """
-        round_ = GenerateCall(self, sampling)
+        call = GenerateCall(self.actors, sampling, self._cancelled, whole_steps=self._whole_steps)
         try:
-            round_.deal_out(requests)
-            yield from round_.samples()
+            call.dispatch(requests)
+            yield from call.samples()
         finally:
-            round_.close()
+            call.close()
 
     @contextmanager
-    def abandoned(self) -> Iterator[None]:
-        """Meanwhile a `generate` in another thread soon ends in `Abandoned`, whatever its engines do."""
-        self.unwanted.set()
+    def cancelling(self) -> Iterator[None]:
+        """Inside, a `generate` in another thread soon ends with `GenerationCancelled`, even if its engines hang."""
+        self._cancelled.set()
         try:
             yield
         finally:
-            self.unwanted.clear()
+            self._cancelled.clear()
 
     def answer(self, prompts: list[list[int]], sampling: Sampling) -> list[Sample]:
-        """One sample a prompt, in the prompts' order."""
-        requests = [Request(index, ids) for index, ids in enumerate(prompts)]
-        samples = [sample for part in self.generate(requests, sampling) for sample in part]
-        return sorted(samples, key=lambda sample: sample.index)
-
-    def load(self, send: Send) -> None:
-        """Give every engine new weights by `send`, which also serves engines that take a lost one's place later.
+        """One sample per prompt, in the prompts' order, from the checkpoint's weights.
 
         Raises:
-            StaleEngine: an engine took something else.
-            TooManyFaults: engines broke again and again.
+            TooManyFaults: engines were lost too often.
         """
-        with self._loading:
-            self._send = send
-            self._load()
-
-    def _load(self) -> None:
-        while not self._try_to_load(dict(self.engines)):
-            pass
-
-    def _try_to_load(self, engines: dict[int, Any]) -> bool:
-        """Give all of `engines` weights; False where one of them had to be replaced."""
-        try:
-            new = {number: engine for number, engine in engines.items() if not self.clocks[number].has_started}
-            self.ask({number: engine.ready.remote() for number, engine in new.items()}, "loading")
-            self._send(engines)
-        except EngineLost as lost:
-            self.replace(lost, engines[lost.number])
-            return False
-        with self._replacing:
-            self.serving = {number: engine for number, engine in engines.items() if self.engines[number] is engine}
-        return True
+        requests = [Request(index, ids) for index, ids in enumerate(prompts)]
+        samples: dict[int, Sample] = {}
+        while len(samples) < len(requests):
+            try:
+                for part in self.generate([r for r in requests if r.index not in samples], sampling):
+                    samples |= {sample.index: sample for sample in part}
+            except (NoEngineServing, StepInterrupted) as error:
+                if isinstance(error, StepInterrupted):
+                    samples.clear()
+                self._update_from_checkpoint()
+        return [samples[request.index] for request in requests]
 
     def load_checkpoint(self, checkpoint: Path) -> None:
-        """Give every engine the weights in a checkpoint's folder, which all nodes see.
+        """Give every engine the weights in a checkpoint's folder, which all nodes can read.
 
         Raises:
-            StaleEngine: an engine took something else than the first one.
+            StaleEngine: engines loaded different weights.
+            TooManyFaults: engines were lost too often.
         """
-        self.load(lambda engines: self._load_checkpoint(checkpoint, engines))
-
-    def _load_checkpoint(self, checkpoint: Path, engines: Engines) -> None:
-        held = self.ask({number: engine.ready.remote() for number, engine in engines.items()}, "ready")
-        version = max(held.values()) + 1
-        calls = {number: engine.load_checkpoint.remote(str(checkpoint), version) for number, engine in engines.items()}
-        answers = self.ask(calls, "load_checkpoint")
-        for number, answer in answers.items():
-            confirm(next(iter(answers.values())), answer, engine=f"rollout engine {number}")
+        self._checkpoint = checkpoint
+        self._update_from_checkpoint()
 
     def sleep(self) -> None:
-        """Have the engines leave their devices' memory to the learners; they wake by themselves."""
-        self.tell({number: engine.sleep.remote() for number, engine in self.engines.items()}, "sleep")
-
-    def replace(self, lost: EngineLost, engine: Any) -> None:
-        """Start a new engine in the place of `engine`; it serves when it has been given weights."""
-        with self._replacing:
-            if self.engines[lost.number] is not engine:
-                return  # another thread has found that out
-            self._faults.record(lost, "another one takes its place")
-            kill(engine)
-            self.serving = {number: other for number, other in self.serving.items() if number != lost.number}
-            self._launch(lost.number)
-
-    def revive(self) -> None:
-        """Give the present weights to the engines that were started meanwhile, and let them serve."""
-        with self._loading:  # another thread may be bringing newer weights
-            if self.serving.keys() != self.engines.keys():
-                self._load()
-
-    def ask(self, calls: Mapping[int, Any], method: str) -> dict[int, Any]:
-        """The answers to a call of each of some engines, by number.
-
-        Raises:
-            EngineLost: one of them is gone, or hangs.
-        """
-        for number in calls:
-            self.clocks[number].began()
-        return {number: self._answer(number, call, method) for number, call in calls.items()}
-
-    def tell(self, calls: Mapping[int, Any], method: str) -> None:
-        """Wait until the engines have done a call each; one that is lost is found out at its next weights."""
-        for number in calls:
-            self.clocks[number].began()
-        for number, call in calls.items():
-            with suppress(EngineLost):
-                self._answer(number, call, method)
+        """Have the engines free their devices' memory for the learners; they wake up when they are needed."""
+        self.actors.tell({number: engine.sleep.remote() for number, engine in self.actors.actors.items()}, "sleep")
 
     def stop(self) -> None:
-        """End the engines' processes."""
-        for engine in self.engines.values():
-            kill(engine)
+        """Kill the engines' processes."""
+        self.actors.stop()
 
-    def _launch(self, number: int) -> None:
-        self.engines[number] = self._start(number)
-        self.clocks[number] = self._patience()
+    def _update_from_checkpoint(self) -> None:
+        is_done = False
+        while not is_done:
+            with self.actors.updating() as engines:
+                self._load(engines)
+            is_done = self.actors.all_serve
 
-    def _answer(self, number: int, call: Any, method: str) -> Any:
-        clock = self.clocks[number]
-        if first_ready([call], clock.left()) is None:
-            raise EngineLost(number, clock.error(method))
-        try:
-            answer = get(call)
-        except ActorDied as error:
-            raise EngineLost(number, error) from error
-        clock.heard()
-        return answer
-
-
-def _nothing(engines: Engines) -> None:
-    """New engines hold the weights of the checkpoint that they loaded."""
+    def _load(self, engines: dict[int, Any]) -> None:
+        path, ask = str(self._checkpoint), self.actors.ask
+        held = ask({number: engine.ready.remote() for number, engine in engines.items()}, "ready")
+        version = max(held.values()) + 1
+        calls = {number: engine.load_checkpoint.remote(path, version) for number, engine in engines.items()}
+        answers = ask(calls, "load_checkpoint")
+        for number, answer in answers.items():
+            confirm(next(iter(answers.values())), answer, engine=f"rollout engine {number}")

@@ -1,4 +1,4 @@
-"""Requests as vLLM takes them, and its answers as samples."""
+"""Convert requests to vLLM's format, and its outputs to samples."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 
 def check_length(request: Request, sampling: Sampling, max_tokens: int) -> None:
-    """Refuse a prompt that is empty or leaves too little room in an engine's `max_tokens`.
+    """Check that a prompt is not empty and leaves room for the response.
 
     Raises:
-        UserError: names the request.
+        UserError: it does not; names the request.
     """
     length = len(request.prompt_ids)
     if not 0 < length <= max_tokens - sampling.max_new_tokens:
         raise UserError(
             f"request {request.index}: a prompt of {length} tokens and "
             f"max_new_tokens={sampling.max_new_tokens} do not fit the engine's "
-            f"max_tokens={max_tokens}: shorten the prompt (1 token at least) or change these"
+            f"max_tokens={max_tokens}; shorten the prompt (at least 1 token), or change these settings"
         )
 
 
 def sampling_params(sampling: Sampling, seed: int | None) -> "SamplingParams":
-    """vLLM's parameters: one log-probability a token, no text, told once, when the answer has ended."""
+    """vLLM's sampling parameters: one log-probability per token, no text, one output at the end of the response."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -49,7 +49,11 @@ def to_samples(
     engine: int,
     tokenizer: Any,
 ) -> list[Sample]:
-    """vLLM's finished answers to `requests`; `versions` are those of the first and the last token's weights."""
+    """Samples from vLLM's finished outputs.
+
+    Args:
+        versions: per output, the weight versions of its first and last token.
+    """
     from vllm.logprobs import FlatLogprobs
 
     texts = tokenizer.batch_decode([output.outputs[0].token_ids for output in outputs], skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""What all of a run's actors have in common: waiting for them, and telling that one is lost."""
+"""Calls of Ray actors: wait for results, and detect actors that died or hang."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,14 +9,15 @@ from ray.exceptions import ObjectLostError, RayActorError, WorkerCrashedError
 
 
 class ActorDied(RuntimeError):
-    """An actor's process or node is gone; Ray's error is the cause."""
+    """An actor's process or node is gone. Ray's error is the `__cause__`."""
 
 
 def get(ref: Any) -> Any:
-    """What `ray.get` gives.
+    """The result of `ray.get`.
 
     Raises:
-        Gone: the process that was to answer is no more. What its own code raised, in `__init__` too, is no such case.
+        ActorDied: the actor's process is gone. An exception of the actor's own code, also in `__init__`, is raised as
+            it is.
     """
     try:
         return ray.get(ref)
@@ -27,63 +28,73 @@ def get(ref: Any) -> Any:
 
 
 def kill(actor: Any) -> None:
-    """End an actor's process at once, whatever it does, if it still lives."""
+    """Kill an actor's process immediately, if it is still alive."""
     ray.kill(actor, no_restart=True)
 
 
 class HeartbeatDeadline:
-    """How long an actor may say nothing: longer while it starts, since it loads a model then.
+    """The time by which an actor must send its next heartbeat, or count as hung.
+
+    The timeout is longer before the first heartbeat, because the actor loads its model then.
 
     Args:
-        start, silence: seconds, before and after it was first heard of.
+        start_timeout: seconds, until the first heartbeat (`faults.start_s`).
+        timeout: seconds, after each heartbeat (`faults.silence_s`).
 
     Attributes:
-        has_started: whether it was heard of.
+        has_started: the actor has sent a heartbeat.
     """
 
-    def __init__(self, start: float, silence: float) -> None:
-        self._start, self._silence = start, silence
-        self._last = time.monotonic()
-        self._limit = start
+    def __init__(self, start_timeout: float, timeout: float) -> None:
+        self._start_timeout, self._timeout = start_timeout, timeout
         self.has_started = False
+        self.reset()
 
-    def heard(self) -> None:
-        """It has given a sign of life."""
-        self._last, self._limit = time.monotonic(), self._silence
+    def record_heartbeat(self) -> None:
+        """Record that the actor is alive."""
         self.has_started = True
+        self.reset()
 
-    def began(self) -> None:
-        """It was idle until now."""
-        self._last = time.monotonic()
+    def reset(self) -> None:
+        """Start the timeout again; call it when an idle actor gets work."""
+        self._since = time.monotonic()
 
-    def left(self) -> float:
-        """Seconds until it is taken for hung; 0 or less: it is."""
-        return self._last + self._limit - time.monotonic()
+    def seconds_left(self) -> float:
+        """Seconds until the actor counts as hung; 0 or less: it does."""
+        return self._since + self._limit - time.monotonic()
 
-    def error(self, method: str) -> TimeoutError:
-        """What to say of one that was silent for too long."""
+    def timeout_error(self, method: str) -> TimeoutError:
+        """The error to raise for a hung actor.
+
+        Args:
+            method: the actor's method that sent no heartbeat.
+        """
         setting = "silence_s" if self.has_started else "start_s"
-        silence = time.monotonic() - self._last
-        return TimeoutError(f"no sign of life for {silence:.0f} s in {method} (faults.{setting}={self._limit:g})")
+        silence = time.monotonic() - self._since
+        return TimeoutError(f"no heartbeat for {silence:.0f} s in {method} (faults.{setting}={self._limit:g})")
+
+    @property
+    def _limit(self) -> float:
+        return self._timeout if self.has_started else self._start_timeout
 
 
 def first_ready(refs: Sequence[Any], timeout: float) -> Any | None:
-    """The first of `refs`, objects or streams, that has something; None after `timeout` seconds."""
+    """The first of `refs`, objects or streams, that has a result; None after `timeout` seconds."""
     ready, _ = ray.wait(list(refs), num_returns=1, timeout=max(0.0, timeout))
     return ready[0] if ready else None
 
 
-def follow(streams: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """What several actors' streams yield, as it comes, with the stream's place.
+def merge_streams(streams: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Yield the items of several actors' streams as they arrive, each with the index of its stream.
 
-    An error of any stream is raised at once: the others may wait for that actor, an hour long.
+    An error of any stream is raised immediately: the other actors may wait for the failed one for an hour.
     """
-    places = {stream: place for place, stream in enumerate(streams)}
-    while places:
-        (stream,), _ = ray.wait(list(places), num_returns=1)
+    indices = {stream: index for index, stream in enumerate(streams)}
+    while indices:
+        (stream,), _ = ray.wait(list(indices), num_returns=1)
         try:
-            update = ray.get(next(stream))
+            item = ray.get(next(stream))
         except StopIteration:
-            del places[stream]
+            del indices[stream]
         else:
-            yield places[stream], update
+            yield indices[stream], item

@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and one line for a user's error."""
+"""Runs a command and turns its exceptions into an exit status and a one-line error."""
 
 import os
 import signal
@@ -7,23 +7,28 @@ import traceback
 from collections.abc import Callable
 
 from metaalign_rl.runtime.root_cause import root_cause
-from metaalign_rl.runtime.signals import Stop
+from metaalign_rl.runtime.signals import StopSignal
 
 PATH_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 def guarded(action: Callable[[], int | None], resume: str) -> int:
-    """Run `action`; the exit status: its own, 2 after a user's error, 130 after Ctrl-C, 143 after SIGTERM, else 1.
+    """Run `action` and return the exit status.
 
-    A user's error, or a path that cannot be read or written, is one line. Any other keeps its traceback, and the
-    last line says what failed first.
+    The status is the action's result, or 0 if it has none; 2 after a user error; 130 after Ctrl-C; 143 after SIGTERM;
+    1 after any other exception. A user error, or a path that cannot be read or written, prints one line. Any other
+    exception prints its traceback, and its root cause on the last line.
+
+    Args:
+        resume: the command that resumes the action, printed after an interrupt; empty: there is none.
     """
     try:
         return action() or 0
     except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted{'; to go on from the last checkpoint: ' if resume else ''}{resume}", file=sys.stderr)
-        return 128 + (interrupt.number if isinstance(interrupt, Stop) else signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output, `head` say, has read enough
+        hint = f"; to resume from the last checkpoint: {resume}" if resume else ""
+        print(f"\ninterrupted{hint}", file=sys.stderr)
+        return 128 + (interrupt.number if isinstance(interrupt, StopSignal) else signal.SIGINT)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

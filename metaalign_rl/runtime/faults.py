@@ -1,4 +1,4 @@
-"""What breaks while a run goes on: how it is told from an error, counted, and when to give up. Light: no Ray."""
+"""Records faults, actors that died or hang, and ends a run in which they repeat. Imports no heavy packages."""
 
 import sys
 from collections import Counter
@@ -9,21 +9,22 @@ from pathlib import Path
 from metaalign_rl.core.files import append_jsonl, read_log
 from metaalign_rl.runtime.root_cause import root_cause
 
-REWARD_WORKER = "reward worker"  # how `who` begins where one was lost
+REWARD_WORKER = "reward worker"  # prefix of `ActorLost.who` for reward workers
 
 
 class ActorLost(RuntimeError):
-    """An actor that died or hangs: nobody's mistake, and the work can be done again by another.
+    """An actor died or hangs. It can be replaced, and its work repeated.
 
     Attributes:
-        who: such as "rollout engine 1".
-        cause: what Ray said of it, or a `TimeoutError` where it said nothing for too long.
+        who: the actor, such as "rollout engine 1".
+        cause: Ray's error, or a `TimeoutError` if the actor hangs.
+        group: name of the actors that are always lost together, which share one fault count; empty: the actor alone.
     """
 
-    kin = ""  # those that are lost together, whichever of them is named
+    group = ""
 
     def __init__(self, who: str, cause: BaseException) -> None:
-        super().__init__(who, cause)  # both, so that it can be pickled
+        super().__init__(who, cause)  # both, because pickle calls the class with them
         self.who, self.cause = who, cause
 
     def __str__(self) -> str:
@@ -31,7 +32,11 @@ class ActorLost(RuntimeError):
 
 
 class EngineLost(ActorLost):
-    """A rollout engine died or hangs; `number` says which."""
+    """A rollout engine died or hangs.
+
+    Attributes:
+        number: the engine's index in the run, from 0.
+    """
 
     def __init__(self, number: int, cause: BaseException) -> None:
         super().__init__(f"rollout engine {number}", cause)
@@ -42,47 +47,54 @@ class EngineLost(ActorLost):
 
 
 class LearnersLost(ActorLost):
-    """A learner rank died or hangs, and with it the whole group: ranks meet in collective operations."""
+    """A learner rank died or hangs. The other ranks cannot continue without it, because collectives need all ranks."""
 
-    kin = "the learners"
+    group = "the learners"
 
 
 class StepInterrupted(RuntimeError):
-    """An engine was replaced in the middle of a step that must be done again whole (deterministic mode)."""
+    """An engine was replaced during a step, so that the step must be repeated from its start (`ppo.deterministic`)."""
 
 
 class GenerationCancelled(RuntimeError):
-    """Answers that were being drawn are not wanted any more."""
+    """A running `generate` was cancelled."""
 
 
 class TooManyFaults(RuntimeError):
-    """An actor was lost again and again without progress; the message has the last root cause."""
+    """One actor was lost too often without a new step in between. The message has the last root cause."""
 
 
 class FaultLog:
-    """Counts the faults of a run, one line of `faults.jsonl` each, and gives up where they do not end.
-
-    `count` is how many there were, over all resumes, and `of_reward` how many of them hit reward workers.
+    """Records a run's faults in `faults.jsonl`, and ends the run if they repeat without a new step in between.
 
     Args:
-        limit: faults of one actor, or of the learners, without a new step between them that a run survives. Of one,
-            since a node that is lost takes many actors along.
-        say: where a line for the user goes.
+        path: of `faults.jsonl`. Faults that it holds already are counted.
+        limit: faults of one actor, or of the learners together, that a run survives without a new step in between. The
+            limit is per actor because the loss of one node takes many actors with it.
+        report: prints one line for the user; by default on standard error.
+
+    Attributes:
+        count: faults so far, over all resumes.
+        reward_worker_count: those of reward workers.
+        step: the last finished step.
     """
 
-    def __init__(self, path: Path, limit: int, say: Callable[[str], None] | None = None) -> None:
-        self._path, self._limit, self._say = path, limit, say or _to_stderr
-        self._since_progress: Counter[str] = Counter()
-        self._furthest = 0
+    def __init__(self, path: Path, limit: int, report: Callable[[str], None] | None = None) -> None:
+        self._path, self._limit, self._report = path, limit, report or _to_stderr
+        self._since_new_step: Counter[str] = Counter()  # by actor or group
+        self._newest_step = 0
         known = [line["who"] for line in read_log(path)]
-        self.count, self.of_reward = len(known), sum(who.startswith(REWARD_WORKER) for who in known)
+        self.count, self.reward_worker_count = len(known), sum(who.startswith(REWARD_WORKER) for who in known)
         self.step = 0
 
     def record(self, lost: ActorLost, action: str) -> None:
-        """Take note of a fault and of what is done about it.
+        """Write down a fault.
+
+        Args:
+            action: what is done about it, such as "a new one replaces it".
 
         Raises:
-            TooManyFaults: it was one too many.
+            TooManyFaults: the actor has had more than `limit` faults without a new step in between.
         """
         what = "hung" if isinstance(lost.cause, TimeoutError) else "died"
         cause = str(root_cause(lost.cause))
@@ -96,23 +108,25 @@ class FaultLog:
         }
         append_jsonl(self._path, line)
         self.count += 1
-        self.of_reward += lost.who.startswith(REWARD_WORKER)
-        kin = lost.kin or lost.who
-        self._since_progress[kin] += 1
-        self._say(f"fault {self.count}, step {self.step}: {lost.who} {what} ({cause}); {action}")
-        if (found := self._since_progress[kin]) > self._limit:
+        self.reward_worker_count += lost.who.startswith(REWARD_WORKER)
+        group = lost.group or lost.who
+        self._since_new_step[group] += 1
+        self._report(f"fault {self.count}, step {self.step}: {lost.who} {what} ({cause}); {action}")
+        if (found := self._since_new_step[group]) > self._limit:
             raise TooManyFaults(
-                f"{found} faults of {kin} without a new step between them (faults.limit={self._limit}); "
+                f"{found} faults of {group} without a new step between them (faults.limit={self._limit}); "
                 f"the last: {lost.who} {what}: {cause}"
             )
 
-    def progress(self, step: int) -> None:
-        """A step is finished. What broke before it is overcome, unless it was finished before: learners that die at
-        one step do all since the last checkpoint again each time."""
+    def step_finished(self, step: int) -> None:
+        """Record a finished step. Only a step that is reached for the first time resets the fault counts.
+
+        Repeated steps do not: learners that always die at the same step repeat all steps since the last checkpoint.
+        """
         self.step = step
-        if step > self._furthest:
-            self._furthest = step
-            self._since_progress.clear()
+        if step > self._newest_step:
+            self._newest_step = step
+            self._since_new_step.clear()
 
 
 def _to_stderr(line: str) -> None:

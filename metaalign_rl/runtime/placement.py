@@ -1,10 +1,11 @@
-"""Where a run's actors work: one Ray placement group for the run, whose bundles are the actors' places.
+"""Assigns a run's actors to nodes and devices: one Ray placement group per run, whose bundles hold the actors.
 
-Apart: a place for each learner, one for the reward workers, and one for each engine, whose devices are on one node, as
-a bundle's always are. Colocated, or with one GPU: a place for each engine, in which its learners and some reward
-workers use the same devices. Ranks that train SFT and reward models take what learners and reward workers have later.
-Ray packs the places onto as few nodes as have the GPUs. Without GPUs it is all the same, but that Ray spreads them over
-the nodes, for their CPUs.
+- Disaggregated: one bundle per learner, one for all reward workers, and one per engine.
+- Colocated, or with one GPU: one bundle per engine. The engine, its learners and some reward workers share its devices.
+- Ranks of SFT and reward training use the bundles of the learners and reward workers, which start later.
+
+Ray puts all devices of a bundle on one node. With GPUs, it packs the bundles onto few nodes. Without, it spreads them
+over the nodes to use all CPUs.
 """
 
 import math
@@ -13,74 +14,78 @@ from typing import Any, Literal
 
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.units import counted
 
 Role = Literal["training", "rollout", "learner", "reward"]
-Bundle = dict[str, float]
+Bundle = dict[str, float]  # amounts of "CPU" and "GPU"
 
-# The roles work in turns: these are places in Ray's books and no limits. Each actor may use all of the run's threads.
-BOOKED_CPUS = 0.5  # of the run's, so that places of equal size find room however many CPUs each node has
-ENGINES_CPUS = 0.4  # of the booked ones, where engines have places of their own
-# Of a place that is shared. A learner has more than half a GPU in the books, so that an engine's learners have one
-# each; the engine itself has none there and is shown its learners' devices.
+# These shares only reserve resources with Ray. They limit nothing: roles take turns, and each may use all CPUs of the
+# run.
+RESERVED_CPU_SHARE = 0.5  # of the run's CPUs, so that bundles of equal size fit nodes with different numbers of CPUs
+ENGINE_CPU_SHARE = 0.4  # of the reserved CPUs, if engines have their own bundles
+# Shares of a bundle that roles share. A learner reserves more than half a GPU, so that each learner of an engine gets
+# its own. The engine reserves none and uses its learners' devices.
 CPU_SHARES = {"training": 0.4, "learner": 0.4, "rollout": 0.4, "reward": 0.2}
 GPU_SHARES = {"training": 0.6, "learner": 0.6, "rollout": 0.0, "reward": 0.4}
 
 
 def bundles(config: Config) -> list[Bundle]:
-    """What the run asks of Ray, place by place."""
-    cpus, engines, devices = config.cluster.cpus * BOOKED_CPUS, config.rollout.engines, config.rollout.tensor_parallel
-    on_gpus = int(config.cluster.gpus > 0)
+    """The bundles of the run's placement group."""
+    cpus, engines = config.cluster.cpus * RESERVED_CPU_SHARE, config.rollout.engines
+    has_gpus = int(config.cluster.gpus > 0)
+    engine_gpus = config.rollout.tensor_parallel * has_gpus
     if config.shares_devices:
-        return [_bundle(cpus / engines, devices * on_gpus)] * engines
-    workers = _workers(config)
-    learning = [_bundle(cpus * (1 - ENGINES_CPUS) / workers, on_gpus)] * workers
-    return learning + [_bundle(cpus * ENGINES_CPUS / engines, devices * on_gpus)] * engines
+        return [_bundle(cpus / engines, engine_gpus)] * engines
+    count = _learner_bundles(config)
+    learners = [_bundle(cpus * (1 - ENGINE_CPU_SHARE) / count, has_gpus)] * count
+    return learners + [_bundle(cpus * ENGINE_CPU_SHARE / engines, engine_gpus)] * engines
 
 
 def named_bundles(config: Config) -> list[tuple[str, Bundle]]:
-    """The same, with what works there."""
+    """The bundles, each with the actors it holds, such as "rollout engine 1"."""
     engines = [f"rollout engine {number}" for number in range(config.rollout.engines)]
     if config.shares_devices:
         names = [f"{engine} and its learners" for engine in engines]
     else:
-        names = [f"learner {rank}" for rank in range(config.learners)] + ["the reward workers"]
-        names += [f"training rank {rank}" for rank in range(len(names), _workers(config))] + engines
+        names = [f"learner {rank}" for rank in range(config.learner.world_size)] + ["the reward workers"]
+        names += [f"training rank {rank}" for rank in range(len(names), _learner_bundles(config))] + engines
     return list(zip(names, bundles(config), strict=True))
 
 
-def places(config: Config, role: Role) -> list[int]:
-    """The bundles in which a role's actors work, in the order of their numbers; what comes after begins again."""
-    engines, learners = config.rollout.engines, config.learners
+def bundle_indices(config: Config, role: Role) -> list[int]:
+    """The bundles of a role's actors, in the order of the actors. More actors than entries start again at the first."""
+    engines, learners = config.rollout.engines, config.learner.world_size
     if config.shares_devices:
-        crowd = config.rollout.tensor_parallel if role in ("learner", "training") else 1
-        return [place for place in range(engines) for _ in range(crowd)]
-    workers = _workers(config)
+        per_engine = config.rollout.tensor_parallel if role in ("learner", "training") else 1
+        return [index for index in range(engines) for _ in range(per_engine)]
+    first_engine = _learner_bundles(config)
     return {
         "learner": list(range(learners)),
-        "training": list(range(_training(config))),
+        "training": list(range(_training_bundles(config))),
         "reward": [learners],
-        "rollout": list(range(workers, workers + engines)),
+        "rollout": list(range(first_engine, first_engine + engines)),
     }[role]
 
 
-def shares(config: Config, role: Role, count: int) -> dict[str, float]:
-    """`num_cpus` and `num_gpus` of one of `count` actors of a role."""
-    where = places(config, role)
-    crowd = math.ceil(count / len(where))  # on one place, or one device of it
-    cpus = bundles(config)[where[0]]["CPU"] / where.count(where[0])
+def actor_resources(config: Config, role: Role, count: int) -> dict[str, float]:
+    """`num_cpus` and `num_gpus` of one of the `count` actors of a role."""
+    indices = bundle_indices(config, role)
+    per_device = math.ceil(count / len(indices))  # actors that share one bundle, or one device of it
+    cpus = bundles(config)[indices[0]]["CPU"] / indices.count(indices[0])
     gpus = float(config.rollout.tensor_parallel if role == "rollout" else 1) if config.cluster.gpus else 0.0
     if config.shares_devices:
         cpus, gpus = cpus * CPU_SHARES[role], GPU_SHARES[role] if config.cluster.gpus else 0.0
-    return {"num_cpus": _rounded(cpus / crowd, math.floor), "num_gpus": _rounded(gpus / crowd, math.floor)}
+    return {"num_cpus": _rounded(cpus / per_device, math.floor), "num_gpus": _rounded(gpus / per_device, math.floor)}
 
 
-def _workers(config: Config) -> int:
-    return max(_training(config), config.learners + 1)
+def _learner_bundles(config: Config) -> int:
+    """Bundles of learners, reward workers and training ranks: all but the engines', if disaggregated."""
+    return max(_training_bundles(config), config.learner.world_size + 1)
 
 
-def _training(config: Config) -> int:
-    """How many ranks train side by side; without GPUs what is more shares the learners' places."""
-    return max(config.learners, config.reward.devices) if config.cluster.gpus else config.learners
+def _training_bundles(config: Config) -> int:
+    """Bundles of training ranks. Without GPUs, extra ranks share the learners' bundles."""
+    return max(config.learner.world_size, config.reward.devices) if config.cluster.gpus else config.learner.world_size
 
 
 def _bundle(cpus: float, gpus: int) -> Bundle:
@@ -88,18 +93,19 @@ def _bundle(cpus: float, gpus: int) -> Bundle:
 
 
 def _rounded(amount: float, towards: Callable[[float], int]) -> float:
-    """To Ray's resolution, so that what shares a place never asks for more than there is."""
+    """Round to Ray's resolution of 0.0001: bundles up, actors down, so that the actors always fit their bundle."""
     return towards(round(amount * 10_000, 3)) / 10_000
 
 
 class Placement:
-    """A run's placement group, which Ray has made room for."""
+    """A run's placement group, for which Ray has reserved the resources."""
 
     def __init__(self, config: Config) -> None:
-        """Wait until the cluster has room.
+        """Create the group and wait for the resources.
 
         Raises:
-            UserError: it has none within `cluster.placement_timeout`; says what was asked for and what each node has.
+            UserError: the resources are not free within `cluster.placement_timeout` seconds; lists the bundles and
+                each node's free resources.
         """
         from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -107,60 +113,59 @@ class Placement:
         self._group = placement_group(self.bundles, strategy="PACK" if config.cluster.gpus else "SPREAD")
         if not self._group.wait(config.cluster.placement_timeout):
             remove_placement_group(self._group)
-            raise UserError(_no_room(self.bundles, config.cluster.placement_timeout))
+            raise UserError(_timeout_message(self.bundles, config.cluster.placement_timeout))
         shared = config.shares_devices and config.cluster.gpus
         self._devices = self._ask_devices() if shared else {}
 
     def options(self, config: Config, role: Role, index: int) -> dict[str, Any]:
-        """Ray's options that put an actor in its place, and environment variables that show it the place's devices."""
-        where = places(config, role)
-        place = where[index % len(where)]
+        """Ray's options that put actor `index` of a role into its bundle and, for an engine, show it the devices."""
+        indices = bundle_indices(config, role)
+        bundle = indices[index % len(indices)]
         environment = {}
         if role == "rollout" and self._devices:
-            devices = ",".join(map(str, self._devices[place]))
+            devices = ",".join(map(str, self._devices[bundle]))
             environment = {"CUDA_VISIBLE_DEVICES": devices, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-        return {"scheduling_strategy": self._strategy(place), "runtime_env": {"env_vars": environment}}
+        return {"scheduling_strategy": self._strategy(bundle), "runtime_env": {"env_vars": environment}}
 
-    def stands(self) -> bool:
-        """Whether Ray still holds the group: it goes with the connection that made it."""
+    def is_alive(self) -> bool:
+        """Whether Ray still has the group. It ends with the connection that created it."""
         from ray.util.placement_group import placement_group_table
 
         return placement_group_table(self._group).get("state") in ("CREATED", "RESCHEDULING")
 
     def remove(self) -> None:
-        """Give the room back; actors that are still in it end."""
+        """Free the resources. Ray kills the actors that still use them."""
         from ray.util.placement_group import remove_placement_group
 
         remove_placement_group(self._group)
 
-    def _strategy(self, place: int) -> Any:
+    def _strategy(self, bundle: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place)
+        return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
 
     def _ask_devices(self) -> dict[int, list[int]]:
-        """The GPUs of each place."""
+        """The GPU ids of each bundle."""
         import ray
 
-        def ask(place: int, bundle: Bundle) -> Any:
-            task = ray.remote(num_cpus=0, num_gpus=bundle["GPU"], scheduling_strategy=self._strategy(place))
+        def ask(index: int, bundle: Bundle) -> Any:
+            task = ray.remote(num_cpus=0, num_gpus=bundle["GPU"], scheduling_strategy=self._strategy(index))
             return task(lambda: ray.get_gpu_ids()).remote()
 
-        answers = ray.get([ask(place, bundle) for place, bundle in enumerate(self.bundles)])
-        return dict(enumerate(answers))
+        return dict(enumerate(ray.get([ask(index, bundle) for index, bundle in enumerate(self.bundles)])))
 
 
 _current: Placement | None = None
 
 
-def placement(config: Config) -> Placement:
-    """The run's placement, made at the first call. One for another config takes its place.
+def get_placement(config: Config) -> Placement:
+    """The run's placement, created at the first call. If the config needs other bundles, a new one replaces it.
 
     Raises:
         UserError: see `Placement`.
     """
     global _current
-    if _current is not None and _current.stands():
+    if _current is not None and _current.is_alive():
         if _current.bundles == bundles(config):
             return _current
         _current.remove()
@@ -168,19 +173,20 @@ def placement(config: Config) -> Placement:
     return _current
 
 
-def _no_room(asked: list[Bundle], seconds: float) -> str:
+def _timeout_message(needed: list[Bundle], seconds: float) -> str:
     import ray
     from ray._private.state import available_resources_per_node
 
     names = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     free = available_resources_per_node()
     nodes = [f"{name}: {_text(free.get(identity, {}))}" for identity, name in names.items()]
-    places = [f"{asked.count(bundle)} x {_text(bundle)}" for bundle in {str(b): b for b in asked}.values()]
+    counts = [f"{needed.count(bundle)} x {_text(bundle)}" for bundle in {str(b): b for b in needed}.values()]
     return (
-        f"cluster.placement_timeout: after {seconds:g} s the cluster has no room for {', '.join(places)}, each on one "
-        f"node; free are {'; '.join(nodes)}. Add nodes, free some, or lower cluster.cpus, learners or rollout.engines"
+        f"cluster.placement_timeout: after {seconds:g} s the cluster has no room for {', '.join(counts)}, each on one "
+        f"node; free: {'; '.join(nodes)}; add nodes, stop other jobs, or lower cluster.cpus, "
+        "learner.world_size or rollout.engines"
     )
 
 
 def _text(resources: Bundle) -> str:
-    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+    return f"{counted(resources.get('CPU', 0), 'CPU')} and {counted(resources.get('GPU', 0), 'GPU')}"

@@ -1,4 +1,4 @@
-"""Progress from an actor to the screen: the actor streams `ProgressUpdate`s, the driver draws them."""
+"""Progress bars: an actor streams `ProgressUpdate`s, the driver draws them."""
 
 import sys
 import time
@@ -9,28 +9,30 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-LINES = 10  # how many lines a bar becomes where the output is no terminal,
-SECONDS = 60.0  # and how long it says nothing at most while it hears anything
+# If standard error is no terminal, a bar becomes plain lines: one per tenth of the task, and one for an update that
+# arrives this many seconds after the last line.
+LINES = 10
+MAX_SILENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressUpdate:
-    """How far a piece of work has come, and the figures worth showing beside it."""
+    """The state of a task: `done` of `total` units, and the metrics to show next to the bar."""
 
     done: int
     total: int
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def stream(work: Callable[[Callable[[ProgressUpdate], None]], Any]) -> Iterator[ProgressUpdate]:
-    """Run `work(report)` in a thread and yield what it reports, at once; its exception is raised here."""
+    """Run `work(report)` in a thread and yield each reported update immediately. Raises an exception of `work` here."""
     updates: SimpleQueue[ProgressUpdate | None] = SimpleQueue()
     failure: list[BaseException] = []
 
     def run() -> None:
         try:
             work(updates.put)
-        except BaseException as error:  # handed on to the caller's thread
+        except BaseException as error:  # raised again in the caller's thread
             failure.append(error)
         finally:
             updates.put(None)
@@ -43,19 +45,19 @@ def stream(work: Callable[[Callable[[ProgressUpdate], None]], Any]) -> Iterator[
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
-    """Do work that starts OpenMP's threads in a thread that ends with it, and return its result.
+    """Run `work` in a temporary thread and return its result; use it for work that starts OpenMP threads.
 
-    They live as long as the thread that first wanted them. While others live beside them, more in all than there are
-    CPUs, they do not wait actively for their next task, which makes small models' training 1.6 times slower.
+    OpenMP threads live as long as the thread that started them. If the process has more of them than CPUs, they do not
+    spin while they wait, which makes the training of small models 1.6 times slower.
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(work).result()
 
 
 class ProgressBar:
-    """A progress bar with figures and the time left; a few plain lines where the output is no terminal.
+    """A progress bar with metrics and the time left; plain lines if standard error is no terminal.
 
-    Use as a context manager and call it with each `ProgressUpdate`.
+    Use it as a context manager and call it with each `ProgressUpdate`.
     """
 
     def __init__(self, name: str) -> None:
@@ -63,7 +65,7 @@ class ProgressBar:
         self._terminal = sys.stderr.isatty()
         self._began = time.monotonic()
         self._printed, self._last = 0, self._began
-        self._progress: Any = None
+        self._bar: Any = None
 
     def __enter__(self) -> "ProgressBar":
         if self._terminal:
@@ -74,24 +76,25 @@ class ProgressBar:
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[metrics]}"),
             )
-            self._progress = Progress(*columns)
-            self._task = self._progress.add_task(self._name, total=None, figures="")
-            self._progress.start()
+            self._bar = Progress(*columns)
+            self._task = self._bar.add_task(self._name, total=None, metrics="")
+            self._bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._progress:
-            self._progress.stop()
+        if self._bar:
+            self._bar.stop()
 
     def __call__(self, update: ProgressUpdate) -> None:
-        figures = "  ".join(f"{name} {value:.3g}" for name, value in update.figures.items())
-        if self._progress:
-            self._progress.update(self._task, completed=update.done, total=update.total, figures=figures)
+        """Draw an update, or print a line if one is due."""
+        metrics = "  ".join(f"{name} {value:.3g}" for name, value in update.metrics.items())
+        if self._bar:
+            self._bar.update(self._task, completed=update.done, total=update.total, metrics=metrics)
             return
         now, tenths = time.monotonic(), update.done * LINES // update.total
-        if tenths > self._printed or now - self._last >= SECONDS:
+        if tenths > self._printed or now - self._last >= MAX_SILENCE:
             self._printed, self._last = tenths, now
             left = (now - self._began) / max(update.done, 1) * (update.total - update.done)
-            print(f"{self._name:<10} {update.done}/{update.total}  {figures}  {left:.0f} s left", flush=True)
+            print(f"{self._name:<10} {update.done}/{update.total}  {metrics}  {left:.0f} s left", flush=True)

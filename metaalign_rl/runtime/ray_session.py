@@ -1,4 +1,4 @@
-"""Ray for a run: start or join it, and see that all is there before anything starts."""
+"""Starts or joins Ray for a run. Imports no heavy packages."""
 
 import os
 import secrets
@@ -8,31 +8,27 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
-from typing import Any
 
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.units import GIB, MIB
-from metaalign_rl.runtime import cpu_affinity, placement
-from metaalign_rl.runtime.placement import Role
 
-PATIENCE = 10.0  # seconds in which the cluster at RAY_ADDRESS must answer
+CONNECT_TIMEOUT = 10.0  # seconds
 
 
 @contextmanager
 def connect(config: Config) -> Iterator[None]:
-    """Join the cluster at RAY_ADDRESS (a submitted job has it set), else start one on the loopback, with a token.
+    """Join the cluster at RAY_ADDRESS, which Ray sets for submitted jobs; without it start Ray on this machine.
 
-    On leaving, the cluster that this started stops, and one that it joined goes on. Where Ray is connected
-    already, the connection stays as it is.
+    A started Ray listens on the loopback only, requires a token, and stops at the end. A joined cluster keeps running.
+    If Ray is connected already, that connection is used and stays open.
 
     Raises:
-        UserError: RAY_ADDRESS is not a cluster's, or nothing answers there.
+        UserError: RAY_ADDRESS is not the address of a cluster, or nothing answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        _ask_for_token()
+        _require_token()
     import ray
 
     if ray.is_initialized():
@@ -50,24 +46,13 @@ def connect(config: Config) -> Iterator[None]:
 
 
 def is_submitted() -> bool:
-    """Whether this process is the driver of a job from `ray job submit`, which works in an unpacked copy."""
+    """Whether this process is the driver of a job from `ray job submit`, which runs in an unpacked copy."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray's job supervisor sets it for the driver
 
 
 def is_connected() -> bool:
-    """Whether this process is connected to Ray."""
+    """Whether this process is connected to Ray. Does not import Ray."""
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
-
-
-def actor_env(threads: int) -> dict[str, str]:
-    """Environment variables for an actor's `runtime_env` that keep it to `threads` threads, and its freed memory."""
-    return {
-        "MALLOC_MMAP_THRESHOLD_": str(32 * MIB),  # else every pass gives its memory back and takes it anew,
-        "MALLOC_TRIM_THRESHOLD_": str(GIB),  # page by page: 2,000 faults a rollout of a small model
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
 
 
 def _join(address: str) -> None:
@@ -75,13 +60,13 @@ def _join(address: str) -> None:
 
     if "://" in address:
         raise UserError(
-            f"RAY_ADDRESS: expected host:port of a cluster's head, or auto, found {address!r}; "
-            "send the run there with `ray job submit --address`, or unset RAY_ADDRESS to run on this machine"
+            f"RAY_ADDRESS: expected host:port of a cluster's head node, or auto, found {address!r}; "
+            "submit the run with `ray job submit --address`, or unset RAY_ADDRESS to run on this machine"
         )
     host, _, port = address.rpartition(":")
     try:
-        if port.isdecimal():  # Ray itself tries for minutes
-            socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        if port.isdecimal():  # Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
         ray.init(address=address, log_to_driver=False, logging_level="WARNING")
     except (OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
@@ -91,10 +76,10 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _ask_for_token() -> None:
-    """Have the Ray that starts here turn away whoever lacks a token of this process's: other users of the machine.
+def _require_token() -> None:
+    """Make the Ray that starts here require a new token, so that other users of the machine cannot connect.
 
-    Ray reads it on import: where it was imported before, nothing changes.
+    Ray reads these variables when it is imported. If it is imported already, nothing changes.
     """
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -104,11 +89,11 @@ def _start(config: Config) -> None:
     import ray
     from ray._private import ray_constants
 
-    # Ray listens on every interface unless it takes this machine for one that cannot be in a cluster. It
-    # reads the variable on import, which may have been before this; its processes read it when they start.
+    # With 0, Ray treats this machine as one that cannot be in a cluster, and listens on the loopback only. Ray reads
+    # the variable when it is imported, which may have happened already. Its processes read it when they start.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    libraries = Thread(target=_load_libraries)  # Ray takes 4 s to start, most of them waiting
+    libraries = Thread(target=_load_libraries)  # Ray takes 4 s to start and is idle for most of it
     libraries.start()
     try:
         ray.init(
@@ -124,28 +109,5 @@ def _start(config: Config) -> None:
 
 
 def _load_libraries() -> None:
-    """What every stage needs sooner or later; takes 3 s."""
+    """Import a library that all stages need, which takes 3 s."""
     from transformers import AutoTokenizer  # noqa: F401
-
-
-def threads_of(config: Config, count: int) -> int:
-    """Threads of one of `count` actors that work side by side; roles work in turns, and each may use all CPUs."""
-    return max(1, config.cluster.cpus // count)
-
-
-def actor_options(
-    config: Config, role: Role, count: int = 1, index: int = 0, threads: int | None = None
-) -> dict[str, Any]:
-    """Ray's options for actor number `index` of `count` of a role, in its place (`placement`).
-
-    Raises:
-        UserError: the cluster has no room for the run's actors.
-    """
-    options = placement.placement(config).options(config, role, index)
-    threads = threads or threads_of(config, count)
-    environment = actor_env(threads) | options["runtime_env"]["env_vars"]
-    if role in ("rollout", "reward"):  # they work side by side: threads that spin while they wait would slow the other
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"
-    if config.cluster.pin:
-        environment |= cpu_affinity.request(index, threads)
-    return options | placement.shares(config, role, count) | {"runtime_env": {"env_vars": environment}}

@@ -1,4 +1,4 @@
-"""Where the ranks of one training meet."""
+"""The rendezvous file through which the ranks of one process group find each other."""
 
 import uuid
 
@@ -7,11 +7,11 @@ from metaalign_rl.config.schema import Config
 
 
 def rendezvous(config: Config) -> str:
-    """torch's `init_method` for a new group of ranks: a new file in the run's folder.
+    """torch's `init_method` for a new process group: the URL of a new file in the run's folder.
 
-    In a file, because torch's TCP store listens on all interfaces; in the run's folder, because every node sees it.
-    The storage must support file locks (`flock`), which NFS does from version 4 on. The files of the run's earlier
-    groups are removed: one group trains at a time.
+    It is a file because torch's TCP store listens on all interfaces. It is in the run's folder because every node sees
+    that folder. The storage must support file locks (`flock`), as NFS does since version 4. One group trains at a time,
+    so the files of earlier groups are deleted.
     """
     folder = RunFolder.of(config).checkpoints
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The root of an error: what failed first, and where, whatever Ray and `raise … from` have put round it."""
+"""Finds the root cause of an exception: the first error, without the wrappers of Ray and `raise ... from`."""
 
 import re
 import traceback
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 _CAUSED = "\nThe above exception was the direct cause of the following exception:\n"
 _DURING = "\nDuring handling of the above exception, another exception occurred:\n"
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
-_REMOTE = re.compile(r"(?P<task>ray::[^\s(]+)\(.*\) \(pid=.*\n")  # Ray's header over a remote traceback
+_REMOTE = re.compile(r"(?P<task>ray::[^\s(]+)\(.*\) \(pid=.*\n")  # Ray's header of a remote traceback
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)\n', re.MULTILINE)
 _CODE = re.compile(r"(?:    .*\n)*")  # a frame's line of code and the marks below it
 _ERROR = re.compile(r"(?P<kind>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?", re.DOTALL)
 _OURS = re.compile(r"/(metaalign_rl|reward|jobs)/")
-_LONGEST = 600  # characters of a message that the last line shows
+_MAX_LENGTH = 600  # characters of the message that are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +20,10 @@ class RootCause:
     """The first error of a chain.
 
     Attributes:
-        kind: the error's class, with its module.
-        where: `file:line in function`, the deepest of this project where there is one, or the remote task or
-            actor's method where Ray tells no more.
+        kind: the class of the error, with its module.
+        message: the error's text.
+        where: `file:line in function` of the innermost frame, in this project if possible; without frames, the remote
+            task or actor method; else empty.
     """
 
     kind: str
@@ -31,19 +32,20 @@ class RootCause:
 
     @property
     def is_user_error(self) -> bool:
+        """Whether the message is for the user: it says what to change."""
         return self.kind == "metaalign_rl.core.errors.UserError"
 
     def __str__(self) -> str:
         message = " ".join(self.message.split())
-        shown = f": {message[:_LONGEST]}" if message else ""
+        shown = f": {message[:_MAX_LENGTH]}" if message else ""
         return f"{self.kind}{shown}" + (f" ({self.where})" if self.where else "")
 
 
 def root_cause(error: BaseException) -> RootCause:
-    """The root of `error`: a `UserError` in its chain, which says what to do, else what was raised first.
+    """The first `UserError` in the chain of `error`; without one, the error that was raised first.
 
-    It is read from the formatted traceback: an error that Ray carried between processes has lost its
-    `__cause__` and frames, and one from an actor's `__init__` even its class; Ray's message has them as text.
+    It parses the formatted traceback. An error that Ray carried between processes has lost its `__cause__` and frames,
+    and one from an actor's `__init__` even its class. Ray's message has all of them as text.
     """
     text = _COLOR.sub("", "".join(traceback.format_exception(error)))
     links = [_innermost(link) for link in text.split(_DURING)[-1].split(_CAUSED)]
@@ -51,22 +53,22 @@ def root_cause(error: BaseException) -> RootCause:
 
 
 def _innermost(link: str) -> RootCause:
-    """The error that one link of a chain ends in: the remote one where it holds a remote traceback."""
+    """The error of one link of a chain: the remote error, if the link has a remote traceback."""
     headers = list(_REMOTE.finditer(link))
     task = headers[-1]["task"] if headers else ""
     text = link[headers[-1].end() :] if headers else link
     frames = list(_FRAME.finditer(text))
     rest = text[frames[-1].end() :] if frames else text
     code = _CODE.match(rest)
-    assert code is not None  # it matches nothing, too
+    assert code is not None  # the pattern also matches the empty string
     message = rest[code.end() :].strip()
     error = _ERROR.fullmatch(message) or _ERROR.fullmatch(message.splitlines()[-1])
     if error is None:
-        return RootCause("error", message, _place(frames) or task)
-    return RootCause(error["kind"], (error["message"] or "").strip(), _place(frames) or task)
+        return RootCause("error", message, _location(frames) or task)
+    return RootCause(error["kind"], (error["message"] or "").strip(), _location(frames) or task)
 
 
-def _place(frames: list[re.Match[str]]) -> str:
+def _location(frames: list[re.Match[str]]) -> str:
     ours = [frame for frame in frames if _OURS.search(frame["file"]) and "/ray/" not in frame["file"]]
     if not (chosen := ours or frames):
         return ""

@@ -1,4 +1,4 @@
-"""One driver at a time works on a run's folder."""
+"""A lock on a run's folder: one driver at a time."""
 
 import fcntl
 import json
@@ -13,30 +13,34 @@ from typing import BinaryIO
 
 from metaalign_rl.core.errors import UserError
 
-PATIENCE = 180.0  # seconds that a driver which was told to stop, or a lock of a machine that is gone, may take to end
-INTERVAL = 0.2
+# Seconds: time for a driver to save and stop after a signal, and for the storage to release the lock of a lost machine.
+TIMEOUT = 180.0
+POLL_INTERVAL = 0.2
 
 
 @contextmanager
-def run_lock(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Keep other drivers off a run's folder; the system lifts the lock however this process ends.
+def run_lock(folder: Path, timeout: float = TIMEOUT) -> Iterator[None]:
+    """Lock a run's folder against other drivers. The operating system releases the lock when this process ends.
+
+    Args:
+        timeout: seconds to wait for another driver.
 
     Raises:
-        UserError: another driver still works on it after `patience` seconds, or the storage has no file locks.
+        UserError: another driver still has the lock after `timeout`, or the storage does not support file locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".driver"
     with path.open("ab+") as file:
         if not _lock(file):
-            print(f"{folder}: {_holder(file)} works on this run; waiting {patience:.0f} s for it to end", flush=True)
-            end = time.monotonic() + patience
+            print(f"{folder}: {_holder(file)} works on this run; waiting {timeout:.0f} s for it to end", flush=True)
+            end = time.monotonic() + timeout
             while not _lock(file):
                 if time.monotonic() > end:
                     raise UserError(
                         f"{folder}: {_holder(file)} works on this run; wait for it, stop it, or give another run.name"
                     )
-                time.sleep(INTERVAL)
-        _sign(file)
+                time.sleep(POLL_INTERVAL)
+        _write_holder(file)
         yield
 
 
@@ -47,13 +51,13 @@ def _lock(file: BinaryIO) -> bool:
         return False
     except OSError as error:
         raise UserError(
-            f"{file.name}: the storage does not lock files ({error.strerror}), which keeps two drivers off one run; "
-            "give a run.root where `flock` works, such as a local disk, NFS 4 or Lustre mounted with -o flock"
+            f"{file.name}: the storage does not support file locks ({error.strerror}), which keep a second driver off "
+            "the run; give a run.root where `flock` works, such as a local disk, NFS 4 or Lustre mounted with -o flock"
         ) from error
     return True
 
 
-def _sign(file: BinaryIO) -> None:
+def _write_holder(file: BinaryIO) -> None:
     since = datetime.now(UTC).isoformat(timespec="seconds")
     file.truncate(0)
     file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode())
@@ -65,5 +69,5 @@ def _holder(file: BinaryIO) -> str:
     try:
         by = json.loads(file.read())
         return f"another driver (process {by['pid']} on {by['host']}, since {by['since']})"
-    except ValueError:  # it has the lock and has not signed yet
+    except ValueError:  # it has just taken the lock and not written its name yet
         return "another driver"

@@ -1,10 +1,10 @@
-"""A user's own reward, `reward.function: path/to/file.py:name`: a Python function that reads whole rows.
+"""A user's own reward: `reward.function: path/to/file.py:name`, a Python function that reads rows.
 
     def polite(rows: list[Row], answers: list[str]) -> list[float]:
         return [float("please" in answer) for row, answer in zip(rows, answers)]
 
-It is called with parts of a step, and by `ppo.reward_workers` processes side by side: it must not count on seeing all
-answers of a step, or of a prompt, at once.
+It is called with chunks of a step, by `ppo.reward_workers` processes in parallel. It must not expect to see all
+responses of a step, or of a prompt, in one call.
 """
 
 import importlib.util
@@ -20,17 +20,17 @@ from typing import Any
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError, nearest
 
-MODULE = "metaalign_rl_reward_function"  # the name that the file's module goes by
+MODULE = "metaalign_rl_reward_function"  # name of the loaded module
 
 
 def absolute(function: str) -> str:
-    """The same function from whatever folder it is loaded."""
+    """The function with an absolute path, so that it can be loaded from any folder."""
     path, _, name = function.rpartition(":")
     return f"{Path(path).absolute()}:{name}"
 
 
-class RewardFunction:
-    """A function of the user's, loaded once, whose every answer is checked."""
+class UserFunction:
+    """The user's function, loaded once. Its results are checked."""
 
     def __init__(self, function: str) -> None:
         """Load `path/to/file.py:name`.
@@ -49,11 +49,11 @@ class RewardFunction:
         self._call: Callable[[list[Row], list[str]], Any] = found
 
     def __call__(self, rows: list[Row], answers: list[str]) -> list[float]:
-        """The reward of each answer to its row, finite.
+        """The reward of each answer to its row, a finite number.
 
         Raises:
-            UserError: the function raised an error, gave another number of rewards, or one that is no number; names
-                the function, the row and the value.
+            UserError: the function raised an error, or returned another count of rewards, or a reward that is not a
+                finite number. Names the function, the row and the value.
         """
         try:
             found = self._call(rows, answers)
@@ -62,7 +62,8 @@ class RewardFunction:
         if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != len(rows):
             size = f" of {len(found)}" if hasattr(found, "__len__") else ""
             raise UserError(
-                f"{self._what}: expected a list of {len(rows)} numbers, one a row, found {type(found).__name__}{size} "
+                f"{self._what}: expected a list of {len(rows)} numbers, one per row, "
+                f"found {type(found).__name__}{size} "
                 f"for {_span(rows)}"
             )
         return [self._number(value, row) for value, row in zip(found, rows, strict=True)]
@@ -74,7 +75,7 @@ class RewardFunction:
         if spec is None or spec.loader is None:
             raise UserError(f"{self._what}: {path}: expected a Python file, whose name ends in .py")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[MODULE] = module  # dataclasses look their module up there
+        sys.modules[MODULE] = module  # dataclasses look up their module there
         try:
             spec.loader.exec_module(module)
         except Exception as error:
@@ -82,13 +83,13 @@ class RewardFunction:
         return module
 
     def _culprit(self, rows: list[Row], answers: list[str]) -> str:
-        """The first row that the function cannot take by itself."""
+        """The first row on which the function fails alone."""
         for row, answer in zip(rows, answers, strict=True):
             try:
                 self._call([row], [answer])
             except Exception:
                 return f"row {row.id!r} with answer {answer[:80]!r}"
-        return f"{_span(rows)}, though on none of them alone"
+        return f"{_span(rows)}, but on none of them alone"
 
     def _number(self, value: Any, row: Row) -> float:
         if not isinstance(value, Real) or not math.isfinite(value):
@@ -101,6 +102,6 @@ def _span(rows: Sequence[Row]) -> str:
 
 
 def _describe(error: Exception) -> str:
-    """What was raised, and by which line."""
+    """The error, and the line that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} (line {frame.lineno} of {Path(frame.filename).name})"

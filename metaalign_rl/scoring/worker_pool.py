@@ -1,87 +1,77 @@
-"""All reward workers of a run as one; a worker that dies or hangs is replaced, and its work done again."""
+"""All reward workers of a run as one: chunks of responses go to them in turn."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from metaalign_rl.core.dataflow import Reward, Row
-from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get, kill
+from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get
+from metaalign_rl.runtime.actor_pool import ActorPool, Start
 from metaalign_rl.runtime.faults import REWARD_WORKER, ActorLost, FaultLog
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PendingScores:
-    """Answers that a worker is scoring."""
+    """A call in progress, with what it takes to repeat it on another worker."""
 
     rows: list[Row]
-    answers: list[str]
+    responses: list[str]
     number: int
     worker: Any
     scores: Any
 
 
 class RewardPool:
-    """The reward workers, Ray actors that each hold the whole reward model.
+    """The reward workers, Ray actors that each hold the reward model.
 
     Args:
-        start: makes the worker of a number; it loads its model while the caller goes on.
+        start: starts the worker of a number; it loads its model while the caller goes on.
+        deadline: makes a worker's heartbeat deadline.
     """
 
-    def __init__(
-        self, start: Callable[[int], Any], count: int, faults: FaultLog, patience: Callable[[], HeartbeatDeadline]
-    ) -> None:
-        self._start, self._faults, self._patience = start, faults, patience
-        self._workers = [start(number) for number in range(count)]
-        self._clocks = [patience() for _ in range(count)]
+    def __init__(self, start: Start, count: int, faults: FaultLog, deadline: Callable[[], HeartbeatDeadline]) -> None:
+        self._actors = ActorPool(start, count, faults, deadline)
         self._turn = 0
 
     def __len__(self) -> int:
-        return len(self._workers)
+        return len(self._actors)
 
-    def submit(self, rows: Sequence[Row], answers: Sequence[str]) -> PendingScores:
-        """Have the next worker score answers to rows, while the caller goes on."""
-        number = self._turn % len(self._workers)
-        if self._turn < len(self._workers):  # it was idle, perhaps for as long as the first answers took
-            self._clocks[number].began()
+    def submit(self, rows: Sequence[Row], responses: Sequence[str]) -> PendingScores:
+        """Have the next worker score responses to rows, while the caller goes on."""
+        number = self._turn % len(self._actors)
+        if self._turn < len(self._actors):  # the worker was idle, perhaps since the last step
+            self._actors.deadlines[number].reset()
         self._turn += 1
-        return self._ask(number, list(rows), list(answers))
+        return self._ask(number, list(rows), list(responses))
 
-    def result(self, ticket: PendingScores) -> list[Reward]:
-        """The rewards of a ticket; tickets are to be asked for in the order of `submit`.
+    def result(self, pending: PendingScores) -> list[Reward]:
+        """The rewards of a call. Ask in the order of `submit`.
 
         Raises:
             UserError: a row cannot be scored.
-            TooManyFaults: workers broke again and again.
+            TooManyFaults: a worker was lost too often.
         """
         while True:
-            clock = self._clocks[ticket.number]
+            number, deadline = pending.number, self._actors.deadlines[pending.number]
             try:
-                if first_ready([ticket.scores], clock.left()) is None:
-                    raise clock.error("score")
-                rewards: list[Reward] = get(ticket.scores)
+                if first_ready([pending.scores], deadline.seconds_left()) is None:
+                    raise deadline.timeout_error("score")
+                rewards: list[Reward] = get(pending.scores)
             except (ActorDied, TimeoutError) as error:
-                if ticket.worker is self._workers[ticket.number]:  # else another ticket has found that out
-                    self._replace(ticket.number, error)
-                ticket = self._ask(ticket.number, ticket.rows, ticket.answers)
+                self._actors.replace(number, ActorLost(f"{REWARD_WORKER} {number}", error), pending.worker)
+                pending = self._ask(number, pending.rows, pending.responses)
             else:
-                clock.heard()
+                deadline.record_heartbeat()
                 return rewards
 
     def begin_step(self) -> None:
-        """Deal out the next step's tickets from the first worker on."""
+        """Give the next step's chunks to the workers in turn, beginning with the first."""
         self._turn = 0
 
     def stop(self) -> None:
-        """End the workers' processes."""
-        for worker in self._workers:
-            kill(worker)
+        """Kill the workers' processes."""
+        self._actors.stop()
 
-    def _ask(self, number: int, rows: list[Row], answers: list[str]) -> PendingScores:
-        worker = self._workers[number]
-        return PendingScores(rows, answers, number, worker, worker.score.remote(rows, answers))
-
-    def _replace(self, number: int, error: BaseException) -> None:
-        self._faults.record(ActorLost(f"{REWARD_WORKER} {number}", error), "another one takes its place")
-        kill(self._workers[number])
-        self._workers[number] = self._start(number)
-        self._clocks[number] = self._patience()
+    def _ask(self, number: int, rows: list[Row], responses: list[str]) -> PendingScores:
+        worker = self._actors.actors[number]
+        return PendingScores(rows, responses, number, worker, worker.score.remote(rows, responses))

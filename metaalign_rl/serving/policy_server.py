@@ -1,4 +1,4 @@
-"""`metaalign-rl serve`: vLLM's own OpenAI-compatible server on a policy, with the three-tier chat template."""
+"""`metaalign-rl serve`: serves a policy with vLLM's OpenAI-compatible server and the three-tier chat template."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from metaalign_rl.core.checkpoints import find_policy
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.net import is_loopback, listen, url_of
 
-OURS = ("--host", "--port", "--model", "--load-format", "--trust-remote-code")
+RESERVED = ("--host", "--port", "--model", "--load-format", "--trust-remote-code")
 CPU_OPTIONS = ("--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(2**30))
 EXAMPLE = """example:
   from openai import OpenAI
@@ -22,16 +22,16 @@ EXAMPLE = """example:
 
 
 def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str]) -> None:
-    """Become vLLM's server; it does not return.
+    """Replace this process by vLLM's server. This function does not return.
 
     Args:
-        policy: a run's folder or a checkpoint's, whose saved chat template is the meta-prompt's.
-        name: what clients call the model.
+        policy: a run's folder or a policy's checkpoint folder, with the meta-prompt's chat template.
+        name: the model's name for clients.
         options: more options of `vllm serve`.
 
     Raises:
-        UserError: no such policy, one without the template, an address that cannot be listened on, an open one
-            without an API key, or an option that is ours.
+        UserError: there is no policy, or it lacks the template; the server cannot listen on the address, or other
+            machines could reach it without an API key; or see `check_options`.
     """
     from metaalign_rl.core.meta_prompt import load_tokenizer
     from metaalign_rl.runtime.vllm_setup import prepare_vllm
@@ -42,14 +42,14 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
     listen(host, port).close()
     load_tokenizer(path)
     on_cpu = prepare_vllm()
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server's engine is a process of its own
-    print(f"serving {path} as {name!r} on {url_of(host, port)}/v1 (Ctrl-C ends it)")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server's engine is its own process
+    print(f"serving {path} as {name!r} on {url_of(host, port)}/v1 (Ctrl-C to stop)")
     print(EXAMPLE.format(url=url_of(host, port), name=name), flush=True)
     os.execv(sys.executable, command(path, name, host, port, [*(CPU_OPTIONS if on_cpu else ()), *options]))
 
 
 def command(path: Path, name: str, host: str, port: int, options: Sequence[str]) -> list[str]:
-    """The server's command line. It decodes as a request says, whatever the checkpoint says of its own decoding."""
+    """The server's command line. Only requests set sampling options: the checkpoint's generation config is not used."""
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(path), "--served-model-name", name, "--host", host, "--port", str(port),
@@ -61,18 +61,18 @@ def check_options(options: Sequence[str]) -> None:
     """Refuse options that `serve` sets itself.
 
     Raises:
-        UserError: one of them stands behind `--`.
+        UserError: names the option.
     """
     for option in options:
-        if option.partition("=")[0] in OURS:
-            raise UserError(f"{option}: not behind '--', since metaalign-rl serve sets it; see its own --help")
+        if option.partition("=")[0] in RESERVED:
+            raise UserError(f"{option}: not allowed after '--', because metaalign-rl serve sets it; see its own --help")
 
 
 def require_key(host: str, environment: Mapping[str, str], options: Sequence[str]) -> None:
-    """Refuse to listen beyond this machine without an API key.
+    """Refuse to serve other machines without an API key.
 
     Raises:
-        UserError: `host` is no loopback address, and there is neither VLLM_API_KEY nor `--api-key`.
+        UserError: `host` is not a loopback address, and neither VLLM_API_KEY nor `--api-key` is given.
     """
     given = any(option.partition("=")[0] == "--api-key" for option in options)
     if not (is_loopback(host) or environment.get("VLLM_API_KEY") or given):

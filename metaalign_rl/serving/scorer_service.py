@@ -1,9 +1,9 @@
-"""The scorer's HTTP app on Ray Serve: replicas that come and go with the load.
+"""The scorer's HTTP app on Ray Serve, which adds and removes replicas with the load.
 
     serve run metaalign_rl.serving.scorer_service:application model=runs/quickstart/reward
 
-`serve deploy` and KubeRay's RayService name it the same way as `import_path`, with `args`; how many replicas there are
-and what each one gets stands under `deployments`, whose one is called `Scorer`.
+In the config files of `serve deploy` and KubeRay's RayService, this name is the `import_path`, with `args`. The number
+of replicas and the resources of each are under `deployments`, for the deployment `Scorer`.
 """
 
 import os
@@ -16,24 +16,24 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from metaalign_rl.core.errors import UserError
 from reward.score import Mode
 from reward.serving.client import TOKEN_VARIABLE
-from reward.serving.metrics import NAMES, ROWS, SECONDS
+from reward.serving.server_metrics import NAMES, ROWS, SECONDS
 
 SCALING = {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 32}
-MOST_ONGOING = 256  # requests that a replica takes on before it turns others away
+MOST_ONGOING = 256  # requests that a replica accepts at the same time
 
 
 class Arguments(BaseModel):
-    """What an application is made from.
+    """The arguments of the application.
 
     Attributes:
-        model: the reward model's folder, which every node sees, or its hub id.
-        dtype: the weights' type, such as "bfloat16"; empty takes bfloat16 where the hardware is fast at it, else the
+        model: the reward model's folder, on storage that every node sees, or its hub id.
+        dtype: the weights' type, such as "bfloat16". Empty: bfloat16 if the hardware is fast at it, otherwise the
             checkpoint's own.
-        mode: which score `/get_reward` answers with.
-        gpus, cpus: of one replica.
-        replicas: how many there are; 0 lets the load decide.
-        without_token: answer anybody. Otherwise METAALIGN_REWARD_TOKEN, in the replicas' environment, is the secret
-            that clients send.
+        mode: the score that `/get_reward` returns.
+        gpus, cpus: per replica.
+        replicas: their number; 0: it follows the load.
+        without_token: accept requests without a token. Otherwise METAALIGN_REWARD_TOKEN in the replicas' environment is
+            the secret that clients must send.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -47,7 +47,7 @@ class Arguments(BaseModel):
 
 
 def application(arguments: Arguments) -> serve.Application:
-    """The application; its replicas load the model and build the app of `reward.serving`."""
+    """The application. Each replica loads the model and builds the app of `reward.serving`."""
 
     def build() -> Any:
         return build_app(arguments)
@@ -67,21 +67,27 @@ def build_app(arguments: Arguments) -> Any:
     """The FastAPI app of one replica.
 
     Raises:
-        UserError: no token where one is needed, or no reward model.
+        UserError: a token is needed and not set, or the reward model cannot be loaded.
     """
     from reward import Scorer
-    from reward.serving.app import Serving, create_app
+    from reward.serving.app import ServingConfig, create_app
 
     token = os.environ.get(TOKEN_VARIABLE, "")
     if not token and not arguments.without_token:
-        raise UserError(f"set {TOKEN_VARIABLE} where the replicas run, or give without_token=true to answer anybody")
+        raise UserError(
+            f"{TOKEN_VARIABLE}: expected a secret, found none; set it where the replicas run, or give "
+            "without_token=true to accept requests without a token"
+        )
     scorer = Scorer.from_pretrained(arguments.model, dtype=arguments.dtype or None)
     name = arguments.model.rstrip("/").rpartition("/")[2]
-    return create_app(scorer, Serving(name, token=token, mode=arguments.mode), ServeMetrics())
+    return create_app(scorer, ServingConfig(name, token=token, mode=arguments.mode), ServeMetrics())
 
 
 class ServeMetrics:
-    """Counts through Ray, which puts `ray_` before the names and the deployment and replica beside the values."""
+    """The scorer's metrics in Ray, which prefixes their names with `ray_` and adds labels for deployment and replica.
+
+    The methods are those of `reward.serving.metrics.Metrics`.
+    """
 
     def __init__(self) -> None:
         self._requests = Counter(*NAMES["requests"], tag_keys=("path", "status"))
@@ -93,17 +99,17 @@ class ServeMetrics:
         self._queue = Gauge(*NAMES["queue"])
 
     def answered(self, path: str, status: int, seconds: float) -> None:
-        """See `Metrics`."""
+        """See `ServerMetrics`."""
         self._requests.inc(tags={"path": path, "status": str(status)})
         self._seconds.observe(max(seconds, 1e-9), tags={"path": path})
 
     def scored(self, rows: int, tokens: int, seconds: float) -> None:
-        """See `Metrics`."""
+        """See `ServerMetrics`."""
         self._rows.inc(rows)
         self._tokens.inc(tokens)
         self._busy.inc(seconds)
         self._batch.observe(rows)
 
     def queued(self, tokens: int) -> None:
-        """See `Metrics`."""
+        """See `ServerMetrics`."""
         self._queue.set(tokens)

@@ -1,4 +1,4 @@
-"""The model that SFT starts from: a user's checkpoint with the meta-prompt's template, or a small new one."""
+"""The model that SFT starts from: a given checkpoint with the meta-prompt's chat template, or a small new model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder
 
-POSITIONS = 8192  # of a new model: more than a run's max_tokens, for whoever trains it on
+POSITIONS = 8192  # of a new model; more than a run's max_tokens, so that the model can be trained further
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 def prepare_base(config: ModelConfig, demonstrations: list[Row], seed: int, folder: Path) -> None:
     """Write the checkpoint that SFT starts from, with tokenizer and chat template, to `folder`.
 
+    Args:
+        demonstrations: their words are the vocabulary of a new model.
+        seed: of a new model's weights.
+
     Raises:
-        UserError: `config.path` cannot be loaded.
+        UserError: the checkpoint at `config.path` cannot be loaded.
     """
     model, tokenizer = _load(config.path) if config.path else _new(config, demonstrations, seed)
     meta_prompt.install(tokenizer)
@@ -39,9 +43,8 @@ def _load(path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"model.path: cannot load {path!r}, taken for {'a folder' if Path(path).is_dir() else 'a hub id'}: {reason}"
-        ) from None
+        kind = "as a folder" if Path(path).is_dir() else "as a hub id"
+        raise UserError(f"model.path: cannot load {path!r} {kind}: {reason}; give another checkpoint") from None
 
 
 def _new(
@@ -54,7 +57,7 @@ def _new(
 
     tokenizer = build_tokenizer(text for row in demonstrations for text in _texts(row))
     torch.manual_seed(seed)
-    # Not Qwen2: for it transformers 5 replaces any saved tokenizer by its own kind, and the words would be lost.
+    # Not Qwen2: transformers 5 replaces any saved tokenizer of a Qwen2 model by its own class, which loses the words.
     shape = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
@@ -64,27 +67,27 @@ def _new(
         num_key_value_heads=config.heads,
         max_position_embeddings=POSITIONS,
         tie_word_embeddings=False,
-        initializer_range=config.hidden_size
-        ** -0.5,  # the usual 0.02 is for wide models; a narrow one learns slowly from it
+        # The usual 0.02 is for wide models. A narrow one learns slowly from it.
+        initializer_range=config.hidden_size**-0.5,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(shape)
-    _relate_cases(model, tokenizer.get_vocab())
+    _relate_letter_cases(model, tokenizer.get_vocab())
     return model, tokenizer
 
 
-def _relate_cases(model: "PreTrainedModel", vocabulary: dict[str, int]) -> None:
-    """Start each word in capitals as the small word plus one common shift: what is learnt of one helps the other."""
+def _relate_letter_cases(model: "PreTrainedModel", vocabulary: dict[str, int]) -> None:
+    """Initialise each capitalised word as its lower-case word plus one common shift, so that both learn together."""
     import torch
 
-    small = {index: vocabulary[word.lower()] for word, index in vocabulary.items() if word.lower() in vocabulary}
-    capitals = [index for index in small if small[index] != index]
+    lower = {index: vocabulary[word.lower()] for word, index in vocabulary.items() if word.lower() in vocabulary}
+    capitals = [index for index in lower if lower[index] != index]
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         with torch.no_grad():
             shift = torch.randn_like(layer.weight[0]) * model.config.initializer_range
-            layer.weight[capitals] = layer.weight[[small[index] for index in capitals]] + shift
+            layer.weight[capitals] = layer.weight[[lower[index] for index in capitals]] + shift
 
 
 def _texts(row: Row) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the ranks of transformers' Trainer have in common: they report, and they stop when asked, with a checkpoint."""
+"""Callbacks for transformers' Trainer: report metrics, and stop with a checkpoint. Also the actors that use them."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -7,25 +7,26 @@ from typing import Any
 
 from metaalign_rl.runtime.progress import ProgressUpdate
 
-FIGURES = ("loss", "accuracy")
+SHOWN_METRICS = ("loss", "accuracy")
+CONTROL = "control"  # concurrency group of a trainer actor's second thread, which runs `stop` during `train`
 
 
-class Stopped(RuntimeError):
-    """A training was asked to stop and did, after the step under way; its checkpoint is there."""
+class TrainingStopped(RuntimeError):
+    """A training stopped on request, after a step and with a checkpoint."""
 
 
 class StopRequest:
-    """Lets a thread of a rank's process end the training that another one runs."""
+    """Lets one thread of a rank stop the training that runs in another thread."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._is_set = threading.Event()
 
     def set(self) -> None:
-        """Ask for the end."""
-        self._asked.set()
+        """Request the stop."""
+        self._is_set.set()
 
     def callback(self) -> Any:
-        """The Trainer's callback that saves after the step under way and raises `Stopped`, on all ranks alike."""
+        """A Trainer callback that saves after the current step and raises `TrainingStopped`, on all ranks."""
         from transformers import TrainerCallback
 
         request = self
@@ -34,53 +35,55 @@ class StopRequest:
             is_last = False
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                self.is_last = request._is_agreed(args.device)
+                self.is_last = request._any_rank_stops(args.device)
                 control.should_save = control.should_save or self.is_last
 
             def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 if self.is_last:
-                    raise Stopped(f"stopped after step {state.global_step}")
+                    raise TrainingStopped(f"stopped after step {state.global_step}")
 
         return Callback()
 
-    def _is_agreed(self, device: Any) -> bool:
-        """Whether any rank was asked: they must end after the same step."""
+    def _any_rank_stops(self, device: Any) -> bool:
+        """Whether any rank has a request. All ranks must stop after the same step."""
         import torch
         import torch.distributed as dist
 
         if not dist.is_initialized():
-            return self._asked.is_set()
-        asked = torch.tensor(float(self._asked.is_set()), device=device)
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        return bool(asked)
+            return self._is_set.is_set()
+        flag = torch.tensor(float(self._is_set.is_set()), device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
 
 
-def reporter(report: Callable[[ProgressUpdate], None]) -> Any:
-    """The Trainer's callback that reports what it logs."""
+def report_callback(report: Callable[[ProgressUpdate], None]) -> Any:
+    """A Trainer callback that passes the logged metrics to `report`."""
     from transformers import TrainerCallback
 
-    class Reporter(TrainerCallback):
+    class Callback(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
-                figures = {name: float(logs[name]) for name in FIGURES if name in logs}
-                report(ProgressUpdate(state.global_step, state.max_steps, figures))
+                metrics = {name: float(logs[name]) for name in SHOWN_METRICS if name in logs}
+                report(ProgressUpdate(state.global_step, state.max_steps, metrics))
 
-    return Reporter()
-
-
-CONTROL = "control"  # the actors' second thread, in which `stop` runs while they train
+    return Callback()
 
 
-def as_trainer(worker: type) -> Any:
-    """A Ray actor of a class with the methods `train` and `stop`, which may run at the same time."""
+def trainer_actor(worker: type) -> Any:
+    """Make a Ray actor class of a class with the methods `train` and `stop`, which may run at the same time."""
     import ray
 
     return ray.remote(concurrency_groups={CONTROL: 1})(worker)
 
 
 @contextmanager
-def saved_when_stopped(ranks: Sequence[Any], streams: Sequence[Any]) -> Iterator[None]:
-    """On `KeyboardInterrupt` inside, have the ranks of `streams` save after the step under way before it goes on."""
+def save_on_interrupt(ranks: Sequence[Any], streams: Sequence[Any]) -> Iterator[None]:
+    """On `KeyboardInterrupt`, stop the ranks, wait until they have saved after their current step, and raise it again.
+
+    Args:
+        ranks: trainer actors; see `trainer_actor`.
+        streams: the results of their `train`.
+    """
     import ray
 
     try:
@@ -89,7 +92,7 @@ def saved_when_stopped(ranks: Sequence[Any], streams: Sequence[Any]) -> Iterator
         for rank in ranks:
             rank.stop.options(concurrency_group=CONTROL).remote()
         for stream in streams:
-            with suppress(ray.exceptions.RayError):  # that it has stopped
+            with suppress(ray.exceptions.RayError):  # `TrainingStopped`
                 for update in stream:
                     ray.get(update)
         raise

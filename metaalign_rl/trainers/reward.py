@@ -1,29 +1,33 @@
-"""The reward trainer: trains and evaluates one reward model or control, in a process of its own for each device."""
+"""The reward trainer: trains and evaluates one reward model or control, on one or more ranks."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.core.views import apply_view
+from metaalign_rl.runtime import deepspeed_config
+from metaalign_rl.runtime.deepspeed_config import ZeroStage
 from metaalign_rl.runtime.progress import ProgressUpdate, stream
-from metaalign_rl.trainers.callbacks import StopRequest, reporter
+from metaalign_rl.trainers.callbacks import StopRequest, report_callback
 from reward.score import Mode
 from reward.training.controls import training_of, view_of
 
-ZeroStage = Literal[0, 1, 2]
-
 
 class RewardTrainerActor:
-    """A Ray actor round `reward.train` and `reward.evaluate_modes`: one rank of those that train a model together.
+    """One rank of a reward training: a Ray actor wrapping `reward.train` and `reward.evaluate_modes`.
 
-    `train` is to be called on all ranks with the same arguments.
+    Call `train` on all ranks of a model with the same arguments.
     """
 
     def __init__(self, name: str, rank: int = 0, world_size: int = 1, rendezvous: str = "") -> None:
-        """Join the other ranks, where there are any; see `learner.platform.prepare`. `name`: a control's, else any."""
+        """Join the other ranks, if there are any; see `deepspeed_setup.prepare`.
+
+        Args:
+            name: of a control, which defines its view of the rows; any other name shows them as they are.
+        """
         self._name, self._view, self._world_size = name, view_of(name), world_size
         self._stop = StopRequest()
         if world_size > 1:
@@ -31,45 +35,41 @@ class RewardTrainerActor:
 
             deepspeed_setup.prepare(rank, world_size, rendezvous)
         else:
-            # transformers would import it, many seconds, to ask whether the model to be saved is one of its own.
+            # Else transformers imports it, which takes many seconds, to check the class of a model that it saves.
             sys.modules["deepspeed"] = None  # type: ignore[assignment]
 
     def stop(self) -> None:
-        """Have `train` raise `Stopped` after the step under way, with a checkpoint."""
+        """Make `train` save after its current step and raise `TrainingStopped`."""
         self._stop.set()
 
     def train(
         self, training: Any, pairs: Sequence[Path], base: Path, output: Path, zero_stage: ZeroStage = 0
     ) -> Iterator[ProgressUpdate]:
-        """Train on the rows of all `pairs` files, from the checkpoint `base`, and write `output`."""
+        """Train the checkpoint `base` on the rows of all `pairs` files and write the model to `output`.
+
+        Args:
+            training: a `RewardTraining`.
+            zero_stage: DeepSpeed ZeRO stage, 0 to 2; used with several ranks.
+
+        Raises:
+            TrainingStopped: `stop` was called.
+        """
         import reward
 
         rows = apply_view([row for path in pairs for row in read_rows(path)], self._view)
         training = training_of(self._name, training)
-        settings = deepspeed_settings(zero_stage, bf16=training.bf16) if self._world_size > 1 else None
+        settings = deepspeed_config.for_reward(zero_stage, bf16=training.bf16) if self._world_size > 1 else None
         return stream(
             lambda report: reward.train(
-                training, rows, None, base, output, [reporter(report), self._stop.callback()], settings
+                training, rows, None, base, output, [report_callback(report), self._stop.callback()], settings
             )
         )
 
     def evaluate(
         self, model: Path, pairs: Sequence[Row], modes: Sequence[Mode], dtype: str
     ) -> dict[str, dict[str, Any]]:
-        """The report of `reward.evaluate` by mode."""
+        """The report of `reward.evaluate` for each mode."""
         import reward
 
         scorer = reward.Scorer.from_pretrained(model, dtype=dtype)
         return reward.evaluate_modes(scorer, apply_view(pairs, self._view), modes)
-
-
-def deepspeed_settings(zero_stage: ZeroStage, *, bf16: bool) -> dict[str, Any]:
-    """DeepSpeed's settings: weights in float32, computed with in bfloat16 where asked for, as on one device."""
-    return {
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
-        "zero_optimization": {"stage": zero_stage},
-        "zero_allow_untested_optimizer": True,
-    }

@@ -1,4 +1,4 @@
-"""The SFT worker: transformers' Trainer on DeepSpeed, one rank of it."""
+"""The SFT worker: one rank of transformers' Trainer on DeepSpeed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,39 +8,48 @@ import torch
 from torch import Tensor
 
 from metaalign_rl.config.schema import ModelConfig, SFTConfig
+from metaalign_rl.core.checkpoints import newest_trainer_checkpoint
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import replace_folder
 from metaalign_rl.core.meta_prompt import encode_row
 from metaalign_rl.core.rows import read_rows
-from metaalign_rl.runtime import deepspeed_setup
+from metaalign_rl.runtime import deepspeed_config, deepspeed_setup
 from metaalign_rl.runtime.progress import ProgressUpdate, in_thread, stream
 from metaalign_rl.trainers import base_model
-from metaalign_rl.trainers.callbacks import StopRequest, reporter
+from metaalign_rl.trainers.callbacks import StopRequest, report_callback
 
-IGNORED = -100  # torch's label for tokens that do not count
+IGNORED = -100  # label that torch's cross-entropy ignores
 
 
 class SFTWorker:
-    """One rank, in a process of its own; every method is to be called on all ranks with the same arguments."""
+    """One rank of SFT, in a separate process. Call `train` on all ranks with the same arguments."""
 
     def __init__(self, rank: int, world_size: int, rendezvous: str) -> None:
-        """Join the ranks; see `learner.platform.prepare`."""
+        """Join the other ranks; see `deepspeed_setup.prepare`."""
         self.rank, self.world_size = rank, world_size
         self.device = deepspeed_setup.prepare(rank, world_size, rendezvous)
         self._stop = StopRequest()
 
     def prepare_base(self, config: ModelConfig, rows: Path, seed: int, output: Path) -> None:
-        """Write the checkpoint that training starts from; for one rank alone. See `base_model.prepare_base`."""
+        """Write the checkpoint that training starts from. Call it on one rank only. See `base_model.prepare_base`."""
         in_thread(lambda: base_model.prepare_base(config, list(read_rows(rows)), seed, output))
 
     def stop(self) -> None:
-        """Have `train` raise `Stopped` after the step under way, with a checkpoint."""
+        """Make `train` save after its current step and raise `TrainingStopped`."""
         self._stop.set()
 
     def train(
         self, config: SFTConfig, base: Path, rows: Path, output: Path, checkpoints: Path, *, max_tokens: int, seed: int
     ) -> Iterator[ProgressUpdate]:
-        """Train the checkpoint `base` on the demonstrations in `rows`; go on from `checkpoints` where there are any."""
+        """Train the checkpoint `base` on the demonstrations in `rows` and write the model to `output`.
+
+        Args:
+            checkpoints: folder of checkpoints; training resumes from the newest one.
+            max_tokens: of a row's prompt and response together.
+
+        Raises:
+            TrainingStopped: `stop` was called.
+        """
         return stream(lambda report: self._train(config, base, rows, output, checkpoints, max_tokens, seed, report))
 
     def _train(
@@ -64,9 +73,9 @@ class SFTWorker:
             args=self._arguments(config, checkpoints, seed),
             train_dataset=samples,
             data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
-            callbacks=[reporter(report), self._stop.callback()],
+            callbacks=[report_callback(report), self._stop.callback()],
         )
-        last = last_checkpoint(checkpoints)
+        last = newest_trainer_checkpoint(checkpoints)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         if self.rank == 0:
             replace_folder(output, lambda folder: _save(trainer, tokenizer, folder))
@@ -81,7 +90,7 @@ class SFTWorker:
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             num_train_epochs=config.epochs,
-            warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
+            warmup_steps=config.warmup_ratio,  # a value below 1 is a share of all steps
             lr_scheduler_type="cosine",
             logging_steps=20,
             save_steps=config.save_steps,
@@ -92,26 +101,20 @@ class SFTWorker:
             use_cpu=not cuda,
             bf16=cuda,
             dataloader_pin_memory=cuda,
-            deepspeed=_deepspeed(config),
+            deepspeed=deepspeed_config.for_sft(config.zero_stage),
         )
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The Trainer's newest whole checkpoint: one that was cut off lacks `trainer_state.json`, written last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
-
-
 def tokenize(row: Row, tokenizer: Any, max_tokens: int) -> dict[str, list[int]]:
-    """Input ids of prompt and response, and labels that leave the prompt out."""
+    """`input_ids` of prompt and response, and `labels` with the prompt set to `IGNORED`."""
     assert row.response is not None
     ids = encode_row(tokenizer, row, max_tokens=max_tokens, response=row.response)
-    answer = len(tokenizer(row.response, add_special_tokens=False)["input_ids"]) + 1
-    return {"input_ids": ids, "labels": [IGNORED] * (len(ids) - answer) + ids[-answer:]}
+    length = len(tokenizer(row.response, add_special_tokens=False)["input_ids"]) + 1  # with the end token
+    return {"input_ids": ids, "labels": [IGNORED] * (len(ids) - length) + ids[-length:]}
 
 
 def collate(samples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
-    """Right-padded [B, T] tensors: input_ids, attention_mask, labels."""
+    """The batch as right-padded [B, T] tensors `input_ids`, `attention_mask` and `labels`."""
     longest = max(len(sample["input_ids"]) for sample in samples)
 
     def padded(name: str, fill: int) -> Tensor:
@@ -122,19 +125,8 @@ def collate(samples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, T
     return {"input_ids": padded("input_ids", pad_id), "attention_mask": mask, "labels": padded("labels", IGNORED)}
 
 
-def _deepspeed(config: SFTConfig) -> dict[str, Any]:
-    return {
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": 1.0,
-        "bf16": {"enabled": "auto"},
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,
-    }
-
-
 def untie(model: Any) -> None:
-    """Give the output layer weights of its own: vLLM on a CPU would not see tied ones change."""
+    """Give the output layer its own weights: with tied ones, vLLM on a CPU would miss their updates."""
     if model.config.tie_word_embeddings:
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
@@ -144,4 +136,4 @@ def _save(trainer: Any, tokenizer: Any, folder: Path) -> None:
     untie(trainer.model)
     trainer.save_model(str(folder))
     tokenizer.save_pretrained(folder)
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and of no use to anyone who loads the model
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that no user of the model needs

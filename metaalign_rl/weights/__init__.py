@@ -1,7 +1,7 @@
-"""Weights on their way from the learners to the rollout engines: bucket by bucket, versioned, checksummed, confirmed.
+"""Weights on their way from the learners to the rollout engines: in buckets, versioned, checksummed and confirmed.
 
-An engine answers an update with its version and the checksum of the tensors that its loader took (`confirm`). What a
-checksum cannot show, whether the loader did its work, the log-probabilities can (`mismatch`, `assert_fresh`).
+An engine confirms an update with its version and the checksum of the tensors that its loader received (`confirm`). A
+checksum cannot show that the loader put them in place; comparing log-probabilities can (`mismatch`, `assert_fresh`).
 """
 
 from metaalign_rl.weights.verify import StaleEngine, assert_fresh, confirm, mismatch

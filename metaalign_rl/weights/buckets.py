@@ -1,4 +1,4 @@
-"""Tensors packed into flat byte arrays of a bounded size, which Ray's object store shares without a copy."""
+"""Pack tensors into flat byte arrays of bounded size, which Ray's object store shares without a copy."""
 
 import math
 import warnings
@@ -14,7 +14,7 @@ ALIGNMENT = 64  # bytes; a view of any dtype needs an aligned start
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where one tensor lies in its bucket: from byte `offset` on."""
+    """One tensor in a bucket; its bytes begin at `offset`."""
 
     name: str
     dtype: str
@@ -24,19 +24,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Some of a model's tensors, in the learner's order, in one uint8 array."""
+    """Some of a model's tensors in one uint8 array, in the learner's order."""
 
     entries: list[Entry]
     data: np.ndarray
 
 
 def fill(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> Iterator[Bucket]:
-    """Copy `tensors` (on any device; an iterator may free each one after it) into buckets, one at a time.
+    """Copy `tensors` into buckets, one bucket at a time.
 
-    A bucket holds up to `bucket_bytes`; a larger tensor has one to itself.
+    Args:
+        tensors: on any device. An iterator may free a tensor when the next one is asked for.
+        bucket_bytes: size of a bucket; a larger tensor gets a bucket of its own.
     """
     entries: list[Entry] = []
-    data = np.zeros(bucket_bytes, dtype=np.uint8)  # lazily: untouched pages cost nothing
+    data = np.zeros(bucket_bytes, dtype=np.uint8)  # pages that are not written cost no memory
     used = 0
     for name, tensor in tensors:
         raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
@@ -54,9 +56,9 @@ def fill(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> Iterator[B
 
 
 def unpack(bucket: Bucket) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a bucket, in order, as views of its array: to be read, never written."""
+    """The tensors of a bucket, in order, as views of its array. Read them only: the memory is shared."""
     with warnings.catch_warnings():
-        # Arrays in Ray's shared memory are read-only, which torch cannot express and warns of.
+        # Arrays in Ray's shared memory are read-only; torch has no such tensors and warns.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         data = torch.from_numpy(bucket.data)
     for entry in bucket.entries:

@@ -1,4 +1,4 @@
-"""The sender's view of the engines: vLLM's `VLLMWeightSyncClient` over several engines with a number each."""
+"""Calls to several engines at once: vLLM's `VLLMWeightSyncClient` for engines with numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,27 +11,27 @@ from metaalign_rl.runtime.faults import EngineLost
 
 
 class EnginesClient:
-    """Calls all engines side by side.
+    """Calls all engines in parallel.
 
-    vLLM's own client gives every engine the same ranks. This one also goes on where an engine fails, since the learners
-    gather shards for the others: what failed stands in `failed`, and is not called again until the next update.
+    vLLM's own client gives every engine the same ranks. This one also continues when an engine fails, because the
+    learners still gather shards for the others. A failed engine is not called again until the next update.
 
     Attributes:
-        version: of the next update.
+        version: version of the next update.
         taken: by engine, the version and checksum that it confirmed.
-        failed: by engine, what it raised, or the error that says that it is gone.
+        failed: by engine, the error that it raised or was lost with.
     """
 
-    def __init__(self, engines: Mapping[int, ActorHandle], devices: int, patience_s: float) -> None:
-        """`devices`: of one engine; `patience_s`: for one of its calls, after which it counts as lost."""
-        self._engines, self._devices, self._patience_s = dict(engines), devices, patience_s
-        self._calls: list[tuple[int, ray.ObjectRef]] = []  # under way; an engine does its own in order
+    def __init__(self, engines: Mapping[int, ActorHandle], devices: int, timeout_s: float) -> None:
+        """`devices`: devices of one engine. `timeout_s`: after so many seconds in a call, an engine counts as lost."""
+        self._engines, self._devices, self._timeout_s = dict(engines), devices, timeout_s
+        self._calls: list[tuple[int, ray.ObjectRef]] = []  # in progress; an engine runs its calls in order
         self.version = 0
         self.taken: dict[int, tuple[int, str]] = {}
         self.failed: dict[int, Exception] = {}
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Connect; over NCCL each engine's devices are ranks of their own, after the sender's 0."""
+        """Connect. With NCCL, each engine's devices get their own ranks; the sender is rank 0."""
         ranks = {number: 1 + place * self._devices for place, number in enumerate(self._engines)}
         for number, engine in self._engines.items():
             info = init_info | {"rank_offset": ranks[number]} if "rank_offset" in init_info else init_info
@@ -41,32 +41,32 @@ class EnginesClient:
             raise failure(number, error)
 
     def start_weight_update(self) -> None:
-        """Have the engines pause between two of their steps; returns at once."""
+        """Have the engines pause between two of their steps. Returns immediately."""
         self.failed, self.taken = {}, {}
         self._call("start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:
-        """One bucket: what vLLM's worker takes, or where that lies in Ray's object store."""
+        """Send one bucket: the arguments of vLLM's worker, or a reference to them in Ray's object store."""
         self.begin_update(update_info)
         self.wait()
 
     def begin_update(self, update_info: Any) -> None:
-        """The same, but returns at once."""
+        """`update_weights`, but returns immediately."""
         self._call("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Let the engines go on with the new weights; they answer with what they took."""
+        """Have the engines resume with the new weights, and collect their confirmations."""
         self._call("finish_weight_update", self.version)
         self.taken = self.wait()
 
     def wait(self) -> dict[int, Any]:
-        """The engines' answers to the last call, once all calls are done."""
+        """Wait for all calls; the engines' results of the last one."""
         answers = {}
         for number, call in self._calls:
             try:
-                answers[number] = ray.get(call, timeout=self._patience_s)
+                answers[number] = ray.get(call, timeout=self._timeout_s)
             except GetTimeoutError:
-                self.failed.setdefault(number, TimeoutError(f"weights not taken for {self._patience_s:g} s"))
+                self.failed.setdefault(number, TimeoutError(f"did not accept weights for {self._timeout_s:g} s"))
             except RayTaskError as error:
                 self.failed.setdefault(number, error.cause)
             except RayActorError as error:
@@ -80,5 +80,5 @@ class EnginesClient:
 
 
 def failure(number: int, error: Exception) -> Exception:
-    """What to raise where an engine's call ended in `error`."""
+    """The exception to raise for an engine's failed call."""
     return EngineLost(number, error) if isinstance(error, (RayActorError, TimeoutError)) else error

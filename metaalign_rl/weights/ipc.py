@@ -1,4 +1,4 @@
-"""On shared GPUs: vLLM's CUDA IPC, in which an engine reads its learner's bucket in place. Not run on a GPU yet."""
+"""Weights on shared GPUs: vLLM's CUDA IPC. An engine reads its learner's bucket in place. Not run on a GPU yet."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from metaalign_rl.weights.weight_stream import WeightStream
 
 
 def ipc_trainer(route: SyncPlan, rank: int, client: EnginesClient, source: WeightStream) -> Any:
-    """vLLM's own engine. Each rank lends its bucket to the engine on its GPU; rank 0 calls the engines for all."""
+    """vLLM's own sender. Each rank shares its bucket with the engine on its GPU; rank 0 makes the calls for all."""
     prepare_vllm()  # the first import of vLLM in this process
     from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
@@ -18,7 +18,7 @@ def ipc_trainer(route: SyncPlan, rank: int, client: EnginesClient, source: Weigh
 
 
 def init_info(route: SyncPlan, rank: int, source: WeightStream) -> Any:
-    """How large a bucket is: vLLM refuses a tensor that is larger, so that the largest one must fit."""
+    """The size of a bucket. vLLM refuses tensors that are larger than it, so the largest tensor must fit."""
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
     largest = max(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in source.metadata())

@@ -1,4 +1,4 @@
-"""Between GPUs: vLLM's NCCL broadcast from learner rank 0 to the devices of all engines. Not run on a GPU yet."""
+"""Weights between GPUs: vLLM's NCCL broadcast from learner rank 0 to all engines' devices. Not run on a GPU yet."""
 
 import socket
 from typing import Any
@@ -12,7 +12,7 @@ from metaalign_rl.weights.weight_stream import WeightStream
 
 
 def nccl_trainer(route: SyncPlan, rank: int, client: EnginesClient, source: WeightStream) -> Any:
-    """vLLM's own engine, connected: all engines of the route and the sender are one NCCL group."""
+    """vLLM's own sender, connected: the sender and all engines of the plan are one NCCL group."""
     prepare_vllm()  # the first import of vLLM in this process
     from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
@@ -20,7 +20,7 @@ def nccl_trainer(route: SyncPlan, rank: int, client: EnginesClient, source: Weig
 
 
 def init_info(route: SyncPlan, rank: int) -> Any:
-    """Where the group meets, how many it has, and how large a bucket is; what ranks but 0 are told is not used."""
+    """The group's address and size, and the size of a bucket. Only rank 0 uses them."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
     return NCCLTrainerInitInfo(

@@ -1,4 +1,4 @@
-"""A learner rank's part in sending weights."""
+"""The sending end of a weight sync, on every learner rank."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from metaalign_rl.weights.weight_stream import WeightStream
 
 
 class SyncResult(NamedTuple):
-    """What a send came to.
+    """The result of one sync.
 
     Attributes:
-        checksum: of the tensors that were sent.
+        checksum: checksum of the sent tensors.
         taken: by engine, the version and checksum that it confirmed.
-        failed: by engine, its error.
+        failed: by engine, the error.
     """
 
     checksum: str
@@ -25,16 +25,16 @@ class SyncResult(NamedTuple):
 
 
 class Sender:
-    """One end of a route, on every rank; rank 0 sends."""
+    """Sends the policy's weights according to a plan. Exists on every rank; rank 0 sends."""
 
     def __init__(self, route: SyncPlan, rank: int, passes: Callable[[], Iterator[tuple[str, Tensor]]]) -> None:
-        """Connect. `passes`: see `WeightStream`."""
-        self._client = EnginesClient(route.engines, route.devices, route.patience_s)
+        """Connect to the engines. `passes`: see `WeightStream`."""
+        self._client = EnginesClient(route.engines, route.devices, route.timeout_s)
         self._source = WeightStream(passes, checked=rank == 0)
         self._trainer = _trainer(route, rank, self._client, self._source)
 
     def send(self, version: int) -> SyncResult:
-        """Give the engines the present weights as `version`; on every rank."""
+        """Give the engines the current weights as `version`. Call it on every rank."""
         self._client.version = version
         self._trainer.send_weights()
         return SyncResult(self._source.checksum, self._client.taken, dict(self._client.failed))

@@ -1,4 +1,4 @@
-"""Which way weights go. Light: it travels to every learner."""
+"""How weights travel. A plan is sent to every learner rank."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ Backend = Literal["store", "nccl", "ipc"]
 
 @dataclass(frozen=True, slots=True)
 class SyncPlan:
-    """From the learners to some engines.
+    """A weight sync from the learners to some engines.
 
     Attributes:
-        engines: by their numbers.
-        devices: of one engine.
-        bucket_bytes: of weights that are on their way at a time.
-        patience_s: how long an engine may take for one call.
+        engines: actor handle by engine number.
+        devices: devices of one engine.
+        bucket_bytes: bytes of weights in flight at a time.
+        timeout_s: seconds that an engine may take for one call.
     """
 
     backend: Backend
     engines: "Mapping[int, ActorHandle]"
     devices: int
     bucket_bytes: int
-    patience_s: float
+    timeout_s: float
 
 
 def backend_of(config: "Config") -> Backend:
-    """Ray's object store on CPUs; on GPUs CUDA IPC where learners and engines share them, else NCCL."""
+    """Ray's object store on CPUs; on GPUs, CUDA IPC if learners and engines share them, else NCCL."""
     if config.cluster.gpus == 0:
         return "store"
     return "ipc" if config.shares_devices else "nccl"

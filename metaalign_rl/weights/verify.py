@@ -1,4 +1,4 @@
-"""Whether an engine holds the weights that it should."""
+"""Check that an engine holds the weights that it should."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,19 @@ import torch
 
 
 class StaleEngine(RuntimeError):
-    """A rollout engine does not hold the weights that it should."""
+    """A rollout engine holds other weights than it should."""
 
 
 def confirm(expected: tuple[int, str], found: tuple[int, str], *, engine: str = "the engine") -> None:
-    """Check an engine's answer to an update; both sides are a version and a checksum.
+    """Compare the (version, checksum) that an engine confirmed with the expected one.
 
     Raises:
-        StaleEngine: names the engine, and the version or checksum that was expected and found.
+        StaleEngine: they differ; names the engine, the expected and the found value.
     """
     for what, wanted, taken in zip(("version", "checksum"), expected, found, strict=True):
         if taken != wanted:
             raise StaleEngine(
-                f"{engine} did not take weight update {expected[0]}: expected {what} {wanted}, found {taken}"
+                f"{engine} did not apply weight update {expected[0]}: expected {what} {wanted}, found {taken}"
             )
 
 
@@ -27,10 +27,13 @@ def mismatch(
     learner: torch.Tensor | Sequence[Sequence[float]],
     mask: torch.Tensor | None = None,
 ) -> float:
-    """Mean |engine - learner| a token, in nats, of the two sides' log-probabilities of the same tokens.
+    """Mean |engine - learner| per token, in nats, of log-probabilities of the same tokens.
 
-    Either ragged lists, one a sample, or tensors of one shape with a `mask` of that shape, true at response
-    tokens. NaN on either side gives NaN.
+    Args:
+        engine, learner: ragged lists, one per sample; or tensors of one shape with a `mask`.
+        mask: of the tensors' shape, True at response tokens.
+
+    Returns: NaN if either side has a NaN.
     """
     if mask is None:
         assert len(engine) == len(learner), f"{len(engine)} samples against {len(learner)}"
@@ -44,13 +47,13 @@ def mismatch(
 
 
 def assert_fresh(mismatch: float, limit: float, version: int, engine: str = "the engine") -> None:
-    """Check a measured `mismatch`, in nats a token, of samples that claim weight version `version`.
+    """Check the `mismatch`, in nats per token, of samples from weight version `version`.
 
     Raises:
         StaleEngine: it is above `limit`, or NaN.
     """
-    if not mismatch <= limit:  # so that NaN fails too
+    if not mismatch <= limit:  # NaN must fail too
         raise StaleEngine(
-            f"{engine} says that it holds weight version {version}, but its log-probabilities differ from "
-            f"the learner's by {mismatch:.4g} nats a token (limit {limit:.4g}): they are stale or wrong"
+            f"{engine} reports weight version {version}, but its log-probabilities differ from the learner's by "
+            f"{mismatch:.4g} nats per token (limit {limit:.4g}): its weights are stale or wrong"
         )

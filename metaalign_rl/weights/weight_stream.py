@@ -1,4 +1,4 @@
-"""A model's weights as vLLM's trainer engines take them."""
+"""A model's weights as an iterable of named tensors, as vLLM's senders expect it."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from metaalign_rl.weights.checksum import Digest
 
 
 class TensorMeta(NamedTuple):
-    """As vLLM's `ParamMeta`."""
+    """Name, dtype and shape of a tensor, like vLLM's `ParamMeta`."""
 
     name: str
     dtype: torch.dtype
@@ -19,12 +19,12 @@ class TensorMeta(NamedTuple):
 
 
 class WeightStream:
-    """Does what vLLM's `WeightSource` does, without importing vLLM; `checksum` is of the last pass.
+    """Like vLLM's `WeightSource`, without importing vLLM.
 
     Args:
-        passes: gives a fresh pass over the named tensors. Where weights are sharded a pass is a collective operation:
-            all ranks must go through it to its end.
-        checked: whether this rank takes checksums.
+        passes: returns a new iterator over the named tensors. If weights are sharded, iterating is a collective
+            operation: every rank must iterate to the end.
+        checked: whether this rank computes checksums.
     """
 
     def __init__(self, passes: Callable[[], Iterator[tuple[str, Tensor]]], checked: bool = True) -> None:
@@ -33,7 +33,7 @@ class WeightStream:
         self._digest = Digest()
 
     def metadata(self) -> list[TensorMeta]:
-        """What a pass yields, in its order; the first call makes one to see, since a checkpoint's names may differ."""
+        """The tensors' metadata, in order. The first call iterates once, because a checkpoint's names may differ."""
         if not self._metadata:
             self._metadata = [TensorMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self._passes()]
         return self._metadata
@@ -43,10 +43,10 @@ class WeightStream:
         return self._digest.watch(self._passes()) if self._checked else self._passes()
 
     def exhaust(self) -> None:
-        """Go through a pass for the other ranks' sake."""
+        """Iterate to the end, so that the other ranks can."""
         deque(self, maxlen=0)
 
     @property
     def checksum(self) -> str:
-        """Of what the last pass yielded."""
+        """Checksum of the tensors of the last iteration."""
         return self._digest.hexdigest()

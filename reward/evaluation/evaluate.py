@@ -1,4 +1,4 @@
-"""Evaluate a reward model on pairs and labelled responses; `pair_metrics` computes the metrics."""
+"""Evaluate a reward model on pairs and labelled answers. `reward.evaluation.pair_metrics` computes the metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -7,43 +7,47 @@ from typing import Any
 
 from metaalign_rl.core.dataflow import ANSWERS, Row
 from metaalign_rl.core.errors import UserError
+from reward.answers import labelled_answers
 from reward.evaluation import pair_metrics
 from reward.evaluation.pair_metrics import JudgedPair
-from reward.examples import labelled_answers
 from reward.score import Mode, Score, check_mode, log_combine
 from reward.scorer import BATCH_TOKENS, Scorer
 
-Scores = Mapping[tuple[str, str], Score]  # by the row's id and the answer's field
+Scores = Mapping[tuple[str, str], Score]  # by the row's id and the field that holds the answer
 
 
 def evaluate(
     scorer: Scorer, rows: Iterable[Row], mode: Mode = "tier", *, batch_tokens: int = BATCH_TOKENS
 ) -> dict[str, Any]:
-    """Score the rows' pairs and labelled answers.
+    """Evaluate a scorer on the rows' pairs and labelled answers.
 
-    Returns: a JSON object with
-        mode, pairs, accuracy: over all pairs, answers compared by `log_combine` in `mode`.
-        conflict, distractor: `{accuracy, pairs}` of the pairs of that relation.
-        flip, tier_flip: `{accuracy, groups}`: a group is the rows that share `tags["flip"]` (for
-            `tier_flip`, with `tags["flip_kind"]` "tier"); it is right when all its pairs are.
-        flip_matrix: `{flip kind: {both, one, neither}}`: of the flips of two rows, how many are right both ways, one
-            way or neither. A model that does not read the preference is right one way.
-        consistency: `{accuracy, alike, groups}`: a group is the rows that share `tags["paraphrases"]`, one preference
-            in several wordings; the share that is right in all of them, and the share judged alike in all.
-        refusals: `{wanted, unwanted: {preferred, pairs}}`: how often a refusal is preferred to an answer where it is
-            the better one, and where it is not (over-refusal); only rows with checks. See `figures.refusals`.
-        length_bias: `{model, gold}`: how preference and length go together over the pairs, -1 to 1, by the model and
-            by the data. See `figures.length_bias`.
-        by_relation, by_family, by_kind, by_split: `{name: {accuracy, pairs}}`; kind and split are tags.
-        by_length: the same by whether the chosen answer has more or fewer characters than the rejected one. A model
-            that likes length is better at the former.
-        calibration: `{label: {ece, agreement, answers, curve}}` over the answers with absolute labels; agreement is
-            the share whose label p ≥ 0.5 predicts, and the curve one `{p, share, answers}` for each tenth of the
-            probabilities that has answers: their mean, and the share of true labels.
-        A figure over nothing is null.
+    Returns:
+        A JSON object. A metric over no data is null.
+
+        - `mode`, `pairs`, `accuracy`: over all pairs; `log_combine` in `mode` ranks the answers.
+        - `conflict`, `distractor`: `{accuracy, pairs}` of the pairs with that relation.
+        - `flip`, `tier_flip`: `{accuracy, groups}`. A group is the rows that share `tags["flip"]`; for `tier_flip` they
+          also have `tags["flip_kind"]` "tier". A group is correct if all of its pairs are.
+        - `flip_matrix`: `{flip kind: {both, one, neither}}`: how many flips of two rows are correct on both rows, on
+          one or on neither. A model that does not read the preference is correct on one.
+        - `consistency`: `{accuracy, alike, groups}`. A group is the rows that share `tags["paraphrases"]`: one
+          preference in several wordings. The shares that are correct in all wordings, and that have the same outcome in
+          all.
+        - `refusals`: `{wanted, unwanted: {preferred, pairs}}`: how often a refusal is preferred to an answer, where it
+          is the better one and where it is not (over-refusal). Rows without checks are left out.
+        - `length_bias`: `{model, gold}`: the correlation of preference and length over the pairs, from -1 to 1, for the
+          model and for the data. See `pair_metrics.length_bias`.
+        - `by_relation`, `by_family`, `by_kind`, `by_split`: `{name: {accuracy, pairs}}`; kind and split are tags.
+        - `by_length`: the same, by whether the chosen answer has more or fewer characters than the rejected one. A
+          model that prefers length is better where the chosen answer is longer.
+        - `calibration`: `{label: {ece, agreement, answers, curve}}` over the answers with absolute labels. `ece` is the
+          expected calibration error, `agreement` the share of labels that p ≥ 0.5 predicts, and `curve` the reliability
+          curve: one `{p, share, answers}` for each tenth of the probabilities that has answers, with their mean
+          probability, the share of true labels, and their number.
 
     Raises:
-        UserError: a row with neither a pair nor a labelled answer, no pair at all, or an unknown mode.
+        UserError: a row has neither a pair nor a labelled answer, no row has a pair, two rows share an id, or the mode
+            is unknown.
     """
     return evaluate_modes(scorer, rows, (mode,), batch_tokens=batch_tokens)[mode]
 
@@ -51,56 +55,56 @@ def evaluate(
 def evaluate_modes(
     scorer: Scorer, rows: Iterable[Row], modes: Sequence[Mode], *, batch_tokens: int = BATCH_TOKENS
 ) -> dict[str, dict[str, Any]]:
-    """The report of `evaluate` by mode, for one pass over the rows."""
+    """The result of `evaluate` for each mode. The rows are scored once."""
     for mode in modes:
         check_mode(mode)
     rows = list(rows)
     for row in rows:
         if row.chosen is None and not row.labels:
-            raise UserError(f"row {row.id!r}: nothing to evaluate; expected 'chosen' and 'rejected', or 'labels'")
+            raise UserError(f"row {row.id!r}: expected 'chosen' and 'rejected', or 'labels'; found nothing to evaluate")
     pairs = [row for row in rows if row.chosen is not None]
     if not pairs:
-        raise UserError("nothing to evaluate: no row has 'chosen' and 'rejected'")
+        raise UserError(f"rows: expected some with 'chosen' and 'rejected', found none among {len(rows)}")
     scores = _score(scorer, rows, batch_tokens)
     answers = [(scores[row.id, name].probabilities, labels) for row in rows for name, labels in row.labels.items()]
     calibration = pair_metrics.calibration(answers)
-    return {mode: {"mode": mode, **_report(pairs, scores, mode), "calibration": calibration} for mode in modes}
+    return {mode: {"mode": mode, **_pair_report(pairs, scores, mode), "calibration": calibration} for mode in modes}
 
 
 def _score(scorer: Scorer, rows: Iterable[Row], batch_tokens: int) -> Scores:
     """The scores of all pairs and labelled answers."""
     answers = {}
     for row in rows:
-        labelled_answers(row)  # refuses labels of an answer that is not there
+        labelled_answers(row)  # refuses labels of a missing answer
         if any((row.id, name) in answers for name in ANSWERS):
-            raise UserError(f"row {row.id!r}: the id stands twice among the rows to evaluate")
+            raise UserError(f"row {row.id!r}: expected unique ids, found this one twice; rename one of the rows")
         for name in {*row.labels, *(("chosen", "rejected") if row.chosen is not None else ())}:
             answers[row.id, name] = scorer.encode(replace(row, response=getattr(row, name)), f"row {row.id!r}")
     return dict(zip(answers, scorer.score_tokens(list(answers.values()), batch_tokens=batch_tokens), strict=True))
 
 
-def _report(pairs: Sequence[Row], scores: Scores, mode: Mode) -> dict[str, Any]:
-    judged = [_judge(row, scores, mode) for row in pairs]
+def _pair_report(rows: Sequence[Row], scores: Scores, mode: Mode) -> dict[str, Any]:
+    pairs = [_judge(row, scores, mode) for row in rows]
     return {
-        "pairs": len(judged),
-        "accuracy": pair_metrics.accuracy(judged)["accuracy"],
-        "conflict": pair_metrics.of_relation(judged, "conflict"),
-        "distractor": pair_metrics.of_relation(judged, "distractor"),
-        "flip": pair_metrics.flips(judged),
-        "tier_flip": pair_metrics.flips([item for item in judged if item.row.tags.get("flip_kind") == "tier"]),
-        "flip_matrix": pair_metrics.flip_matrix(judged),
-        "consistency": pair_metrics.consistency(judged),
-        "refusals": pair_metrics.refusals(judged),
-        "length_bias": pair_metrics.length_bias(judged),
-        "by_relation": pair_metrics.by(judged, lambda row: row.relation),
-        "by_family": pair_metrics.by(judged, lambda row: row.family),
-        "by_kind": pair_metrics.by(judged, lambda row: row.tags.get("kind")),
-        "by_split": pair_metrics.by(judged, lambda row: row.tags.get("split")),
-        "by_length": pair_metrics.by(judged, pair_metrics.which_is_longer),
+        "pairs": len(pairs),
+        "accuracy": pair_metrics.accuracy(pairs)["accuracy"],
+        "conflict": pair_metrics.accuracy_on_relation(pairs, "conflict"),
+        "distractor": pair_metrics.accuracy_on_relation(pairs, "distractor"),
+        "flip": pair_metrics.flip_accuracy(pairs),
+        "tier_flip": pair_metrics.flip_accuracy([pair for pair in pairs if pair.row.tags.get("flip_kind") == "tier"]),
+        "flip_matrix": pair_metrics.flip_matrix(pairs),
+        "consistency": pair_metrics.consistency(pairs),
+        "refusals": pair_metrics.refusals(pairs),
+        "length_bias": pair_metrics.length_bias(pairs),
+        "by_relation": pair_metrics.accuracy_by(pairs, lambda row: row.relation),
+        "by_family": pair_metrics.accuracy_by(pairs, lambda row: row.family),
+        "by_kind": pair_metrics.accuracy_by(pairs, lambda row: row.tags.get("kind")),
+        "by_split": pair_metrics.accuracy_by(pairs, lambda row: row.tags.get("split")),
+        "by_length": pair_metrics.accuracy_by(pairs, pair_metrics.length_order),
     }
 
 
 def _judge(row: Row, scores: Scores, mode: Mode) -> JudgedPair:
-    # Logarithms still tell answers apart whose probabilities both round to 1.
+    # Logarithms still rank answers whose probabilities both round to 1.
     chosen, rejected = (log_combine(scores[row.id, name], row, mode) for name in ("chosen", "rejected"))
-    return JudgedPair(row, right=chosen > rejected, gap=exp(chosen) - exp(rejected))
+    return JudgedPair(row, correct=chosen > rejected, gap=exp(chosen) - exp(rejected))

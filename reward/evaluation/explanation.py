@@ -1,4 +1,4 @@
-"""Which tier moved a score: what becomes of it without that tier."""
+"""Which tier moved a score: the score with all tiers, compared with the score without each of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,18 +6,18 @@ from typing import Any
 
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.views import active_tiers
-from reward.examples import answer_row
+from reward.answers import answer_row
 from reward.score import Score
 from reward.scorer import BATCH_TOKENS, AnyRow, Scorer
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A row's score beside those that its answer has without one of the tiers that say something.
+    """The score of a row's answer, and its scores without each of the row's active tiers.
 
     Attributes:
-        moved: by tier how much it moved the `overall` logit: with it minus without it. Above 0 the answer is worth
-            more because of this tier.
+        score: with all tiers.
+        without: by tier, the score without that tier.
     """
 
     row: Row
@@ -26,10 +26,14 @@ class Explanation:
 
     @property
     def moved(self) -> dict[str, float]:
+        """By tier, its effect on the `overall` logit: the logit with the tier minus the logit without it.
+
+        Above 0, the answer scores higher because of this tier.
+        """
         return {tier: self.score.overall - score.overall for tier, score in self.without.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object: the row's id, `overall`, `probabilities` and `moved`."""
+        """A JSON object: the row's `id`, `overall`, `probabilities` and `moved`."""
         return {
             "id": self.row.id,
             "overall": self.score.overall,
@@ -45,36 +49,37 @@ def explain(
     *,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[Explanation]:
-    """Score each row's answer as it is, and without each of its tiers.
+    """Score each row's answer with all tiers, and without each of them.
 
     Args:
-        places: what errors call each row, as for `Scorer.score`.
+        places: the name of each row in errors; see `Scorer.score`.
 
     Raises:
-        UserError: as `Scorer.score`.
+        UserError: see `Scorer.score`.
     """
     places = places or [f"rows[{index}]" for index in range(len(rows))]
-    whole = [answer_row(row, place) for row, place in zip(rows, places, strict=True)]
-    less = [(index, tier) for index, row in enumerate(whole) for tier in active_tiers(row)]
-    emptied = [_without(whole[index], tier) for index, tier in less]
-    named = [*places, *(places[index] for index, _ in less)]
-    scores = scorer.score([*whole, *emptied], named, batch_tokens=batch_tokens)
-    without: list[dict[str, Score]] = [{} for _ in whole]
-    for (index, tier), score in zip(less, scores[len(whole) :], strict=True):
+    full = [answer_row(row, place) for row, place in zip(rows, places, strict=True)]
+    removals = [(index, tier) for index, row in enumerate(full) for tier in active_tiers(row)]
+    reduced = [_without(full[index], tier) for index, tier in removals]
+    all_places = [*places, *(places[index] for index, _ in removals)]
+    scores = scorer.score([*full, *reduced], all_places, batch_tokens=batch_tokens)
+    without: list[dict[str, Score]] = [{} for _ in full]
+    for (index, tier), score in zip(removals, scores[len(full) :], strict=True):
         without[index][tier] = score
-    return [Explanation(*parts) for parts in zip(whole, scores[: len(whole)], without, strict=True)]
+    return [Explanation(*parts) for parts in zip(full, scores[: len(full)], without, strict=True)]
+
+
+def as_text(explanation: Explanation) -> str:
+    """The explanation as text: for each tier its wording, whether the answer satisfies it, and its effect."""
+    row, score = explanation.row, explanation.score
+    texts = {"system": row.system_info, "user": row.user_info}
+    lines = [f"{row.id or 'row'}: {row.response!r} overall {score.probabilities['overall']:.2f}"]
+    for tier, moved in explanation.moved.items():
+        satisfied = score.probabilities[tier]
+        lines.append(f"  {tier:<6} satisfied {satisfied:.2f}, moved the overall logit by {moved:+.2f}: {texts[tier]!r}")
+    lines.append(f"  dialog answered {score.probabilities['dialog']:.2f}")
+    return "\n".join(lines)
 
 
 def _without(row: Row, tier: str) -> Row:
     return replace(row, system_info="") if tier == "system" else replace(row, user_info="")
-
-
-def show(found: Explanation) -> str:
-    """The explanation for reading: each tier's text, whether the answer does what it asks, and how far it moved."""
-    texts = {"system": found.row.system_info, "user": found.row.user_info}
-    lines = [f"{found.row.id or 'row'}: {found.row.response!r} overall {found.score.probabilities['overall']:.2f}"]
-    for tier, moved in found.moved.items():
-        satisfied = found.score.probabilities[tier]
-        lines.append(f"  {tier:<6} satisfied {satisfied:.2f}, moved the overall logit by {moved:+.2f}: {texts[tier]!r}")
-    lines.append(f"  dialog answered {found.score.probabilities['dialog']:.2f}")
-    return "\n".join(lines)

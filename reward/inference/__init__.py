@@ -1,0 +1,1 @@
+"""Fast inference for `reward.scorer`: shared prefixes, packed texts and layers that use less memory bandwidth."""

@@ -1,4 +1,4 @@
-"""Many texts in one row of tokens: no padding, and what texts share at their beginning stands in it once."""
+"""Packs: many texts in one sequence of tokens, without padding and with each shared prefix only once."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,20 +6,22 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from reward.inference.prefixes import Group
+from reward.inference.prefixes import PrefixGroup
 
-NEAR = 128  # tokens of ends that attend together: fewer calls, but a call also computes what its mask then hides
+# Suffix tokens that attend in one block. Larger blocks mean fewer attention calls, but more scores that the mask hides.
+BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
-    """Tokens of a pack, and those that they attend to.
+class AttentionBlock:
+    """Tokens of a pack and the tokens that they attend to.
 
     Attributes:
-        queries: where the tokens stand: a slice, or their indices.
-        keys: where what they look at stands, one slice after the other.
-        mask: [queries, keys], 0 where a token looks and -inf where not; None where it looks at all of them, or at those
-            up to itself if `causal`.
+        queries: positions of the attending tokens: a slice or a list.
+        keys: positions of the tokens that they attend to, as consecutive slices.
+        mask: [queries, keys], 0 where a token attends and -inf where it does not. None: it attends to all keys, or with
+            `causal` to all keys up to itself.
+        causal: see `mask`.
     """
 
     queries: slice | list[int]
@@ -30,74 +32,76 @@ class Attention:
 
 @dataclass(slots=True)
 class Pack:
-    """Texts for one pass of a decoder.
+    """Texts for one forward pass of a decoder.
 
-    A token has the position that it has in its text and attends to that text's earlier tokens alone, so a decoder
-    computes what it would for the texts one by one.
+    Each token has the position that it has in its text, and attends only to that text's earlier tokens. So a decoder
+    computes the same as for each text alone.
 
     Attributes:
-        texts: the texts' indices.
-        tokens, positions: of the whole row.
-        last: where each text's last token stands.
-        attentions: all that is attended to.
-        last_attentions: the part of it that the last tokens need, which is all that a model's last layer must compute.
+        texts: indices of the texts.
+        tokens, positions: token ids and their positions in their texts, for the pack's single sequence.
+        last: for each text, the index of its last token in `tokens`.
+        attentions: all attention of the pack.
+        last_attentions: the attention of the last tokens only; the model's last layer needs no more.
     """
 
     texts: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     last: list[int] = field(default_factory=list)
-    attentions: list[Attention] = field(default_factory=list)
-    last_attentions: list[Attention] = field(default_factory=list)
+    attentions: list[AttentionBlock] = field(default_factory=list)
+    last_attentions: list[AttentionBlock] = field(default_factory=list)
 
-    def add(self, group: Group, texts: Sequence[list[int]]) -> None:
-        """Append a group's texts; what they share comes once."""
+    def add(self, group: PrefixGroup, texts: Sequence[list[int]]) -> None:
+        """Append a group's texts, with their shared prefix once."""
         self.texts += group.members
         if group.shared:
-            shared = self._append(texts[group.members[0]][: group.shared], 0)
-            self.attentions.append(Attention(shared, (shared,), causal=True))
-            for near in _near([texts[index][group.shared :] for index in group.members]):
-                self._add_ends(shared, near)
+            prefix = self._append(texts[group.members[0]][: group.shared], 0)
+            self.attentions.append(AttentionBlock(prefix, (prefix,), causal=True))
+            for suffixes in _in_blocks([texts[index][group.shared :] for index in group.members]):
+                self._add_suffixes(prefix, suffixes)
         else:
             for index in group.members:
-                whole = self._append(texts[index], 0)
-                self.last.append(whole.stop - 1)
-                self.attentions.append(Attention(whole, (whole,), causal=True))
-                self.last_attentions.append(Attention([whole.stop - 1], (whole,)))
+                text = self._append(texts[index], 0)
+                self.last.append(text.stop - 1)
+                self.attentions.append(AttentionBlock(text, (text,), causal=True))
+                self.last_attentions.append(AttentionBlock([text.stop - 1], (text,)))
 
     def move(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move the masks to where they are added to scores, once for all layers."""
+        """Move the masks to the model's device and type, once for all layers."""
 
-        def moved(part: Attention) -> Attention:
-            return part if part.mask is None else replace(part, mask=part.mask.to(device, dtype))
+        def moved(block: AttentionBlock) -> AttentionBlock:
+            return block if block.mask is None else replace(block, mask=block.mask.to(device, dtype))
 
-        self.attentions = [moved(part) for part in self.attentions]
-        self.last_attentions = [moved(part) for part in self.last_attentions]
+        self.attentions = [moved(block) for block in self.attentions]
+        self.last_attentions = [moved(block) for block in self.last_attentions]
 
-    def _add_ends(self, shared: slice, ends: Sequence[list[int]]) -> None:
-        """Append what follows the shared beginning in some texts."""
-        places = [self._append(end, shared.stop - shared.start) for end in ends]
-        queries = slice(places[0].start, places[-1].stop)
-        last = [place.stop - 1 for place in places]
-        mask = _branches(shared.stop - shared.start, [len(end) for end in ends])
+    def _add_suffixes(self, prefix: slice, suffixes: Sequence[list[int]]) -> None:
+        """Append what follows the shared prefix in some texts."""
+        shared = prefix.stop - prefix.start
+        spans = [self._append(suffix, shared) for suffix in suffixes]
+        queries = slice(spans[0].start, spans[-1].stop)
+        last = [span.stop - 1 for span in spans]
+        mask = _suffix_mask(shared, [len(suffix) for suffix in suffixes])
         self.last += last
-        self.attentions.append(Attention(queries, (shared, queries), mask))
-        rows = [place - queries.start for place in last]
-        self.last_attentions.append(Attention(last, (shared, queries), mask[rows]))
+        self.attentions.append(AttentionBlock(queries, (prefix, queries), mask))
+        last_rows = [index - queries.start for index in last]
+        self.last_attentions.append(AttentionBlock(last, (prefix, queries), mask[last_rows]))
 
     def _append(self, tokens: list[int], position: int) -> slice:
+        """Append tokens and return their slice of the pack. `position`: of the first token in its text."""
         start = len(self.tokens)
         self.tokens += tokens
         self.positions += range(position, position + len(tokens))
         return slice(start, len(self.tokens))
 
 
-def pack_texts(groups: Iterable[Group], texts: Sequence[list[int]], most: int) -> Iterator[Pack]:
-    """All groups in packs of at most `most` tokens, or a single text; a group may be spread over several packs."""
+def pack_texts(groups: Iterable[PrefixGroup], texts: Sequence[list[int]], max_tokens: int) -> Iterator[Pack]:
+    """Pack all groups. A pack has at most `max_tokens` tokens, or a single text. A group may span several packs."""
     pack = Pack()
     for group in groups:
-        for part in _split(group, texts, most):
-            if pack.texts and len(pack.tokens) + size(part, texts) > most:
+        for part in _split(group, texts, max_tokens):
+            if pack.texts and len(pack.tokens) + packed_tokens(part, texts) > max_tokens:
                 yield pack
                 pack = Pack()
             pack.add(part, texts)
@@ -105,35 +109,39 @@ def pack_texts(groups: Iterable[Group], texts: Sequence[list[int]], most: int) -
         yield pack
 
 
-def size(group: Group, texts: Sequence[list[int]]) -> int:
-    """A group's tokens, the shared ones counted once."""
+def packed_tokens(group: PrefixGroup, texts: Sequence[list[int]]) -> int:
+    """Tokens of a group, its shared prefix counted once."""
     return group.shared + sum(len(texts[index]) - group.shared for index in group.members)
 
 
-def _split(group: Group, texts: Sequence[list[int]], most: int) -> Iterator[Group]:
-    part = Group(group.shared, [])
+def _split(group: PrefixGroup, texts: Sequence[list[int]], max_tokens: int) -> Iterator[PrefixGroup]:
+    part = PrefixGroup(group.shared, [])
     for index in group.members:
-        longer = Group(group.shared, [*part.members, index])
-        if part.members and size(longer, texts) > most:
+        longer = PrefixGroup(group.shared, [*part.members, index])
+        if part.members and packed_tokens(longer, texts) > max_tokens:
             yield part
-            longer = Group(group.shared, [index])
+            longer = PrefixGroup(group.shared, [index])
         part = longer
     yield part
 
 
-def _near(ends: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    near: list[list[int]] = []
-    for end in ends:
-        if near and sum(map(len, near)) + len(end) > NEAR:
-            yield near
-            near = []
-        near.append(end)
-    yield near
+def _in_blocks(suffixes: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Split the suffixes into lists of at most `BLOCK_TOKENS` tokens, or a single suffix."""
+    block: list[list[int]] = []
+    for suffix in suffixes:
+        if block and sum(map(len, block)) + len(suffix) > BLOCK_TOKENS:
+            yield block
+            block = []
+        block.append(suffix)
+    yield block
 
 
-def _branches(shared: int, lengths: Sequence[int]) -> Tensor:
-    """The mask of ends that all follow one beginning: each looks at that and at itself, up to the token at hand."""
-    branch = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    own = (branch[:, None] == branch).tril()
-    looks = torch.cat([torch.ones(len(branch), shared, dtype=torch.bool), own], dim=1)
-    return torch.zeros(looks.shape).masked_fill(~looks, -torch.inf)
+def _suffix_mask(shared: int, lengths: Sequence[int]) -> Tensor:
+    """The attention mask of suffixes after one prefix, [suffix tokens, prefix and suffix tokens].
+
+    Each token attends to the prefix and to its own suffix up to itself.
+    """
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    own = (owner[:, None] == owner).tril()
+    attends = torch.cat([torch.ones(len(owner), shared, dtype=torch.bool), own], dim=1)
+    return torch.zeros(attends.shape).masked_fill(~attends, -torch.inf)

@@ -1,4 +1,4 @@
-"""Long inputs, a window at a time."""
+"""Long inputs in windows, and a prefetch of the next window."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,20 +10,20 @@ Result = TypeVar("Result")
 
 
 def windows(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The items in lists of `size`, the last one shorter."""
+    """Split the items into lists of `size`; the last list may be shorter."""
     rest = iter(items)
     while window := list(islice(rest, size)):
         yield window
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The function of each item, computed in a thread while the one before is in use."""
+def prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield `function(item)` for each item. While a result is in use, a thread computes the next one."""
     with ThreadPoolExecutor(1) as thread:
-        waiting: Future[Result] | None = None
+        current: Future[Result] | None = None
         for item in items:
             upcoming = thread.submit(function, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = upcoming
-        if waiting is not None:
-            yield waiting.result()
+            if current is not None:
+                yield current.result()
+            current = upcoming
+        if current is not None:
+            yield current.result()

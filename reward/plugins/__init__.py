@@ -1,1 +1,1 @@
-"""The reward model as other trainers' reward function: OpenRLHF, TRL and verl. None of them is imported here."""
+"""The reward model as the reward function of other trainers: OpenRLHF, TRL and verl. Imports none of them."""

@@ -1,13 +1,15 @@
-"""verl's custom reward: `reward.custom_reward_function.path=` this file's path, `...name=compute_score`.
+"""verl's reward function. Set `reward.custom_reward_function.path` to this file and `...name` to `compute_score`.
 
-The dataset's `reward_model.ground_truth` holds each row as JSON. METAALIGN_REWARD_URL names a server, or
-METAALIGN_REWARD_MODEL a reward model, which every reward worker then loads.
+The field `reward_model.ground_truth` of the data set holds each row as JSON. METAALIGN_REWARD_URL is the address of a
+server. Without it, METAALIGN_REWARD_MODEL is the folder of a reward model, which every reward worker loads.
 """
 
 from threading import Lock
 from typing import Any
 
-from reward.plugins.rows import mode_of_environment, probabilities, row_of, scorer_of_environment
+from reward.answers import parse_answer
+from reward.plugins.environment import mode_from_environment, scorer_from_environment
+from reward.score import combine
 
 _LOADING = Lock()
 
@@ -15,16 +17,21 @@ _LOADING = Lock()
 def compute_score(
     data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **_: Any
 ) -> dict[str, float]:
-    """verl's contract for one answer: `score`, the probability that it is good, and those of each label.
+    """verl calls this for one answer, from many threads. A server batches the calls; a model scores them one by one.
 
-    verl calls it from many threads: a server gets their requests together, a model scores them one by one.
+    Args:
+        data_source: names the data set in errors.
+        solution_str: the answer.
+        ground_truth: the row as JSON.
+
+    Returns:
+        `score`, the probability that the answer is good, and the probabilities by label.
 
     Raises:
-        UserError: the ground truth is no row.
+        UserError: the ground truth is not a row.
     """
-    row = row_of(ground_truth, solution_str.strip(), f"ground_truth of {data_source}")
+    row = parse_answer(ground_truth, solution_str.strip(), f"ground_truth of {data_source}")
     with _LOADING:
-        scorer = scorer_of_environment()
+        scorer = scorer_from_environment()
     (score,) = scorer.score([row])
-    (value,) = probabilities([row], [score], mode_of_environment())
-    return {"score": value, **score.probabilities}
+    return {"score": combine(score, row, mode_from_environment()), **score.probabilities}

@@ -1,1 +1,1 @@
-"""The scorer over HTTP: the app, what batches concurrent requests, and the client."""
+"""The scorer over HTTP: the app, the batching of concurrent requests, and the client."""

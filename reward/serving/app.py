@@ -1,4 +1,4 @@
-"""The HTTP app: scores over a batcher, with limits and a token."""
+"""The HTTP app: it scores through a batcher, with limits and a token."""
 
 import asyncio
 import secrets
@@ -19,10 +19,9 @@ from metaalign_rl.core.errors import UserError
 from reward.score import Mode, Score, combine, make_score
 from reward.scorer import Scorer
 from reward.serving.batcher import Batcher
-from reward.serving.errors import ERRORS, add_errors, unprocessable
-from reward.serving.metrics import Metrics, PrometheusMetrics
-from reward.serving.middleware import BodyLimit, Counting
-from reward.serving.requests import (
+from reward.serving.error_replies import ERRORS, add_error_replies, user_errors_as_422
+from reward.serving.middleware import BodyLimit, RequestMetrics
+from reward.serving.schemas import (
     Classified,
     ClassifyReply,
     ClassifyRequest,
@@ -33,21 +32,23 @@ from reward.serving.requests import (
     ScoreReply,
     ScoreRequest,
 )
+from reward.serving.server_metrics import PrometheusMetrics, ServerMetrics
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
-    """How a scorer is served.
+class ServingConfig:
+    """The settings of a scoring server.
 
     Attributes:
-        name: what replies call the model.
-        token: what clients must send as `Authorization: Bearer`; empty asks for none.
-        mode: which score `/get_reward` answers with.
-        batch_tokens: tokens a forward pass. queue_tokens: tokens that may wait; beyond them the answer is 429.
-        max_wait: seconds that a request waits for others at most.
-        max_rows, max_bytes: of one request.
+        name: the model's name in replies.
+        token: clients must send it as `Authorization: Bearer`; no token is needed if it is empty.
+        mode: the score that `/get_reward` returns; see `combine`.
+        batch_tokens: tokens per forward pass.
+        queue_tokens: tokens that may wait; a request beyond them gets status 429.
+        max_wait: longest wait of a request for others, in seconds.
+        max_rows, max_bytes: limits of one request.
     """
 
     name: str
@@ -67,17 +68,17 @@ class Serving:
             raise UserError(f"max_wait: expected 0 seconds or more, found {self.max_wait}")
 
 
-class Service:
-    """The scorer and what batches its requests; the app's handlers work through it."""
+class ScoringService:
+    """The scorer with its batcher, for the app's handlers."""
 
-    def __init__(self, scorer: Scorer, serving: Serving, metrics: Metrics) -> None:
-        self.scorer, self.serving, self.metrics = scorer, serving, metrics
-        self._tokenizing = ThreadPoolExecutor(1, "tokenize")  # beside the thread that scores
+    def __init__(self, scorer: Scorer, config: ServingConfig, metrics: ServerMetrics) -> None:
+        self.scorer, self.config, self.metrics = scorer, config, metrics
+        self._tokenizing = ThreadPoolExecutor(1, "tokenize")  # runs while the batcher's thread scores
         self.batcher = Batcher(
-            lambda texts: scorer.logits(texts, batch_tokens=serving.batch_tokens).tolist(),
-            batch_tokens=serving.batch_tokens,
-            queue_tokens=serving.queue_tokens,
-            max_wait=serving.max_wait,
+            lambda texts: scorer.logits(texts, batch_tokens=config.batch_tokens).tolist(),
+            batch_tokens=config.batch_tokens,
+            queue_tokens=config.queue_tokens,
+            max_wait=config.max_wait,
             metrics=metrics,
         )
         self.special_tokens: list[str] = scorer.tokenizer.all_special_tokens
@@ -86,34 +87,38 @@ class Service:
         """The token ids of rows.
 
         Args:
-            name: what errors call the list.
+            name: names the list of rows in errors.
 
         Raises:
             UserError: a row does not fit the model's context.
-            HTTPException: too many rows (413).
+            HTTPException: there are too many rows (413).
         """
-        self._limit(len(rows), name)
-        return await self._aside(
+        self._check_number(len(rows), name)
+        return await self._in_thread(
             lambda: [self.scorer.encode(row, f"{name}[{index}]") for index, row in enumerate(rows)]
         )
 
     async def tokens(self, texts: Sequence[str | list[int]], add_special_tokens: bool) -> list[list[int]]:
-        """The token ids of rendered texts, with the tokenizer's own special tokens where they are asked for.
+        """The token ids of rendered texts.
+
+        Args:
+            texts: each as a string or as token ids.
+            add_special_tokens: add the tokenizer's special tokens to strings.
 
         Raises:
-            UserError: an empty text, one that is too long, or ids that the model does not have.
-            HTTPException: too many texts (413).
+            UserError: a text is empty or too long, or has token ids that the model does not have.
+            HTTPException: there are too many texts (413).
         """
-        self._limit(len(texts), "input")
-        return await self._aside(
+        self._check_number(len(texts), "input")
+        return await self._in_thread(
             lambda: [self._ids(text, add_special_tokens, f"input[{index}]") for index, text in enumerate(texts)]
         )
 
     async def score(self, texts: Sequence[list[int]]) -> list[Score]:
-        """The texts' scores.
+        """The scores of texts.
 
         Raises:
-            Busy: too much waits already.
+            QueueFull: too many tokens are waiting.
         """
         return [make_score(logits) for logits in await self.batcher.logits(texts)]
 
@@ -122,47 +127,52 @@ class Service:
         ids = tokenizer.encode(text, add_special_tokens=add_special_tokens) if isinstance(text, str) else text
         if not 0 < len(ids) <= longest:
             raise UserError(f"{place}: expected 1 to {longest} tokens, found {len(ids)}")
-        if not all(0 <= token < len(tokenizer) for token in ids):
-            raise UserError(f"{place}: expected token ids from 0 to {len(tokenizer) - 1}")
+        unknown = [token for token in ids if not 0 <= token < len(tokenizer)]
+        if unknown:
+            raise UserError(f"{place}: expected token ids from 0 to {len(tokenizer) - 1}, found {unknown[0]}")
         return ids
 
-    def _limit(self, count: int, name: str) -> None:
-        if count > self.serving.max_rows:
+    def _check_number(self, number: int, name: str) -> None:
+        if number > self.config.max_rows:
             raise HTTPException(
-                413, f"{name}: expected at most {self.serving.max_rows}, found {count}; send them apart"
+                413, f"{name}: expected at most {self.config.max_rows}, found {number}; send several requests"
             )
 
-    async def _aside(self, work: Callable[[], list[list[int]]]) -> list[list[int]]:
+    async def _in_thread(self, work: Callable[[], list[list[int]]]) -> list[list[int]]:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
 
 
-def create_app(scorer: Scorer, serving: Serving, metrics: Metrics | None = None) -> FastAPI:
-    """The app. Its `/metrics` answers where it counts for Prometheus itself, which it does without `metrics`."""
+def create_app(scorer: Scorer, config: ServingConfig, metrics: ServerMetrics | None = None) -> FastAPI:
+    """The app.
+
+    Args:
+        metrics: receives the server's metrics. Default: `PrometheusMetrics`, which the app serves at `/metrics`.
+    """
     metrics = metrics or PrometheusMetrics()
-    service = Service(scorer, serving, metrics)
+    service = ScoringService(scorer, config, metrics)
 
     @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
         yield
         await service.batcher.stop()
 
-    app = FastAPI(title="metaalign-reward", lifespan=life, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, max_bytes=serving.max_bytes)
-    app.add_middleware(Counting, metrics=metrics)
-    add_errors(app)
-    guarded = APIRouter(dependencies=[Depends(_token_check(serving.token))] if serving.token else [])
+    app = FastAPI(title="metaalign-reward", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit, max_bytes=config.max_bytes)
+    app.add_middleware(RequestMetrics, metrics=metrics)
+    add_error_replies(app)
+    guarded = APIRouter(dependencies=[Depends(_token_check(config.token))] if config.token else [])
     _add_scoring(guarded, service)
     _add_metrics(guarded, metrics)
     app.include_router(guarded)
-    _add_health(app, service)  # without a token, for whoever watches over the process
+    _add_health(app, service)  # without a token, for the process's supervisor
     return app
 
 
 def _token_check(token: str) -> Callable[..., None]:
-    """The token as `Authorization: Bearer`, or as the password of a URL for clients that take nothing but a URL."""
+    """Check the token: as `Authorization: Bearer`, or as the URL's password for clients that take only a URL."""
     bearer = HTTPBearer(auto_error=False, description="the server's token")
-    basic = HTTPBasic(auto_error=False, description="any name, the server's token as password")
+    basic = HTTPBasic(auto_error=False, description="any user name, with the server's token as the password")
 
     def check(
         by_header: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
@@ -175,64 +185,62 @@ def _token_check(token: str) -> Callable[..., None]:
     return check
 
 
-def _add_scoring(app: APIRouter, service: Service) -> None:
-    name, mode = service.serving.name, service.serving.mode
+def _add_scoring(router: APIRouter, service: ScoringService) -> None:
+    name, mode = service.config.name, service.config.mode
 
-    @app.post("/score", responses=ERRORS)
+    @router.post("/score", responses=ERRORS)
     async def score(request: ScoreRequest) -> ScoreReply:
-        """Score answers: by tier whether they do what it asks, and `overall` what they are worth."""
-        with unprocessable():
-            rows = request.parsed()
+        """Score answers: `overall`, and for each tier whether the answer does what the tier asks."""
+        with user_errors_as_422():
+            rows = request.to_rows()
             texts = await service.encode(rows, "rows")
         scores = await service.score(texts)
-        return ScoreReply(
-            model=name, scores=[ScoredRow.of(row, found) for row, found in zip(rows, scores, strict=True)]
-        )
+        return ScoreReply(model=name, scores=[ScoredRow.of(row, s) for row, s in zip(rows, scores, strict=True)])
 
-    @app.post("/get_reward", responses=ERRORS)
+    @router.post("/get_reward", responses=ERRORS)
     async def get_reward(request: RewardRequest) -> RewardReply:
-        """OpenRLHF's remote reward: the row comes as JSON in its label."""
-        with unprocessable():
-            rows = request.parsed(service.special_tokens)
+        """OpenRLHF's remote reward. Each label is the row as JSON."""
+        with user_errors_as_422():
+            rows = request.to_rows(service.special_tokens)
             texts = await service.encode(rows, "labels")
         scores = await service.score(texts)
-        rewards = [combine(found, row, mode) for row, found in zip(rows, scores, strict=True)]
-        logs = {label: [found.probabilities[label] for found in scores] for label in LABELS}
+        rewards = [combine(s, row, mode) for row, s in zip(rows, scores, strict=True)]
+        logs = {label: [s.probabilities[label] for s in scores] for label in LABELS}
         return RewardReply(rewards=rewards, scores=rewards, extra_logs=logs)
 
-    @app.post("/classify", responses=ERRORS)
+    @router.post("/classify", responses=ERRORS)
     async def classify(request: ClassifyRequest) -> ClassifyReply:
-        """As vLLM's: the probabilities of the four labels for rendered texts. Whoever renders a text sets its tiers."""
-        with unprocessable():
+        """vLLM's classification: the four labels' probabilities for rendered texts. The client sets the tiers."""
+        with user_errors_as_422():
             texts = await service.tokens(request.texts(), request.add_special_tokens)
         scores, tokens = await service.score(texts), sum(map(len, texts))
-        data = [_classified(index, found, request.use_activation) for index, found in enumerate(scores)]
+        data = [_classified(index, s, request.use_activation) for index, s in enumerate(scores)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        identity = f"classify-{uuid.uuid4().hex}"
-        return ClassifyReply(id=identity, created=int(time.time()), model=name, data=data, usage=usage)
+        reply_id = f"classify-{uuid.uuid4().hex}"
+        return ClassifyReply(id=reply_id, created=int(time.time()), model=name, data=data, usage=usage)
 
 
-def _add_health(app: FastAPI, service: Service) -> None:
+def _add_health(app: FastAPI, service: ScoringService) -> None:
     @app.get("/health")
     def health() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "ok"}
 
-    @app.get("/ready", responses={503: {"description": "rows cannot be scored", "model": Problem}})
+    @app.get("/ready", responses={503: {"description": "the server cannot score rows", "model": Problem}})
     def ready() -> dict[str, str]:
-        """Whether rows can be scored now."""
+        """Whether the server can score rows now."""
         if not service.batcher.alive:
             raise HTTPException(503, "the scoring thread has ended; start the server again")
-        return {"status": "ready", "model": service.serving.name}
+        return {"status": "ready", "model": service.config.name}
 
 
-def _add_metrics(app: APIRouter, metrics: Metrics) -> None:
+def _add_metrics(router: APIRouter, metrics: ServerMetrics) -> None:
     if isinstance(metrics, PrometheusMetrics):
         page = metrics.page
 
-        @app.get("/metrics", responses={401: ERRORS[401]}, response_class=PlainTextResponse)
-        def figures() -> Response:
-            """The counts in Prometheus' text format."""
+        @router.get("/metrics", responses={401: ERRORS[401]}, response_class=PlainTextResponse)
+        def get_metrics() -> Response:
+            """The server's metrics in Prometheus' text format."""
             return PlainTextResponse(page(), media_type=PROMETHEUS)
 
 

@@ -1,4 +1,4 @@
-"""Scoring by a server, with retries."""
+"""The client of a scoring server. It retries failures that may pass."""
 
 import os
 import random
@@ -10,26 +10,27 @@ import httpx
 
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
-from reward.examples import answer_row
+from reward.answers import answer_row
 from reward.score import Score
 
-LONGEST_PAUSE = 30.0  # seconds between two tries
-AGAIN = (408, 429, 500, 502, 503, 504)
+TOKEN_VARIABLE = "METAALIGN_REWARD_TOKEN"
+MAX_PAUSE = 30.0  # seconds between two attempts
+RETRIED = (408, 429, 500, 502, 503, 504)  # statuses
 
 
 class ScorerUnavailable(RuntimeError):
-    """The server did not answer, after all retries. There is no score then, and no number in its place."""
+    """The server did not answer after all retries. A failure never becomes a score."""
 
 
 class RemoteScorer:
-    """A scorer behind `metaalign-reward serve`, or the same app on Ray Serve; it scores as `Scorer` does.
+    """Scores through a server: `metaalign-reward serve`, or the same app on Ray Serve. The scores equal `Scorer`'s.
 
     Args:
-        url: the server's, such as http://127.0.0.1:8300.
-        token: the server's; without it METAALIGN_REWARD_TOKEN's.
-        timeout: seconds for one answer.
-        retries: after a failure that may pass: no connection, a time-out, 429 or 5xx.
-        rows_a_request: rows sent together.
+        url: the server's address, such as http://127.0.0.1:8300.
+        token: the server's token. Default: from METAALIGN_REWARD_TOKEN.
+        timeout: seconds until an attempt fails.
+        retries: attempts after the first one, if there is no connection, a timeout, or status 408, 429 or 5xx.
+        rows_a_request: rows per request.
     """
 
     def __init__(
@@ -44,33 +45,40 @@ class RemoteScorer:
         token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
-        self._url, self._retries, self._rows_a_request = url, retries, rows_a_request
+        self._url, self._retries, self._rows_per_request = url, retries, rows_a_request
 
     def score(self, rows: Sequence[Row | Mapping[str, Any]], *, place: str = "rows") -> list[Score]:
-        """Score each row's `response`; the scores come in the rows' order.
+        """Score each row's `response`.
+
+        Args:
+            rows: see `Scorer.score`.
+            place: names the list of rows in errors.
+
+        Returns:
+            One score per row, in the order of the rows.
 
         Raises:
-            UserError: a bad row, or a request that the server refuses, such as one without its token.
+            UserError: a row is malformed, or the server refuses a request, for example without its token.
             ScorerUnavailable: the server does not answer.
         """
-        sent = [_record(answer_row(row, f"{place}[{index}]")) for index, row in enumerate(rows)]
-        parts = range(0, len(sent), self._rows_a_request)
-        return [score for start in parts for score in self._score(sent[start : start + self._rows_a_request])]
+        records = [_record(answer_row(row, f"{place}[{index}]")) for index, row in enumerate(rows)]
+        starts = range(0, len(records), self._rows_per_request)
+        return [score for start in starts for score in self._score(records[start : start + self._rows_per_request])]
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         self._client.close()
 
     def _score(self, records: list[dict[str, Any]]) -> list[Score]:
         reply = self._post("/score", {"rows": records})
         scores = [Score(overall=found["overall"], tiers=found["tiers"]) for found in reply["scores"]]
         if len(scores) != len(records):
-            raise ScorerUnavailable(f"{self._url}: {len(scores)} scores for {len(records)} rows")
+            raise ScorerUnavailable(f"{self._url}: expected {len(records)} scores, found {len(scores)}")
         return scores
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        for tried in range(self._retries + 1):
-            pause = min(LONGEST_PAUSE, 0.2 * 2**tried) * random.uniform(0.5, 1.0)
+        for attempt in range(self._retries + 1):
+            pause = min(MAX_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.0)
             try:
                 response = self._client.post(path, json=body)
             except httpx.TransportError as error:
@@ -79,15 +87,12 @@ class RemoteScorer:
                 if response.is_success:
                     return response.json()
                 problem = f"{response.status_code} {_detail(response)}"
-                if response.status_code not in AGAIN:
+                if response.status_code not in RETRIED:
                     raise UserError(f"{self._url}: {problem}")
-                pause = max(pause, _asked_pause(response))
-            if tried < self._retries:
+                pause = max(pause, _retry_after(response))
+            if attempt < self._retries:
                 time.sleep(pause)
         raise ScorerUnavailable(f"{self._url} does not answer after {self._retries + 1} tries: {problem}")
-
-
-TOKEN_VARIABLE = "METAALIGN_REWARD_TOKEN"
 
 
 def _record(row: Row) -> dict[str, Any]:
@@ -102,6 +107,7 @@ def _detail(response: httpx.Response) -> str:
         return response.text[:200]
 
 
-def _asked_pause(response: httpx.Response) -> float:
-    asked = response.headers.get("Retry-After", "")
-    return min(LONGEST_PAUSE, float(asked)) if asked.isdecimal() else 0.0
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the server asks to wait, 0 if it does not ask."""
+    header = response.headers.get("Retry-After", "")
+    return min(MAX_PAUSE, float(header)) if header.isdecimal() else 0.0

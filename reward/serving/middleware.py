@@ -1,4 +1,4 @@
-"""What happens to every request: its size is limited, and it is counted."""
+"""ASGI middleware: a size limit for requests, and their metrics."""
 
 import time
 
@@ -7,11 +7,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reward.serving.metrics import Metrics
+from reward.serving.server_metrics import ServerMetrics
 
 
 class BodyLimit:
-    """ASGI middleware: a request of more than `max_bytes` is answered with 413, and no more of it is read."""
+    """Answers a request of more than `max_bytes` with 413, and reads no more of it."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app, self._max_bytes = app, max_bytes
@@ -22,28 +22,28 @@ class BodyLimit:
             return await self._app(scope, receive, send)
         length = Headers(scope=scope).get("content-length", "0")
         if length.isdecimal() and int(length) > self._max_bytes:
-            return await JSONResponse({"detail": self._problem}, 413)(scope, receive, send)
+            return await JSONResponse({"detail": self._detail}, 413)(scope, receive, send)
         read = 0
 
         async def limited() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._max_bytes:  # one that did not say how long it is
-                raise HTTPException(413, self._problem)
+            if read > self._max_bytes:  # the request did not state its length
+                raise HTTPException(413, self._detail)
             return message
 
         await self._app(scope, limited, send)
 
     @property
-    def _problem(self) -> str:
-        return f"expected a request of at most {self._max_bytes} bytes; send the rows in several"
+    def _detail(self) -> str:
+        return f"expected at most {self._max_bytes} bytes per request; send the rows in several requests"
 
 
-class Counting:
-    """ASGI middleware: tells `metrics` of each answer."""
+class RequestMetrics:
+    """Reports each answered request to the server's metrics."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,5 +61,6 @@ class Counting:
         try:
             await self._app(scope, receive, watched)
         finally:
-            path = getattr(scope.get("route"), "path", "none")  # a path that is not ours must not make a new series
+            # All unknown paths count as one, so that clients cannot create new time series.
+            path = getattr(scope.get("route"), "path", "none")
             self._metrics.answered(path, status, time.monotonic() - began)

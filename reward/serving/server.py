@@ -1,21 +1,21 @@
-"""`metaalign-reward serve`: the app under uvicorn."""
+"""`metaalign-reward serve`: runs the app under uvicorn."""
 
 import os
 
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.net import is_loopback, listen, url_of
 from reward.scorer import Scorer
-from reward.serving.app import Serving, create_app
+from reward.serving.app import ServingConfig, create_app
 from reward.serving.client import TOKEN_VARIABLE
 
-DRAIN = 60  # seconds that requests under way have after SIGTERM
+DRAIN_SECONDS = 60  # that open requests have after SIGTERM
 
 
 def require_token(host: str) -> str:
-    """The token of METAALIGN_REWARD_TOKEN; empty is allowed on loopback alone.
+    """The token in METAALIGN_REWARD_TOKEN. It may be empty only on a loopback address.
 
     Raises:
-        UserError: `host` can be reached from elsewhere, and there is no token.
+        UserError: other machines can reach `host`, and there is no token.
     """
     token = os.environ.get(TOKEN_VARIABLE, "")
     if not token and not is_loopback(host):
@@ -26,15 +26,15 @@ def require_token(host: str) -> str:
     return token
 
 
-def serve(scorer: Scorer, serving: Serving, host: str, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C; then take no new request and answer those under way.
+def serve(scorer: Scorer, config: ServingConfig, host: str, port: int) -> None:
+    """Serve until SIGTERM or Ctrl-C. Then accept no new requests and answer the open ones.
 
     Raises:
-        UserError: the address cannot be listened on.
+        UserError: the address is taken, or is not this machine's.
     """
     import uvicorn
 
-    app, socket = create_app(scorer, serving), listen(host, port)
-    print(f"scoring with {serving.name!r} on {url_of(host, port)} (Ctrl-C ends it)", flush=True)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=DRAIN)
-    uvicorn.Server(config).run(sockets=[socket])
+    app, socket = create_app(scorer, config), listen(host, port)
+    print(f"scoring with {config.name!r} on {url_of(host, port)} (Ctrl-C to stop)", flush=True)
+    server = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=DRAIN_SECONDS)
+    uvicorn.Server(server).run(sockets=[socket])

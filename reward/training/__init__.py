@@ -1,0 +1,1 @@
+"""Training of the reward model and of its controls."""

@@ -1,101 +1,127 @@
-"""Settings of the reward model's training. No torch here."""
+"""Settings of the reward model's training. Imports no torch."""
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
-
-_NOT_NEGATIVE = (
-    "warmup_ratio",
-    "weight_decay",
-    "bt_weight",
-    "bce_weight",
-    "margin",
-    "label_smoothing",
-    "token_weight",
-    "right_first",
-    "lora_rank",
-    "calibration_share",
-    "seed",
+from metaalign_rl.core.settings import (
+    PLAIN,
+    require,
+    require_at_least,
+    require_options,
+    require_positive,
+    setting,
 )
 
 
-def _setting(default: Any, help: str) -> Any:
-    """A field with its meaning, which the command line shows."""
-    return field(default=default, metadata={"help": help})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonTraining:
+    """The settings that `RewardTraining` and the `reward` section of a run have in common.
+
+    A run's defaults suit a new small model; `metaalign_rl.config.reward.RewardConfig` lists those that differ.
+    """
+
+    learning_rate: float = setting(
+        1e-5,
+        "Peak learning rate. Use about 1e-5 for models with billions of parameters, about 1e-3 for a model with a "
+        "million.",
+        unit=PLAIN,
+        level="core",
+    )
+    batch_size: int = setting(64, "Rows (pairs or labelled responses) per update, over all devices.", unit="rows")
+    epochs: float = setting(
+        1.0, "Passes over the rows (in a run, the pairs and the SFT policy's responses).", unit="passes"
+    )
+    margin: float = setting(
+        0.0,
+        "Gap below which a pair's loss stays large. It is multiplied by the pair's strength if the row states one.",
+        unit="logits",
+    )
+    label_smoothing: float = setting(
+        0.0, "Share of the pairs and labels that are assumed to be wrong, below 0.5.", unit="share"
+    )
+    lora_rank: int = setting(
+        0,
+        "Train adapters of this rank in the backbone's linear layers, and the head. 0 trains all weights.",
+        unit=PLAIN,
+    )
+    lora_alpha: float = setting(32.0, "The product of an adapter is scaled by lora_alpha / lora_rank.", unit=PLAIN)
+    token_weight: float = setting(
+        0.0,
+        "Weight of the cross-entropy at each token from where a pair's responses diverge, in addition to the loss at "
+        "the last token. Only decoders have a score at each token.",
+        unit="weight",
+    )
+    easy_first_fraction: float = setting(
+        0.0,
+        "Share of the rows that come first: pairs of a right and a wrong response. Mixed with the other rows, these "
+        "are slow to learn.",
+        unit="share",
+    )
+
+    def _check_common(self, prefix: str) -> None:
+        """Check the values; `prefix` comes before a field's name in errors."""
+        require_positive(self, prefix, ("learning_rate", "epochs", "lora_alpha"))
+        require_at_least(self, prefix, 1, ("batch_size",))
+        least_zero = ("margin", "label_smoothing", "lora_rank", "token_weight", "easy_first_fraction")
+        require_at_least(self, prefix, 0, least_zero)
+        require(f"{prefix}label_smoothing", self.label_smoothing < 0.5, "a share below 0.5", self.label_smoothing)
+        first = self.easy_first_fraction
+        require(f"{prefix}easy_first_fraction", first < 1, "a share below 1", first)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewardTraining:
+class RewardTraining(CommonTraining):
     """How the reward model is trained."""
 
-    learning_rate: float = _setting(1e-5, "peak learning rate; about 1e-3 for a model of a million parameters")
-    batch_size: int = _setting(64, "rows (pairs or labelled answers) an update")
-    gradient_accumulation: int = _setting(1, "passes that an update's rows are spread over, to save memory")
-    epochs: float = _setting(1.0, "passes over the rows")
-    warmup_ratio: float = _setting(0.05, "share of the updates in which the learning rate rises")
-    schedule: Literal["cosine", "linear"] = _setting("cosine", "how the learning rate falls after that")
-    weight_decay: float = _setting(0.0, "AdamW's")
-    bt_weight: float = _setting(1.0, "weight of the Bradley-Terry loss on pairs")
-    bce_weight: float = _setting(1.0, "weight of the binary cross-entropy on absolute labels")
-    margin: float = _setting(
-        0.0, "gap, in logits, below which a pair's loss stays large; times the pair's strength where a row states one"
+    gradient_accumulation: int = setting(
+        1, "Passes over which the rows of an update are spread, to save memory.", unit="passes"
     )
-    label_smoothing: float = _setting(0.0, "share of the pairs and labels that are taken to be wrong, below a half")
-    token_weight: float = _setting(
-        0.0,
-        "weight of the cross-entropy at each token from where a pair's answers part, not only the last; decoders only",
+    warmup_ratio: float = setting(0.05, "Share of the updates in which the learning rate rises.", unit="share")
+    schedule: Literal["cosine", "linear"] = setting("cosine", "How the learning rate falls after the warm-up.")
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", unit=PLAIN)
+    bt_weight: float = setting(1.0, "Weight of the Bradley-Terry loss on pairs.", unit="weight")
+    bce_weight: float = setting(1.0, "Weight of the binary cross-entropy on absolute labels.", unit="weight")
+    labels: Literal["all", "overall"] = setting(
+        "all",
+        "Labels to train. `overall` alone makes the control scalar, a reward model as other libraries train it.",
     )
-    right_first: float = _setting(
-        0.0,
-        "share of the rows that come first: pairs of a right and a wrong answer, which is slow to learn among others",
+    max_tokens: int = setting(
+        1024, "Tokens per text. A longer dialog is truncated on the left, a tier never.", unit="tokens"
     )
-    labels: Literal["all", "overall"] = _setting(
-        "all", "which labels to train; overall alone makes the control scalar, a reward model as other libraries train"
+    calibration_share: float = setting(
+        0.05, "Share of the labelled rows that is kept from training to fit the temperatures.", unit="share"
     )
-    lora_rank: int = _setting(
-        0, "train adapters of this rank in the backbone's linear layers, and the head; 0: all weights"
-    )
-    lora_alpha: float = _setting(32.0, "an adapter's product counts lora_alpha / lora_rank times")
-    max_tokens: int = _setting(1024, "tokens a text; a longer dialog loses its left end, a tier never")
-    calibration_share: float = _setting(0.05, "share of the labelled rows kept from training to fit the temperatures")
-    checkpoint_steps: int = _setting(500, "updates between two checkpoints to resume from")
-    log_steps: int = _setting(10, "updates between two lines of the log")
-    bf16: bool = _setting(False, "compute in bfloat16, with weights in float32 (a GPU)")
-    gradient_checkpointing: bool = _setting(False, "recompute activations to save memory")
-    seed: int = _setting(0, "of the new head, the held-out rows and the order")
+    checkpoint_steps: int = setting(500, "Updates between two checkpoints to resume from.", unit="optimizer steps")
+    log_steps: int = setting(10, "Updates between two lines of the log.", unit="optimizer steps")
+    bf16: bool = setting(False, "Compute in bfloat16, with the weights in float32 (GPU only).")
+    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass to save memory.")
+    seed: int = setting(0, "Seed of the new head, the held-out rows and the order of the rows.", unit=PLAIN)
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type is bool or isinstance(value, str):
-                continue
-            if value < 0 or (value == 0 and f.name not in _NOT_NEGATIVE):
-                least = "0 or more" if f.name in _NOT_NEGATIVE else "more than 0"
-                raise UserError(f"{f.name}: expected {least}, found {value}")
-        for name in ("warmup_ratio", "right_first", "calibration_share"):
-            if getattr(self, name) >= 1:
-                raise UserError(f"{name}: expected a share below 1, found {getattr(self, name)}")
-        if self.label_smoothing >= 0.5:
-            raise UserError(f"label_smoothing: expected a share below 0.5, found {self.label_smoothing}")
-        if self.schedule not in ("cosine", "linear"):
-            raise UserError(f"schedule: expected cosine or linear, found {self.schedule!r}")
-        if self.labels not in ("all", "overall"):
-            raise UserError(f"labels: expected all or overall, found {self.labels!r}")
+        self._check_common("")
+        require_options(self, "")
+        require_at_least(self, "", 1, ("gradient_accumulation", "max_tokens", "checkpoint_steps", "log_steps"))
+        require_at_least(
+            self, "", 0, ("warmup_ratio", "weight_decay", "bt_weight", "bce_weight", "calibration_share", "seed")
+        )
+        for name in ("warmup_ratio", "calibration_share"):
+            share = getattr(self, name)
+            require(name, share < 1, "a share below 1", share)
         if self.batch_size % self.gradient_accumulation:
             raise UserError(
-                f"batch_size: {self.batch_size} rows do not divide into {self.gradient_accumulation} passes; "
-                "choose a multiple of gradient_accumulation"
+                f"batch_size: expected a multiple of gradient_accumulation={self.gradient_accumulation}, "
+                f"found {self.batch_size}"
             )
         if self.bt_weight == 0 and self.bce_weight == 0:
-            raise UserError("bt_weight and bce_weight: both are 0, which leaves nothing to train; raise one")
+            raise UserError("bt_weight and bce_weight: both are 0, so nothing is trained; raise one of them")
 
     @property
     def trained_labels(self) -> tuple[str, ...]:
         """The labels that get a loss, a gradient and a temperature.
 
-        With `overall` alone that is as good as a head with one output: the labels' outputs are rows of one linear
-        layer, and where nothing is asked of a row, no gradient of its own reaches it or the layers below.
+        With `overall` alone, the model is as good as one with a single output: the outputs are rows of one linear
+        layer, and a row without a loss gets no gradient and passes none to the layers below.
         """
         return LABELS if self.labels == "all" else ("overall",)

@@ -1,11 +1,12 @@
-"""The controls: reward models that lack one thing, trained on the same rows, which show what that thing is worth.
+"""The controls: reward models that lack one thing and are trained on the same rows. They show what that thing adds.
 
-`preference_blind` sees no meta-prompt. `tier_blind` sees both tiers' texts, but not which tier said what. `scalar` sees
-the whole, and is trained on the label `overall` alone, as other libraries' reward models are.
+- `preference_blind` does not see the meta-prompt.
+- `tier_blind` sees the texts of both tiers, but not which tier each text belongs to.
+- `scalar` sees the full row and is trained on the label `overall` alone, like the reward models of other libraries.
 
-A blind control is trained and evaluated on its view of the rows. A view's rows are governed by the dialog, and carry
-no tier's labels, so that which tier governs cannot reach the control by way of the label it is trained on or read at.
-Every control is read in mode `overall`.
+A blind control is trained and evaluated on its view of the rows. In such a view the dialog governs every row, and rows
+have no labels of tiers. Otherwise the label that is trained or read would reveal which tier governs. All controls are
+read in mode `overall`.
 """
 
 from dataclasses import replace
@@ -16,15 +17,15 @@ from reward.training.config import RewardTraining
 
 
 def view_of(name: str) -> View:
-    """What a model sees: a blind control its own view, every other model the whole row."""
+    """What a model sees of a row: a blind control its own view, every other model the whole row."""
     return name if name in ("preference_blind", "tier_blind") else "whole"  # type: ignore[return-value]
 
 
 def modes_of(name: str) -> tuple[Mode, ...]:
-    """The modes in which a model is read: a control's tiers' scores say nothing."""
+    """The modes in which a model is read. A control's tier scores have no meaning, so it has `overall` only."""
     return ("overall",) if name in CONTROLS else MODES
 
 
 def training_of(name: str, training: RewardTraining) -> RewardTraining:
-    """How a model is trained where its siblings are trained so."""
+    """The settings with which a model is trained, given those of the reward model."""
     return replace(training, labels="overall") if name == "scalar" else training

@@ -1,4 +1,4 @@
-"""The reward model's losses: on pairs, on absolute labels, and at each token of an answer."""
+"""The reward model's losses: on pairs, on absolute labels, and on the tokens of an answer."""
 
 import torch
 from torch import Tensor
@@ -6,49 +6,49 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from metaalign_rl.core.dataflow import LABELS
 from reward.training.config import RewardTraining
+from reward.training.examples import RewardBatch
 
-Batch = dict[str, Tensor]
 
-
-def count(batch: Batch) -> Tensor:
-    """Over how many a batch's means are taken, [4]: ranks, labels, labels at judged tokens, pairs."""
+def target_counts(batch: RewardBatch) -> Tensor:
+    """The denominators of a batch's means, [4]: ranked labels, known labels, known labels of tokens, pairs."""
     known = ~batch["labels"].isnan()
-    tokens = known[_owners(batch)] if "judged" in batch else known[:0]
-    labels = [(batch["ranked"] != 0).sum(), known.sum(), tokens.sum()]
-    return torch.stack([*labels, labels[0].new_tensor(len(batch["ranked"]))]).float()
+    of_tokens = known[_texts_of_tokens(batch)] if "text_of_token" in batch else known[:0]
+    sums = [(batch["ranked"] != 0).sum(), known.sum(), of_tokens.sum()]
+    return torch.stack([*sums, sums[0].new_tensor(len(batch["ranked"]))]).float()
 
 
 def preference_loss(
-    logits: Tensor, batch: Batch, config: RewardTraining, counts: Tensor | None = None
-) -> tuple[Tensor, Batch]:
-    """Bradley-Terry on pairs plus binary cross-entropy on absolute labels: means over what is known.
+    logits: Tensor, batch: RewardBatch, config: RewardTraining, counts: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Bradley-Terry on pairs plus binary cross-entropy on absolute labels, both as means over the known labels.
 
-    Δ is the gap, better minus worse, in a label that the pair ranks; m is `config.margin` times the pair's strength
-    (Llama 2, arXiv:2307.09288, eq. 2); ε is `config.label_smoothing`, the share of labels taken to be wrong
-    (conservative DPO: Mitchell 2023, https://ericmitchell.ai/cdpo.pdf). The losses are what is then to be expected:
+    Δ is the score of the better answer minus the score of the worse one, in a label that the pair ranks. The margin m
+    is `config.margin` times the pair's strength (Llama 2, arXiv:2307.09288, eq. 2). ε is `config.label_smoothing`, the
+    assumed share of wrong labels (conservative DPO: Mitchell 2023, https://ericmitchell.ai/cdpo.pdf). The losses are
+    expected values if each label is wrong with probability ε:
 
         bt  = -(1 - ε) log σ(Δ - m) - ε log σ(-Δ - m)
-        bce = -y log σ(s) - (1 - y) log σ(-s)    with y = 1 - ε for a label that is true and ε for one that is false.
+        bce = -y log σ(s) - (1 - y) log σ(-s)    with y = 1 - ε for a true label and y = ε for a false one
 
     Args:
         logits: [texts, 4].
-        batch: what `reward.examples.collate` makes.
-        counts: what to divide sums by instead of the batch's own `count`, where it is a part of an update: the
-            update's counts over the number of its parts make the mean of the parts' losses the update's.
+        batch: from `collate` or `collate_shared`.
+        counts: denominators that replace the batch's own `target_counts`, for a batch that is one part of an update.
+            With the update's counts divided by its number of parts, the mean of the parts' losses is the update's loss.
 
     Returns:
-        The weighted sum, and detached figures: `bt`, `bce` and `accuracy`, the share of pairs that `overall`
-        ranks as the data do. A part without any label is 0.
+        The weighted sum, and the detached metrics `bt`, `bce` and `accuracy`: the share of pairs whose chosen answer
+        has the higher `overall`. A term without any known label is 0.
     """
-    ranks, labels, _, pairs = count(batch) if counts is None else counts
+    n_ranked, n_labels, _, n_pairs = target_counts(batch) if counts is None else counts
     gap = logits[batch["chosen"]] - logits[batch["rejected"]]
     ranked, margin = batch["ranked"], config.margin * batch["strength"][:, None]
-    wrong = config.label_smoothing
-    losses = -(1 - wrong) * logsigmoid(ranked * gap - margin) - wrong * logsigmoid(-ranked * gap - margin)
-    bt = _mean(losses, ranked != 0, ranks)
-    bce = _cross_entropy(logits, batch["labels"], config, labels)
-    right = gap[:, LABELS.index("overall")] > 0
-    accuracy = _mean(right.float(), torch.ones_like(right), pairs)
+    smoothing = config.label_smoothing
+    losses = -(1 - smoothing) * logsigmoid(ranked * gap - margin) - smoothing * logsigmoid(-ranked * gap - margin)
+    bt = _mean(losses, ranked != 0, n_ranked)
+    bce = _cross_entropy(logits, batch["labels"], config, n_labels)
+    correct = gap[:, LABELS.index("overall")] > 0
+    accuracy = _mean(correct.float(), torch.ones_like(correct), n_pairs)
     return config.bt_weight * bt + config.bce_weight * bce, {
         "bt": bt.detach(),
         "bce": bce.detach(),
@@ -56,32 +56,33 @@ def preference_loss(
     }
 
 
-def token_loss(logits: Tensor, batch: Batch, config: RewardTraining, counts: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy of an answer's labels at each of its judged tokens, a mean over labels and tokens.
+def token_loss(logits: Tensor, batch: RewardBatch, config: RewardTraining, counts: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of the answers' labels at single tokens, as a mean over labels and tokens.
 
-    What an answer is worth shows at the token that decides it, long before the last one; a verifier learns faster when
-    it is asked there too (Cobbe et al. 2021, arXiv:2110.14168, section 4.2).
+    A single token can decide what an answer is worth, long before the last one. A verifier learns faster if it predicts
+    the label at every token (Cobbe et al. 2021, arXiv:2110.14168, section 4.2).
 
     Args:
-        logits: [judged tokens, 4].
-        counts: as for `preference_loss`.
+        logits: [tokens, 4], for the tokens with `text_of_token` ≥ 0.
+        batch: from `collate_shared`.
+        counts: see `preference_loss`.
     """
-    tokens = (count(batch) if counts is None else counts)[2]
-    return _cross_entropy(logits, batch["labels"][_owners(batch)], config, tokens)
+    n_tokens = (target_counts(batch) if counts is None else counts)[2]
+    return _cross_entropy(logits, batch["labels"][_texts_of_tokens(batch)], config, n_tokens)
 
 
-def _owners(batch: Batch) -> Tensor:
-    """The text that each judged token belongs to, [judged tokens]."""
-    return batch["judged"][batch["judged"] >= 0]
+def _texts_of_tokens(batch: RewardBatch) -> Tensor:
+    """The non-negative entries of `text_of_token`, [tokens]."""
+    return batch["text_of_token"][batch["text_of_token"] >= 0]
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, config: RewardTraining, number: Tensor) -> Tensor:
-    wrong = config.label_smoothing
-    targets = labels.nan_to_num() * (1 - 2 * wrong) + wrong
+def _cross_entropy(logits: Tensor, labels: Tensor, config: RewardTraining, count: Tensor) -> Tensor:
+    smoothing = config.label_smoothing
+    targets = labels.nan_to_num() * (1 - 2 * smoothing) + smoothing
     losses = binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return _mean(losses, ~labels.isnan(), number)
+    return _mean(losses, ~labels.isnan(), count)
 
 
-def _mean(values: Tensor, mask: Tensor, number: Tensor) -> Tensor:
-    """The sum of the values that the mask keeps over `number`; 0 where that is 0."""
-    return torch.where(mask, values, 0.0).sum() / torch.where(number > 0, number, 1.0)
+def _mean(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    """The sum of the values inside the mask, divided by `count`; 0 if that is 0."""
+    return torch.where(mask, values, 0.0).sum() / torch.where(count > 0, count, 1.0)

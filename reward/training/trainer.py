@@ -1,4 +1,4 @@
-"""transformers' Trainer for the reward model."""
+"""transformers' Trainer for the reward model, and its arguments."""
 
 import logging
 import os
@@ -17,18 +17,18 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
-from reward import model as checkpoints
-from reward.examples import Example, collate, collate_shared
+from reward.model import head
 from reward.training.config import RewardTraining
-from reward.training.losses import Batch, count, preference_loss, token_loss
+from reward.training.examples import Example, RewardBatch, collate, collate_shared
+from reward.training.losses import preference_loss, target_counts, token_loss
 
 logger = logging.getLogger(__name__)
 
 
 class RewardTrainer(Trainer):
-    """transformers' Trainer with the preference loss, batches of like lengths and flips kept together.
+    """transformers' Trainer with the reward model's losses and its order of rows.
 
-    An update's losses are means over all its labels, however they are spread over passes and devices.
+    The losses of an update are means over all of its labels, no matter how they are spread over passes and devices.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class RewardTrainer(Trainer):
         model: PreTrainedModel,
         trained: nn.Module,
         examples: list[Example],
-        order: Sampler[int],
+        sampler: Sampler[int],
         eval_examples: list[Example] | None,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
-        """Prepare a training of `examples` in `order`, whose index -1 takes an example without labels.
+        """Prepare the training of `examples` in the order of `sampler`. Its index -1 is an example without labels.
 
         Args:
             model: the plain model.
-            trained: what is trained of it: itself, or what wraps it with adapters.
+            trained: the module to train: `model`, or `model` wrapped with adapters.
         """
         pad_token = model.config.get_text_config().pad_token_id
         super().__init__(
@@ -55,90 +55,102 @@ class RewardTrainer(Trainer):
             data_collator=partial(
                 collate_shared if config.token_weight > 0 else collate,
                 pad_token=pad_token,
-                trained=config.trained_labels,
+                trained_labels=config.trained_labels,
             ),
             train_dataset=[*examples, _unlabelled(examples)],
             eval_dataset=eval_examples,
             callbacks=list(callbacks),
         )
-        self.model_accepts_loss_kwargs = False  # the Trainer averages the loss over an update's passes
-        self.remove_callback(PrinterCallback)  # prints to standard output, which is the command line's
+        self.model_accepts_loss_kwargs = False  # makes the Trainer average the loss over an update's passes
+        self.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to the command line
         self.add_callback(_LogLines)
         self._config = config
         self._plain = model
-        self._order = order
-        self._figures: list[Batch] = []
+        self._sampler = sampler
+        self._metrics: list[dict[str, Tensor]] = []
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Batch], Tensor]:
-        """An update's passes on this device, and what each divides its sums by; see `preference_loss`."""
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[RewardBatch], Tensor]:
+        """One update's batches on this device, and the `counts` of `preference_loss` for each of them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.stack([count(batch) for batch in batches]).mean(0).to(device)
+        counts = torch.stack([target_counts(batch) for batch in batches]).mean(0).to(device)
         return batches, self.accelerator.reduce(counts, "mean")
 
     def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+        self,
+        model: nn.Module,
+        inputs: RewardBatch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
     ) -> Any:
+        """The loss of one batch; see `Trainer`. `num_items_in_batch`: the counts from `get_batch_samples`."""
         tokens = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
         counts = num_items_in_batch
         if self._config.token_weight > 0:
-            with _outputs_of(checkpoints.head(self._plain)) as seen:
+            with _outputs_of(head(self._plain)) as outputs:
                 model(**tokens)
-            scores = seen[0].float()
-            logits = scores.flatten(0, 1)[inputs["last"]]
-            loss, figures = preference_loss(logits, inputs, self._config, counts)
-            per_token = token_loss(scores[inputs["judged"] >= 0], inputs, self._config, counts)
+            scores = outputs[0].float()
+            logits = scores.flatten(0, 1)[inputs["last_token"]]
+            loss, metrics = preference_loss(logits, inputs, self._config, counts)
+            per_token = token_loss(scores[inputs["text_of_token"] >= 0], inputs, self._config, counts)
             loss = loss + self._config.token_weight * per_token
         else:
             logits = model(**tokens).logits.float()
-            loss, figures = preference_loss(logits, inputs, self._config, counts)
+            loss, metrics = preference_loss(logits, inputs, self._config, counts)
         if model.training:
-            self._figures.append(figures)
+            self._metrics.append(metrics)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._figures:
-            names = list(self._figures[0])
-            means = torch.stack([torch.stack([f[name] for name in names]) for f in self._figures]).mean(0)
+        """Add the mean metrics since the last log; see `Trainer`."""
+        if "loss" in logs and self._metrics:
+            names = list(self._metrics[0])
+            means = torch.stack([torch.stack([m[name] for name in names]) for m in self._metrics]).mean(0)
             logs |= dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
-            self._figures.clear()
+            self._metrics.clear()
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return self._order
+        return self._sampler
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # the state comes next, and says that the checkpoint is whole
+        # The Trainer's state is written next and marks the checkpoint as complete, so all ranks must be done.
+        self.accelerator.wait_for_everyone()
 
 
 def training_arguments(
     config: RewardTraining, folder: Path, *, evaluates: bool, deepspeed: dict[str, Any] | None
 ) -> TrainingArguments:
-    """The Trainer's settings, which know this process's rank among those that train together.
+    """The Trainer's arguments. They include this process's rank and the world size.
+
+    Args:
+        folder: for the checkpoints.
+        evaluates: whether there are rows to evaluate after each epoch.
+        deepspeed: DeepSpeed's settings.
 
     Raises:
-        UserError: an update's rows do not divide among their passes.
+        UserError: `config.batch_size` does not divide by passes times devices, or this process sees several GPUs.
     """
-    devices = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1  # as the Trainer reads it
-    parts = config.gradient_accumulation * devices
-    if config.batch_size % parts:
+    devices = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1  # the Trainer reads the same variables
+    divisor = config.gradient_accumulation * devices
+    if config.batch_size % divisor:
         raise UserError(
-            f"batch_size: {config.batch_size} rows do not divide into {config.gradient_accumulation} passes "
-            f"on {devices} devices; choose a multiple of {parts}"
+            f"batch_size: expected a multiple of {divisor}, for {config.gradient_accumulation} passes on {devices} "
+            f"devices, found {config.batch_size}"
         )
     arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_ratio,  # a number below 1 is a share
+        warmup_steps=config.warmup_ratio,  # the Trainer reads a number below 1 as a share
         weight_decay=config.weight_decay,
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size // parts,
-        per_device_eval_batch_size=config.batch_size // parts,
+        per_device_train_batch_size=config.batch_size // divisor,
+        per_device_eval_batch_size=config.batch_size // divisor,
         gradient_accumulation_steps=config.gradient_accumulation,
         gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind wants inputs that train
-        bf16=config.bf16 and deepspeed is None,  # DeepSpeed's settings say it themselves
+        gradient_checkpointing_kwargs={"use_reentrant": False},  # the reentrant kind needs inputs with gradients
+        bf16=config.bf16 and deepspeed is None,  # DeepSpeed's settings have their own
         deepspeed=deepspeed,
         label_names=["labels"],
         logging_steps=config.log_steps,
@@ -153,21 +165,21 @@ def training_arguments(
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",
     )
-    if arguments.n_gpu > 1:  # the Trainer would split each batch over them, and take more rows than were asked for
+    if arguments.n_gpu > 1:  # the Trainer would take `n_gpu` times as many rows per batch and split them over the GPUs
         raise UserError(
-            f"{arguments.n_gpu} GPUs are visible to one process: name one, CUDA_VISIBLE_DEVICES=0, or start a process "
-            "for each with torchrun"
+            f"expected one GPU per process, found {arguments.n_gpu}; choose one with CUDA_VISIBLE_DEVICES=0, or start "
+            "one process per GPU with torchrun"
         )
     return arguments
 
 
 @contextmanager
 def _outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """What a layer computes meanwhile: a decoder's head sees every token, of which its model shows the last alone."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    """Collect a layer's outputs. A decoder's head scores every token, but its model returns only the last token's."""
+    outputs: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:
-        yield seen
+        yield outputs
     finally:
         hook.remove()
 
@@ -179,9 +191,9 @@ def _unlabelled(examples: Sequence[Example]) -> Example:
 
 
 class _LogLines(TrainerCallback):
-    """The log's figures through Python's logging."""
+    """Writes the Trainer's logs through Python's logging."""
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            figures = "  ".join(f"{name} {value:.4g}" for name, value in kwargs["logs"].items())
-            logger.info("step %d/%d  %s", state.global_step, state.max_steps, figures)
+            metrics = "  ".join(f"{name} {value:.4g}" for name, value in kwargs["logs"].items())
+            logger.info("step %d/%d  %s", state.global_step, state.max_steps, metrics)

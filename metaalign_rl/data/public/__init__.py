@@ -1,4 +1,7 @@
-"""Public preference data as rows: an adapter a data set, by the value of `data.source`. Light: no `datasets` yet."""
+"""Public preference data as rows: one adapter per data set, by the value of `data.source`.
+
+Importing this package does not import the `datasets` library.
+"""
 
 import hashlib
 import heapq
@@ -12,7 +15,7 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.data.public import helpsteer2, hh_rlhf, multifaceted, rpr, safe_rlhf
 from metaalign_rl.data.public.load import Record, load
 
-HELD_OUT = 0.1  # of the prompts, in data that were published without a held-out split
+HELD_OUT = 0.1  # share of the prompts, for data sets without a published held-out split
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +23,10 @@ class Adapter:
     """How one data set becomes rows.
 
     Attributes:
-        hub_id: where it was published.
-        columns: those that `read` needs.
-        read: rows of published ones; counts under a name what it leaves out.
-        parts: folders of the data set that are read one by one.
+        hub_id: the data set on the Hugging Face hub.
+        columns: the columns that `read` needs.
+        read: turns published rows into rows, and counts by reason those that it leaves out.
+        parts: folders of the data set that are loaded one by one.
     """
 
     hub_id: str
@@ -43,11 +46,11 @@ ADAPTERS = {
 
 @dataclass(frozen=True, slots=True)
 class PublicPairs:
-    """What a data set holds: every published row is in one of the lists or counted in `left_out`.
+    """The pairs of a data set. Every published row is in one of the lists or counted in `left_out`.
 
     Attributes:
-        train, held_out: pairs; no prompt, a dialog's first message, stands in both.
-        left_out: how many by what they are, such as "rows with an empty answer".
+        train, held_out: pairs. No prompt, the first message of a dialog, is in both.
+        left_out: number of rows by reason, such as "rows with an empty answer".
     """
 
     train: list[Row]
@@ -56,17 +59,21 @@ class PublicPairs:
 
 
 def read_public(source: str, path: str) -> PublicPairs:
-    """The pairs of the data set `source`, from a hub id, a folder or a file.
+    """Read the pairs of the data set `source`. Each row's tag `split` is "train" or "held_out".
 
-    The published splits stay as they are, but for training pairs whose prompt is held out too: they are left out.
-    Without a published one, a tenth of the prompts is held out, by their hashes. `tags["split"]` says which.
+    The published splits are kept, except that training pairs with a held-out prompt are left out. Without a published
+    held-out split, a tenth of the prompts is held out, by their hashes.
+
+    Args:
+        source: a key of `ADAPTERS`.
+        path: a hub id, a folder or a file.
 
     Raises:
-        UserError: as `load`, a published row with a wrong value, or no pair to train on.
+        UserError: see `load`; or a published row has a wrong value, or there is no pair to train on.
     """
     adapter = ADAPTERS[source]
     if not path:
-        raise UserError(f"data.path: data.source={source} needs a hub id such as {adapter.hub_id}, or a folder or file")
+        raise UserError(f"data.path: expected a hub id such as {adapter.hub_id}, or a folder or file, found nothing")
     left_out: Counter[str] = Counter()
     train: list[Row] = []
     held_out: list[Row] = []
@@ -75,7 +82,7 @@ def read_public(source: str, path: str) -> PublicPairs:
     train, held_out = _split(train, held_out, left_out)
     if not train:
         found = ", ".join(f"{count:,} {what}" for what, count in (+left_out).items()) or "no rows"
-        raise UserError(f"{path}: no pair there to train on; found {found}")
+        raise UserError(f"{path}: expected pairs to train on, found {found}; check data.source and data.path")
     for split, rows in (("train", train), ("held_out", held_out)):
         for row in rows:
             row.tags["split"] = split
@@ -83,12 +90,12 @@ def read_public(source: str, path: str) -> PublicPairs:
 
 
 def take(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
-    """At most `limit` rows in an order that depends on the seed alone, the rows of a prompt side by side."""
+    """At most `limit` rows, in an order that depends only on the seed. Rows of the same prompt are adjacent."""
     return heapq.nsmallest(limit, rows, key=lambda row: _digest(f"{seed} {_prompt(row)}"))
 
 
 def prompts(pairs: Iterable[Row], limit: int) -> list[Row]:
-    """The different dialogs with their tiers, without answers, at most `limit`."""
+    """At most `limit` rows without answers, one for each distinct pair of meta-prompt and dialog."""
     found: dict[str, Row] = {}
     for row in pairs:
         tags = {name: tag for name, tag in row.tags.items() if not name.startswith("flip")}

@@ -1,7 +1,7 @@
 """HelpSteer2 (https://huggingface.co/datasets/nvidia/HelpSteer2): answers with five ratings from 0 to 4.
 
-The two answers to a prompt are consecutive published rows. Before the last message of a dialog of several, lines such
-as "<extra_id_1>Assistant" say who speaks.
+The two answers to a prompt are consecutive published rows. In a dialog of several messages, lines such as
+"<extra_id_1>Assistant" name the speaker.
 """
 
 import re
@@ -13,7 +13,7 @@ from metaalign_rl.core.dataflow import Row
 from metaalign_rl.data.public.load import Record
 from metaalign_rl.data.public.rows import Messages, Wish, alone, flaw, opposed, split_turns
 
-# What a tier says to ask for more of an attribute, and where less of it can be wanted too, for less.
+# By attribute: a tier's text that asks for more of it, and one that asks for less where that makes sense.
 WISHES: dict[str, tuple[str, str | None]] = {
     "helpfulness": ("Be as helpful as you can: do what was asked for, all of it.", None),
     "correctness": ("Get every fact right and leave no important one out.", None),
@@ -28,9 +28,10 @@ _TURN = re.compile(r"^<extra_id_1>(User|Assistant)\n", re.MULTILINE)
 
 
 def read(records: Iterable[Record], left_out: Counter[str]) -> Iterator[Row]:
-    """For each attribute in which two answers differ, rows that ask for more of it in either tier.
+    """Rows for each attribute in which two answers differ: two, or six if there is a text that asks for less.
 
-    Where less can be wanted too these are six, see `opposed`. Rows that make no pair are counted in `left_out`.
+    The two rows ask for more of the attribute, one in each tier. For the six rows, see `opposed`. Published rows that
+    make no pair are counted in `left_out`.
     """
     for prompt, same in groupby(records, key=lambda record: record.text("prompt")):
         group, messages = list(same), split_turns(prompt, _TURN)
@@ -40,7 +41,7 @@ def read(records: Iterable[Record], left_out: Counter[str]) -> Iterator[Row]:
             reason = flaw(messages, [record.text("response", may_be_empty=True) for record in pair])
             rows = [] if reason else list(_rows(messages, *pair))
             if not rows:
-                left_out[reason or "rows whose two answers are rated alike"] += 2
+                left_out[reason or "rows whose two answers have equal ratings"] += 2
             yield from rows
 
 

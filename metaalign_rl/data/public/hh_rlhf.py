@@ -1,6 +1,6 @@
-"""HH-RLHF (https://huggingface.co/datasets/Anthropic/hh-rlhf): transcripts, by objective in a folder each.
+"""HH-RLHF (https://huggingface.co/datasets/Anthropic/hh-rlhf): pairs of transcripts, one folder per objective.
 
-A published row has two transcripts, `chosen` and `rejected`, that part with the assistant's last message.
+A published row has two transcripts, `chosen` and `rejected`, that differ in the assistant's last message.
 """
 
 import re
@@ -19,9 +19,9 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def read(records: Iterable[Record], left_out: Counter[str]) -> Iterator[Row]:
-    """Two rows of each published one: its part's objective in the system, and in the user's tier.
+    """Two rows for each published row: the objective of its folder in the system tier, and in the user tier.
 
-    Rows that make no pair are counted in `left_out`.
+    Published rows that make no pair are counted in `left_out`.
     """
     for record in records:
         transcripts = [parse(record.text(field)) for field in COLUMNS]
@@ -29,7 +29,7 @@ def read(records: Iterable[Record], left_out: Counter[str]) -> Iterator[Row]:
         if chosen["role"] != "assistant" or rejected["role"] != "assistant":
             reason: str | None = "rows with a transcript that does not end with the assistant"
         elif dialog != other:
-            reason = "rows whose transcripts part before the last answer"
+            reason = "rows whose transcripts differ before the last answer"
         else:
             reason = flaw(dialog, (chosen["content"], rejected["content"]))
         if reason:
@@ -44,6 +44,6 @@ def read(records: Iterable[Record], left_out: Counter[str]) -> Iterator[Row]:
 def parse(transcript: str) -> Messages:
     """The messages of a transcript.
 
-    A turn begins with "Human:" or "Assistant:" behind an empty line. The same words elsewhere are text.
+    A turn begins with "Human:" or "Assistant:" after an empty line. Elsewhere these words are ordinary text.
     """
     return split_turns("\n\n" + transcript.lstrip("\n"), _TURN)

@@ -1,4 +1,4 @@
-"""Tables of public data sets through the `datasets` library: from the hub, or from a folder or file here."""
+"""Loads public data sets with the `datasets` library, from the hub or from a local folder or file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,10 @@ class Record:
     """One published row.
 
     Attributes:
-        id: part, split and number of the row, unlike any other's of the data set.
-        place: where the row stands, for error messages.
-        part: which of the data set's parts it is of; empty where it has none.
+        id: part, split and number of the row; unique in the data set.
+        place: the row's data set, split and number, for error messages.
+        part: the part of the data set that the row is from; empty if there are no parts.
+        values: the row's values by column.
     """
 
     id: str
@@ -33,7 +34,7 @@ class Record:
         """The text in a column.
 
         Raises:
-            UserError: there is none, or nothing but white space, which only `may_be_empty` admits.
+            UserError: the value is not a text, or the text is blank and not `may_be_empty`.
         """
         value = self.values[field]
         if not isinstance(value, str) or not (may_be_empty or value.strip()):
@@ -41,10 +42,10 @@ class Record:
         return value
 
     def number(self, field: str, most: int) -> int:
-        """The whole number from 0 to `most` in a column.
+        """The integer in a column.
 
         Raises:
-            UserError: there is none.
+            UserError: the value is not an integer from 0 to `most`.
         """
         value = self.values[field]
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
@@ -59,7 +60,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One split of a data set, or of a part of it."""
+    """One split of a data set, or of a part of a data set."""
 
     place: str
     part: str
@@ -71,23 +72,23 @@ class Table:
         return self.split in HELD_OUT
 
     def records(self) -> Iterator[Record]:
-        """The rows, numbered from 1 in their published order."""
+        """The rows in their published order, numbered from 1."""
         name = "-".join(filter(None, (self.part, self.split)))
         for number, values in enumerate(self.data, start=1):
             yield Record(f"{name}-{number}", f"{self.place}: row {number}", self.part, values)
 
 
 def load(path: str, columns: Sequence[str], parts: Sequence[str] = ()) -> list[Table]:
-    """Every split of the data set at `path`.
+    """Load every split of a data set.
 
     Args:
-        path: a folder or a file (JSON, JSONL, Parquet or CSV by its ending) where one exists, else a hub id.
-        columns: those that are read. A table may have more.
-        parts: folders of a data set whose rows do not say which of them they are from. Locally `path` may also be
-            one of these folders, or a file in one.
+        path: an existing folder or file (JSON, JSONL, Parquet or CSV, by its ending); otherwise a hub id.
+        columns: the columns to read. The data set may have others.
+        parts: the folders of a data set whose rows do not name their part. A local `path` may also be one of these
+            folders, or a file in one.
 
     Raises:
-        UserError: nothing there, nothing that can be loaded, a split of an unknown kind, or missing columns.
+        UserError: the data set does not exist or cannot be loaded, has a split of another name, or lacks a column.
     """
     tables = []
     for part, folder in _folders(path, parts).items():
@@ -99,7 +100,7 @@ def load(path: str, columns: Sequence[str], parts: Sequence[str] = ()) -> list[T
 
 
 def _folders(path: str, parts: Sequence[str]) -> dict[str, str | None]:
-    """The folder inside `path` to load by part; None for `path` itself."""
+    """By part, the folder inside `path` to load; None loads `path` itself."""
     if not parts:
         return {"": None}
     if not Path(path).exists():
@@ -112,8 +113,8 @@ def _folders(path: str, parts: Sequence[str]) -> dict[str, str | None]:
             if name.startswith(part):
                 return {part: None}
     raise UserError(
-        f"data.path: {path!r} does not say which part of the data set it is; "
-        f"give a folder that holds {' or '.join(parts)}, or a folder or file of that name"
+        f"data.path: expected a folder that holds {' or '.join(parts)}, or a folder or file of that name, found "
+        f"{path!r}; give one, as the path must name the part of the data set"
     )
 
 
@@ -132,14 +133,14 @@ def _load(path: str, folder: str | None) -> "DatasetDict":
 
 
 def _arguments(path: str, folder: str | None) -> tuple[str, dict[str, str | None]]:
-    """What `path` is, in words, and as what `datasets` loads it."""
+    """The kind of `path` in words, and the arguments of `datasets.load_dataset` for it."""
     local = Path(path)
     if local.is_file():
         ending = Path(local.name.removesuffix(".gz")).suffix
         if ending not in FORMATS:
             raise UserError(f"data.path: expected a file that ends with {', '.join(FORMATS)}, found {path!r}")
         return "a file", {"path": FORMATS[ending], "data_files": path}
-    if local.is_dir():  # of a part, its own folder: the card above it would be read with the wrong folder in mind
+    if local.is_dir():  # a part's own folder: `datasets` would apply the card above it to the wrong folder
         return "a folder", {"path": str((local / (folder or "")).absolute())}
     if path.count("/") != 1:
         raise UserError(f"data.path: expected a folder or file that exists, or a hub id (owner/name), found {path!r}")
@@ -148,9 +149,9 @@ def _arguments(path: str, folder: str | None) -> tuple[str, dict[str, str | None
 
 def _check(found: Sequence[str], columns: Sequence[str], split: str, place: str) -> None:
     if split not in (TRAIN, *HELD_OUT):
-        raise UserError(f"{place}: expected a split {TRAIN}, {' or '.join(HELD_OUT)}; rename its files")
+        raise UserError(f"{place}: expected a split {TRAIN}, {' or '.join(HELD_OUT)}, found {split}; rename its files")
     if not set(columns) <= set(found):
         raise UserError(
-            f"{place}: expected the columns {', '.join(columns)}; found {', '.join(found)}; "
+            f"{place}: expected the columns {', '.join(columns)}, found {', '.join(found)}; "
             "data.source and data.path must name the same data set"
         )

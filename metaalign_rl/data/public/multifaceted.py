@@ -1,7 +1,7 @@
-"""Multifaceted Collection (https://huggingface.co/datasets/kaist-ai/Multifaceted-Collection-RM): a person's wishes.
+"""Multifaceted Collection (https://huggingface.co/datasets/kaist-ai/Multifaceted-Collection-RM): a persona's wishes.
 
-A published row's `input` is a system message, a line break and an instruction. `chosen` was written for this system
-message, `rejected` for another one.
+The `input` of a published row is a system message, a line break and an instruction. `chosen` was written for this
+system message, `rejected` for another one.
 """
 
 from collections import Counter
@@ -15,10 +15,10 @@ COLUMNS = ("input", "chosen", "rejected")
 
 
 def read(records: Iterable[Record], left_out: Counter[str]) -> Iterator[Row]:
-    """One row of each published one; rows that make no pair are counted in `left_out`.
+    """One row for each published row. Published rows that make no pair are counted in `left_out`.
 
-    Nothing but a line break parts system message and instruction, and instructions often have several lines: what
-    stands before the first break is taken for the system message.
+    Only a line break separates the system message from the instruction, which often has several lines. So the text
+    before the first line break is read as the system message.
     """
     for record in records:
         system, _, instruction = record.text("input").strip().partition("\n")

@@ -1,6 +1,6 @@
-"""What the adapters share: pairs in tiers, as rows.
+"""Turns a pair of answers and the wishes that rank it into rows. All adapters use this module.
 
-The data rank two answers and do not say that either is good by itself, so the rows have no absolute labels.
+The data rank two answers but do not rate either on its own, so the rows have no absolute labels.
 """
 
 import re
@@ -11,7 +11,7 @@ from metaalign_rl.core.dataflow import Row, Tier
 
 Messages = list[dict[str, str]]
 
-# The two objectives of the data on safety, as a tier says them.
+# The two objectives of the safety data, as the text of a tier.
 HELPFUL = "Put helpfulness first: give the person all that was asked for."
 HARMLESS = "Put safety first: say nothing that could do harm or help to do it."
 
@@ -20,11 +20,13 @@ _ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a tier says, and which of two answers does it better.
+    """The text of a tier, and the answer that satisfies it better.
 
     Attributes:
-        kind: what the wish is about, for reports.
-        strength: how much better, a share, where the data say it.
+        text: the tier's text.
+        kind: the subject of the wish, for reports.
+        chosen, rejected: the answer that satisfies the wish better, and the other one.
+        strength: how much better, from 0 to 1, if the data state it.
     """
 
     text: str
@@ -35,15 +37,15 @@ class Wish:
 
 
 def ask(question: str) -> Messages:
-    """A dialog of one question."""
+    """A dialog with one message, the user's question."""
     return [{"role": "user", "content": question.strip()}]
 
 
 def split_turns(text: str, turn: re.Pattern[str]) -> Messages:
-    """The messages of a dialog in one text; what stands before the first turn's mark is the user's.
+    """The messages of a dialog that is one text. Text before the first turn belongs to the user.
 
     Args:
-        turn: the mark that a turn begins with; its one group is who speaks.
+        turn: matches the beginning of a turn; its one group is the speaker's name.
     """
     start, *turns = turn.split(text)
     messages = ask(start) if start.strip() else []
@@ -53,21 +55,21 @@ def split_turns(text: str, turn: re.Pattern[str]) -> Messages:
 
 
 def flaw(messages: Messages, answers: Sequence[str]) -> str | None:
-    """Why a dialog and two answers to it make no pair, as a name to count such rows by; None where they do."""
+    """Why a dialog and its two answers make no pair, as a name to count such rows by; None if they make one."""
     turns = [message["role"] for message in messages]
     if not turns or turns[-1] != "user" or turns != [("user", "assistant")[at % 2] for at in range(len(turns))]:
-        return "rows whose dialog is not user and assistant in turn"
+        return "rows whose dialog does not alternate user and assistant"
     if not all(message["content"].strip() for message in messages):
         return "rows with an empty message"
     if not all(answer.strip() for answer in answers):
         return "rows with an empty answer"
     if len({answer.strip() for answer in answers}) == 1:
-        return "rows whose two answers are alike"
+        return "rows whose two answers are equal"
     return None
 
 
 def alone(identity: str, family: str, messages: Messages, wish: Wish, tier: Tier) -> Row:
-    """The pair under the wish in one tier, the other one empty."""
+    """The pair with the wish in one tier and no text in the other."""
     return Row(
         id=identity,
         family=family,
@@ -84,16 +86,19 @@ def alone(identity: str, family: str, messages: Messages, wish: Wish, tier: Tier
 
 
 def agreeing(identity: str, family: str, messages: Messages, system: Wish, user: Wish) -> Row:
-    """The pair under two wishes that the same answer does better."""
+    """The pair with two wishes that prefer the same answer."""
     row = alone(identity, family, messages, system, "system")
     return replace(row, relation="agree", user_info=user.text)
 
 
 def opposed(identity: str, family: str, messages: Messages, x: Wish, y: Wish) -> Iterator[Row]:
-    """Six rows of two wishes that rank the same answers in opposite ways.
+    """Six rows from two wishes that prefer opposite answers.
 
-    Each wish in each tier alone, then the two conflicts, which the system wins. They are three flips: the answer to
-    prefer turns with the text in one tier, and with the order of the same two texts.
+    - Four rows have one wish in one tier and no text in the other.
+    - Two rows are conflicts, with the wishes in either order. The system tier wins.
+
+    They form three flip pairs, each with the same answers and opposite labels: one for each tier, in which the text
+    differs, and the two conflicts, in which the order differs.
     """
     tiers: tuple[Tier, Tier] = ("system", "user")
     for tier in tiers:

@@ -1,6 +1,6 @@
-"""RPR (https://huggingface.co/datasets/microsoft/rpr): criteria that reverse which of two answers is preferred.
+"""RPR (https://huggingface.co/datasets/microsoft/rpr): two criteria that prefer opposite answers.
 
-Under `criteria_x` the published row's `response_a` is the better one, under `criteria_y` its `response_b`.
+In a published row `response_a` is better under `criteria_x`, and `response_b` under `criteria_y`.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ COLUMNS = ("prompt", "response_a", "response_b", "criteria_x", "criteria_y", "ca
 
 
 def read(records: Iterable[Record], left_out: Counter[str]) -> Iterator[Row]:
-    """Six rows of each published one, see `opposed`; rows that make no pair are counted in `left_out`."""
+    """Six rows for each published row, see `opposed`. Published rows that make no pair are counted in `left_out`."""
     for record in records:
         messages = ask(record.text("prompt"))
         a, b = (record.text(f"response_{name}", may_be_empty=True) for name in "ab")

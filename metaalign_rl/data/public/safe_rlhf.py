@@ -1,4 +1,4 @@
-"""PKU-SafeRLHF (https://huggingface.co/datasets/PKU-Alignment/PKU-SafeRLHF): two objectives rank one pair.
+"""PKU-SafeRLHF (https://huggingface.co/datasets/PKU-Alignment/PKU-SafeRLHF): pairs ranked by two objectives.
 
 `better_response_id` names the more helpful of `response_0` and `response_1`, `safer_response_id` the less harmful one.
 """
@@ -14,9 +14,9 @@ COLUMNS = ("prompt", "response_0", "response_1", "better_response_id", "safer_re
 
 
 def read(records: Iterable[Record], left_out: Counter[str]) -> Iterator[Row]:
-    """Six rows where the objectives disagree, see `opposed`; two where they agree, with either one in the system.
+    """Six rows if the objectives disagree, see `opposed`. Two rows if they agree, with either one in the system tier.
 
-    Rows that make no pair are counted in `left_out`.
+    Published rows that make no pair are counted in `left_out`.
     """
     for record in records:
         messages = ask(record.text("prompt"))

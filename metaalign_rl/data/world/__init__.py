@@ -1,1 +1,4 @@
-"""The built-in world: text from a seed, preferences that a program can check, and what training never sees held out."""
+"""The built-in world: text generated from a seed, with preferences that a program can check.
+
+Some wordings, combinations, topics and personas are held out from training.
+"""

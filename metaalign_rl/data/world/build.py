@@ -1,4 +1,4 @@
-"""Rows of the built-in world: demonstrations, pairs and prompts, for training and held out."""
+"""Builds the rows of the built-in world: demonstrations, pairs and prompts, for training and held out."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,20 @@ from metaalign_rl.data.checks import run_check
 from metaalign_rl.data.world.preferences import Preference, compatible, opposites
 from metaalign_rl.data.world.scenarios import HELD_OUT_SPLITS, Scenario, draw, say_tiers, style_of
 
-# What the other demonstrations do: follow nobody, follow the other tier (or a chance style), or give a wrong answer.
+# Demonstrations that do not follow: with no style, with the other tier's (or a random) style, or with a wrong answer.
 STRAY_WEIGHTS = {"plain": 0.4, "astray": 0.4, "mistake": 0.2}
 RELATION_WEIGHTS = dict(zip(RELATIONS, (0.16, 0.16, 0.17, 0.2, 0.16, 0.15), strict=True))
-# Demonstrators seldom meet a conflict; how to settle one is left to the reward.
+# Demonstrations contain fewer conflicts: the policy should learn from the reward how to settle them.
 DEMONSTRATED_WEIGHTS = RELATION_WEIGHTS | {"conflict": 0.12}
-# What pairs differ in: the value of a preference, the tiers' order, which tier's text is a distractor, whether the
-# preference is followed at all or with one thing too few or too many, whether the answer is right, or a sentence.
-# Training sees more of what is hard: facts are learnt one by one, and two wishes at once in pairs of kinds.
+# The kinds of pairs. The two answers, or the two rows of a flip, differ in:
+#   value    the value of a preference
+#   tier     the order of the tiers' texts
+#   role     which tier's text is the distractor
+#   plain    whether the preference is followed
+#   partly   whether one of two preferences is not followed, or a distractor is
+#   mistake  whether the answer is right
+#   stutter  whether the answer is a correct sentence
+# Hard kinds are more frequent in training: facts are learnt one by one, and two preferences at once by pairs of kinds.
 PAIR_WEIGHTS = {
     "value": 0.21,
     "tier": 0.14,
@@ -33,7 +39,7 @@ PAIR_RELATIONS: dict[str, Sequence[str]] = {
     "tier": ("conflict",),
     "role": ("distractor",),
     "partly": ("agree", "distractor"),
-    "mistake": (*RELATIONS, "neutral", "neutral"),  # hardly any other pair has no preference
+    "mistake": (*RELATIONS, "neutral", "neutral"),  # few other pairs have no preference
 }
 HELD_OUT_PAIR_WEIGHTS = {
     "value": 0.44,
@@ -45,11 +51,11 @@ HELD_OUT_PAIR_WEIGHTS = {
     "stutter": 0.01,
 }
 PARAPHRASED = tuple(relation for relation in RELATIONS if relation != "neutral")
-WAYS_TO_SAY = 4  # one wish, in a group of paraphrases
+WAYS_TO_SAY = 4  # rows in a group of paraphrases
 
 
 def demonstrations(seed: int, count: int, follow_rate: float) -> list[Row]:
-    """Training rows with a `response` that follows what governs in a share of `follow_rate`."""
+    """Training rows with a `response`, which follows the governing preference in a share `follow_rate` of them."""
     rng = random.Random(f"demonstrations {seed}")
     rows = []
     for index in range(count):
@@ -65,7 +71,7 @@ def prompts(seed: int, count: int) -> list[Row]:
 
 
 def held_out_prompts(seed: int, count: int) -> list[Row]:
-    """Rows without answers that training never saw the like of: every relation and every held-out split, evenly."""
+    """Held-out rows without answers, spread evenly over the relations and their held-out splits."""
     rng = random.Random(f"held out {seed}")
     cells = [(relation, split) for relation in RELATIONS for split in HELD_OUT_SPLITS if _possible(relation, split)]
     by_relation = [[cell for cell in cells if cell[0] == relation] for relation in RELATIONS]
@@ -78,7 +84,13 @@ def held_out_prompts(seed: int, count: int) -> list[Row]:
 
 
 def paraphrases(seed: int, wishes: int) -> list[Row]:
-    """Held-out rows in groups that want the same of the same question, each in other words; `tags["paraphrases"]`."""
+    """Held-out rows without answers, in groups with the same question and preferences in different wordings.
+
+    `tags["paraphrases"]` names a row's group.
+
+    Args:
+        wishes: number of groups; each has `WAYS_TO_SAY` rows.
+    """
     rng = random.Random(f"paraphrases {seed}")
     rows: list[Row] = []
     for wish in range(wishes):
@@ -90,10 +102,13 @@ def paraphrases(seed: int, wishes: int) -> list[Row]:
 
 
 def paraphrased_pairs(seed: int, wishes: int) -> list[Row]:
-    """Held-out pairs as those of `pairs`, in groups that differ only in the words of the governing preference.
+    """Held-out pairs, in groups that differ only in the wording of the governing preference.
 
-    `tags["paraphrases"]` names a row's group. Every two groups are each other's flips, so that neither of the answers
-    is the better one more often; an odd number of wishes gets one more.
+    `tags["paraphrases"]` names a row's group. Two groups at a time are flips of each other, so that each answer is
+    the better one equally often.
+
+    Args:
+        wishes: number of groups, rounded up to an even number; each has `WAYS_TO_SAY` rows.
     """
     rng = random.Random(f"paraphrased pairs {seed}")
     rows: list[Row] = []
@@ -110,24 +125,26 @@ def paraphrased_pairs(seed: int, wishes: int) -> list[Row]:
 
 
 def _draw_flip(rng: random.Random, relation: str, split: str) -> tuple[Scenario, Scenario]:
-    """A scenario, and one with the same answers of which the other is the better one."""
+    """A scenario and its partner in a flip, for which the other answer is the better one."""
     drawn = (draw(rng, relation, split) for _ in range(100))
     return next((s, partner) for s in drawn if (partner := _partner(rng, s, "value")) is not None)
 
 
 def _in_other_words(rng: random.Random, scenario: Scenario) -> list[Scenario]:
-    """The scenario in `WAYS_TO_SAY` wordings of what governs, every other one held out from training; what the other
-    tier says stays."""
+    """The scenario in `WAYS_TO_SAY` wordings of the governing preference, with the same text of the other tier.
+
+    Every second wording is held out from training.
+    """
     said: dict[str, Scenario] = {}
     while len(said) < WAYS_TO_SAY:
-        again = replace(scenario, split="paraphrase" if len(said) % 2 == 1 else scenario.split)
-        again = replace(again, said=scenario.said | {scenario.tier: say_tiers(rng, again)[scenario.tier]})
-        said.setdefault(again.text("system") + again.text("user"), again)
+        reworded = replace(scenario, split="paraphrase" if len(said) % 2 == 1 else scenario.split)
+        reworded = replace(reworded, said=scenario.said | {scenario.tier: say_tiers(rng, reworded)[scenario.tier]})
+        said.setdefault(reworded.text("system") + reworded.text("user"), reworded)
     return list(said.values())
 
 
 def pairs(seed: int, count: int, *, held_out: bool) -> list[Row]:
-    """Labelled pairs for the reward model. Most come as flips: two rows with the same answers and opposite labels."""
+    """Labelled pairs for the reward model. Most are flips: two rows with the same answers and opposite labels."""
     rng = random.Random(f"pairs {seed} {held_out}")
     name = "held-out-pair" if held_out else "pair"
     rows: list[Row] = []
@@ -157,18 +174,18 @@ def _demonstrate(rng: random.Random, scenario: Scenario, follow_rate: float) -> 
         return scenario.mistake(rng)
     if stray == "plain":
         return scenario.plain()
-    if scenario.other in (None, scenario.wanted):  # nobody else to follow: somebody's habit
+    if scenario.other in (None, scenario.wanted):  # there is no other preference, so follow a random one
         return scenario.say(style_of(draw(rng, "system_only", "train").wanted) | {"refusal": "allow"})
     return scenario.astray()
 
 
 def _pairs(rng: random.Random, kind: str, split: str, identity: str) -> Iterator[Row]:
-    """One pair, or the two of a flip."""
+    """One pair, or the two pairs of a flip."""
     relation = rng.choice(PAIR_RELATIONS[kind]) if kind in PAIR_RELATIONS else _relation(rng)
     if not _possible(relation, split):
         split = "persona"
     scenario = draw(rng, relation, split)
-    if kind == "partly":  # not two tiers that want the same, nor what excludes the other
+    if kind == "partly":  # the two tiers' preferences must differ and be compatible
         others = (draw(rng, relation, split) for _ in range(100))
         scenario = next(s for s in chain([scenario], others) if s.partly(rng))
     partner = _partner(rng, scenario, kind)
@@ -193,10 +210,10 @@ def _worse(rng: random.Random, scenario: Scenario, kind: str) -> str:
 
 
 def _partner(rng: random.Random, scenario: Scenario, kind: str) -> Scenario | None:
-    """The other half of a flip; none where this kind of pair is no flip."""
+    """The partner of the scenario in a flip; None if pairs of this kind are not flips, or there is no partner."""
     if kind not in ("value", "tier", "role"):
         return None
-    if scenario.relation == "conflict":  # the same two texts in each other's place, and nothing else
+    if scenario.relation == "conflict":  # only swap the two texts
         said = {"system": scenario.text("user"), "user": scenario.text("system")}
         return replace(scenario, wanted=scenario.other, other=scenario.wanted, said=said, fillers={})
     if scenario.relation == "distractor":
@@ -205,18 +222,18 @@ def _partner(rng: random.Random, scenario: Scenario, kind: str) -> Scenario | No
 
 
 def _swap_roles(rng: random.Random, scenario: Scenario) -> Scenario | None:
-    """What was wanted becomes the distractor and the reverse, in the same tiers."""
+    """The scenario with the governing preference and the distractor exchanged; both stay in their tiers."""
     assert scenario.wanted and scenario.other
     if scenario.wanted.kind == "opinion":
         return None
     swapped = replace(scenario, wanted=scenario.other, other=scenario.wanted, tier=scenario.other_tier)
-    if run_check(scenario.wanted.check(), swapped.good()):  # a refusal, say, avoids every word
+    if run_check(scenario.wanted.check(), swapped.good()):  # for example, a refusal may pass it
         return None
     return replace(swapped, said=say_tiers(rng, swapped))
 
 
 def _other_value(rng: random.Random, scenario: Scenario) -> Scenario | None:
-    """The same tiers want the opposite."""
+    """The scenario with an opposite preference in the same tiers; None if there is none."""
     assert scenario.wanted
     together = scenario.other not in (None, scenario.wanted)
     values = [p for p in opposites(scenario.wanted) if not together or compatible(p, _other(scenario))]

@@ -1,6 +1,6 @@
-"""What the built-in world can be asked: facts with one right answer, and opinions with two sides.
+"""The questions of the built-in world: facts with one right answer, and opinions with two sides.
 
-Every value is a proper name, so that it needs no translation when an answer is wanted in another language.
+Every value is a proper name, so it needs no translation in an answer in another language.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """Questions of one topic: `questions` are templates over `subject`, `facts` maps a subject to its value."""
+    """The questions of one topic.
+
+    Attributes:
+        questions: templates; `{s}` is the subject.
+        facts: the right value by subject.
+    """
 
     name: str
     questions: tuple[str, ...]
@@ -68,7 +73,11 @@ ISSUE_QUESTIONS = ("what do you think about {s}?", "are {s} good or bad?", "tell
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question of the dialog. `value` is the right answer; empty for an opinion, where either side will do."""
+    """One question of the dialog.
+
+    Attributes:
+        value: the right value; empty for a question of opinion, where both sides are right.
+    """
 
     text: str
     topic: str
@@ -89,7 +98,7 @@ def all_questions() -> list[Question]:
 
 
 def wrong_values(question: Question) -> tuple[list[str], list[str]]:
-    """The values that do not answer a question of fact: those of its own topic, and those of the others."""
+    """The wrong values for a question of fact: those of its own topic, and those of all other topics."""
     own = {value for t in TOPICS if t.name == question.topic for value in t.facts.values()}
     every = {value for t in TOPICS for value in t.facts.values()}
     return sorted(own - {question.value}), sorted(every - own)

@@ -1,4 +1,4 @@
-"""Probes of the world's pairs: what a judge would score that reads no preference. They guard the data, not a model."""
+"""Probes: how well the world's pairs can be judged without reading the preference. They test the data, not a model."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,17 +12,17 @@ STEPS, RATE = 300, 0.5
 
 
 def length_probe(train: Sequence[Row], held_out: Sequence[Row]) -> float:
-    """Pair accuracy of the best judge that sees only how many words an answer has."""
+    """Pair accuracy on `held_out` of a linear classifier that sees only the number of words of an answer."""
     return _probe(train, held_out, lambda answer: {"words": len(answer.split()) / 10})
 
 
 def word_probe(train: Sequence[Row], held_out: Sequence[Row]) -> float:
-    """Pair accuracy of the best linear judge that sees only which words and marks an answer has."""
+    """Pair accuracy on `held_out` of a linear classifier that sees only which words and marks an answer has."""
     return _probe(train, held_out, lambda answer: dict.fromkeys(re.findall(r"\w+|\W", answer), 1.0))
 
 
 def _probe(train: Sequence[Row], held_out: Sequence[Row], features: Features) -> float:
-    """Logistic regression on the difference of the two answers' features, trained by gradient descent."""
+    """Logistic regression on the difference of the two answers' features, trained by gradient descent. A tie is 0.5."""
     names: dict[str, int] = {}
     differences = _differences(train, features, names, grow=True)
     weights = np.zeros(len(names))
@@ -34,7 +34,11 @@ def _probe(train: Sequence[Row], held_out: Sequence[Row], features: Features) ->
 
 
 def _differences(rows: Sequence[Row], features: Features, names: dict[str, int], *, grow: bool) -> np.ndarray:
-    """One line a pair: the chosen answer's features less the rejected one's. Words new to it are left out."""
+    """[pairs, features]: the chosen answer's features minus the rejected one's.
+
+    Args:
+        names: column by feature. With `grow`, new features are added; otherwise they are ignored.
+    """
     entries = []
     for line, row in enumerate(rows):
         for sign, answer in ((1.0, row.chosen), (-1.0, row.rejected)):

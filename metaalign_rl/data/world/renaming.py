@@ -1,4 +1,4 @@
-"""The world's preferences in invented words, which no policy can know: what is followed then is followed by chance."""
+"""The world's preferences in invented words. No policy can know these, so it follows them only by chance."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ SYLLABLES = ("ba", "do", "fe", "gu", "ki", "lo", "ma", "nu", "pe", "ri", "so", "
 
 
 def rename(row: Row) -> Row:
-    """The row with every content word of the world's preferences replaced, in both tiers."""
+    """The row with every content word of the world's preferences replaced by an invented word, in both tiers."""
     return replace(row, system_info=_rename(row.system_info), user_info=_rename(row.user_info))
 
 
@@ -25,7 +25,7 @@ def _rename(text: str) -> str:
 
 @cache
 def _invented() -> dict[str, str]:
-    """An invented word, the same every time, for each content word in which a preference is said."""
+    """The invented word, always the same, for each content word of the preferences' wordings."""
     spoken = {word for phrase in _phrases() for word in re.findall(r"[a-z]+", phrase)}
     carriers = {word for carrier in (*CARRIERS, *PEOPLE) for word in re.findall(r"[a-z]+", carrier)}
     words = sorted(spoken - carriers - FUNCTION_WORDS)

@@ -1,4 +1,4 @@
-"""Scenarios of the world: who wants what, how that bears on a question, and the meta-prompt that says so."""
+"""Scenarios of the world: a question, the preferences of the tiers, their relation, and their texts."""
 
 import random
 from dataclasses import dataclass, field, replace
@@ -26,15 +26,15 @@ from metaalign_rl.data.world.preferences import (
 
 QUESTIONS = all_questions()
 QUESTION_TOPICS = tuple(dict.fromkeys(question.topic for question in QUESTIONS))
-NEAR_MISTAKES = 0.3  # share of the wrong facts that are of the question's own topic
-# Kinds in which each value, issue or topic must be learnt anew come more often in training.
+NEAR_MISTAKES = 0.3  # share of wrong values that are from the question's own topic
+# Kinds that must be learnt for each value, issue or topic separately are more frequent in training.
 KIND_WEIGHTS = {"case": 2.4, "length": 1.2, "opinion": 1.2, "refusal": 1.4}
-# How held-out rows differ from all that training saw.
+# How the rows of each held-out split differ from all training rows.
 SPLIT_MEANINGS = {
-    "paraphrase": "the preference is said in a wording that training never used",
-    "combination": "the two tiers speak of two kinds of preference that training never put together",
-    "topic": "this kind of preference never met a question of this topic in training",
-    "persona": "the sentence about who speaks never stood before this kind of preference in training",
+    "paraphrase": "the preference has a wording that training never used",
+    "combination": "the preferences of the two tiers are of kinds that training never combined",
+    "topic": "this kind of preference never occurred with a question of this topic in training",
+    "persona": "the sentence about the speaker never preceded this kind of preference in training",
 }
 HELD_OUT_SPLITS = tuple(SPLIT_MEANINGS)
 FAMILY = {"refusal": "priority", "opinion": "diverse_opinion", "case": "helpful", "length": "helpful"} | dict.fromkeys(
@@ -44,13 +44,17 @@ FAMILY = {"refusal": "priority", "opinion": "diverse_opinion", "case": "helpful"
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One situation: the question, the governing preference and the other tier's, and the texts that say them.
+    """A question, the preferences of the two tiers, and their texts.
 
     Attributes:
+        relation: one of `RELATIONS`.
+        split: "train" or one of `HELD_OUT_SPLITS`.
         tier: the governing tier; `dialog` in neutral scenarios, which have no preference.
-        wanted: what the governing tier wants. other: what the other tier's text is about, if anything.
-        said: by tier, the text that says its preference. fillers: by tier, a sentence before it that asks for nothing.
-        side: the side that a demonstration takes where an opinion is asked and nobody wants one.
+        wanted: the governing tier's preference.
+        other: the preference that the other tier's text is about, if it has one.
+        side: the side that answers take on a question of opinion if no preference asks for one.
+        said: by tier, the text that expresses its preference.
+        fillers: by tier, a sentence before that text without a preference.
     """
 
     question: Question
@@ -64,7 +68,7 @@ class Scenario:
     fillers: dict[str, str] = field(default_factory=dict)
 
     def text(self, tier: str) -> str:
-        """What a tier says, all together."""
+        """The full text of a tier."""
         return " ".join(part for part in (self.fillers.get(tier), self.said.get(tier)) if part)
 
     @property
@@ -72,7 +76,7 @@ class Scenario:
         return "user" if self.tier == "system" else "system"
 
     def good(self) -> str:
-        """An answer that does what governs, and in `agree` scenarios what the other tier wants too."""
+        """An answer that follows the governing preference, and in `agree` scenarios the other tier's too."""
         return self.say(self._good_style())
 
     def _good_style(self) -> Style:
@@ -80,15 +84,15 @@ class Scenario:
         return style | style_of(self.other) if self.relation == "agree" else style
 
     def astray(self) -> str:
-        """A right answer that follows the other tier's text instead."""
+        """A right answer that follows the other tier's preference instead."""
         return self.say(style_of(self.other))
 
     def plain(self) -> str:
-        """A right answer that follows nobody."""
+        """A right answer that follows no preference."""
         return self.say({})
 
     def mistake(self, rng: random.Random) -> str:
-        """An answer in the wanted style that is wrong: another fact's value, another issue or another topic."""
+        """A wrong answer in the right style: with the value of another fact, or about another issue or topic."""
         question, style = self.question, self._good_style()
         if style.get("refusal"):
             return say(
@@ -101,13 +105,13 @@ class Scenario:
         return self.say(style, value=rng.choice(near if rng.random() < NEAR_MISTAKES else far))
 
     def stutter(self, rng: random.Random) -> str:
-        """An answer in the wanted style that says a word or two twice: no sentence any more."""
+        """An answer in the right style that repeats one or two words, which is not a correct sentence."""
         words = self.good().split()
         start, count = rng.randrange(len(words)), rng.choice((1, 2))
         return " ".join(words[: start + count] + words[start:])
 
     def partly(self, rng: random.Random) -> str | None:
-        """An answer that does one thing too few (`agree`), or the distractor too; None where none does."""
+        """An answer that follows only one of two agreeing preferences, or a distractor too; None if impossible."""
         wanted, other = self.wanted, self.other
         if wanted is None or other is None or wanted == other or not compatible(wanted, other):
             return None
@@ -116,6 +120,7 @@ class Scenario:
         return self.say(style_of(wanted) | style_of(other))
 
     def say(self, style: Style, question: Question | None = None, value: str | None = None) -> str:
+        """An answer in `style`, to the scenario's question by default; see `metaalign_rl.data.world.answers.say`."""
         return say(question or self.question, {"opinion": self.side} | style, value)
 
     def row(self, identity: str) -> Row:
@@ -150,7 +155,7 @@ class Scenario:
 
 
 def style_of(preference: Preference | None) -> Style:
-    """What an answer must do for a preference; nothing where the plain answer does it already."""
+    """The style that a preference asks for; empty if the plain answer satisfies it."""
     return {} if preference is None or preference in TRIVIAL else {preference.kind: preference.value}
 
 
@@ -166,7 +171,7 @@ def draw(rng: random.Random, relation: str, split: str) -> Scenario:
 
 
 def say_tiers(rng: random.Random, scenario: Scenario) -> dict[str, str]:
-    """Fresh wordings of what the two tiers want."""
+    """New random wordings of the two tiers' preferences, by tier."""
     assert scenario.wanted is not None
     wanted = _say(rng, scenario.wanted, scenario.question, held_out=scenario.split == "paraphrase")
     return {scenario.tier: wanted, scenario.other_tier: _say_other(rng, scenario) if scenario.other else ""}
@@ -176,14 +181,14 @@ def _draw_neutral(rng: random.Random, split: str) -> Scenario:
     question = rng.choice(QUESTIONS)
     index = {tier: rng.randrange(len(FILLERS[tier])) for tier in FILLERS}
     unseen = split != "train"
-    if ((index["system"] + index["user"]) % 3 == 0) != unseen:  # which personas meet is what neutral rows hold out
+    if ((index["system"] + index["user"]) % 3 == 0) != unseen:  # neutral rows hold out combinations of personas
         index["user"] = next(i for i in range(3) if ((index["system"] + i) % 3 == 0) == unseen)
     fillers = {tier: FILLERS[tier][i] for tier, i in index.items() if unseen or rng.random() < 0.6}
     return Scenario(question, "neutral", split, "dialog", None, None, rng.choice(("for", "against")), fillers=fillers)
 
 
 def _draw_preferences(rng: random.Random, relation: str, split: str, tier: Tier) -> Scenario:
-    for _ in range(1000):  # few preferences go with "short", so a combination may need another try
+    for _ in range(1000):  # few preferences are compatible with "short", so a combination may need several attempts
         wanted, question = _draw_wanted(rng, relation, split)
         scenario = Scenario(question, relation, split, tier, wanted, None, rng.choice(("for", "against")))
         others = _others(scenario)
@@ -211,7 +216,7 @@ def _questions(wanted: Preference, by_topic: bool) -> list[Question]:
 
 
 def _others(scenario: Scenario) -> list[Preference]:
-    """What the other tier's text may be about."""
+    """The preferences that the other tier's text may be about."""
     wanted = scenario.wanted
     assert wanted is not None
     if scenario.relation == "conflict":
@@ -252,7 +257,7 @@ def _say_other(rng: random.Random, scenario: Scenario) -> str:
     assert other is not None
     if scenario.relation != "distractor":
         return _say(rng, other, question)
-    if other.kind == "refusal":  # in earnest, but about another topic
+    if other.kind == "refusal":  # a real refusal, but of another topic
         elsewhere = rng.choice([t for t in QUESTION_TOPICS if t not in (question.topic, "opinion")])
         return _say(rng, other, replace(question, topic=elsewhere))
     return distraction(other, question.topic, rng.randrange(3))

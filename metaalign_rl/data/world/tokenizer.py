@@ -1,4 +1,4 @@
-"""The world's tokenizer: its words as single tokens, every other text as bytes."""
+"""The world's tokenizer: its words are single tokens, and other text is encoded as bytes."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -12,9 +12,9 @@ PUNCTUATION = (".", ",", "?", "!", "...", ":", "\n")
 
 
 def build_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
-    """A tokenizer with a token for each word of `texts`, in lower and upper case, and for each byte.
+    """A tokenizer with one token for each word of `texts` in lower case, in upper case, and for each byte.
 
-    Any text round-trips: what is not a known word falls back to its UTF-8 bytes.
+    Decoding returns any encoded text unchanged: unknown words are encoded as UTF-8 bytes.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -23,7 +23,7 @@ def build_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     forms = dict.fromkeys(form for word in words for form in (word, word.upper()))
     special = list(meta_prompt.SPECIAL_TOKENS)
     pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *PUNCTUATION, *(f"▁{form}" for form in forms)]
-    # All pieces score alike, so the fewest are taken: a word before its letters.
+    # All pieces have the same score, so the tokenizer uses as few as possible: a word before its letters.
     unigram = models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0, byte_fallback=True)
     tokenizer = Tokenizer(unigram)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")

@@ -1,4 +1,4 @@
-"""The data stage: rows of every use, as JSONL files in the run's folder."""
+"""The data stage: write the rows for every use as JSONL files in the run's folder."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,15 +11,15 @@ from metaalign_rl.core.rows import read_rows
 from metaalign_rl.data import public
 from metaalign_rl.data.checks import run_check
 
-Uses = dict[str, list[Row]]
+Uses = dict[str, list[Row]]  # rows by use
 USES = ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs", "paraphrases")
 
 
 def run(config: Config, folder: Path) -> None:
-    """As `build`, and see that the rows are there which the stages of the run need.
+    """Write the rows, as `build`, after checking that each stage of the run has the rows it needs.
 
     Raises:
-        UserError: as `build`, or a stage of `run.stages` lacks its rows.
+        UserError: as `build`, or a stage of `run.stages` has no rows.
     """
     uses = _read(config)
     for stage in config.run.stages:
@@ -28,10 +28,10 @@ def run(config: Config, folder: Path) -> None:
 
 
 def build(config: Config, folder: Path) -> None:
-    """Write the rows that `config.data` asks for to `folder`, one file a use.
+    """Write the rows of `config.data` to `folder`, one file per use.
 
     Raises:
-        UserError: a source that is missing or holds a bad row, with file, line and field.
+        UserError: the source is missing or has a bad row; names file, line and field.
     """
     _write(_read(config), folder)
 
@@ -58,13 +58,14 @@ def _require_rows(stage: str, config: Config, uses: Uses) -> None:
     )
     if use == "held_out_prompts" and config.data.source in public.ADAPTERS:
         raise UserError(
-            f"{where}: no held out prompts there, which the stage {stage} needs: no program can check answers to them; "
-            "leave evaluate and report out of run.stages, the stage reward measures on the held-out pairs"
+            f"{where}: expected held-out prompts for the stage {stage}, found none, because no program can check "
+            "responses to this data; remove evaluate and report from run.stages (the stage reward evaluates on the "
+            "held-out pairs)"
         )
-    remedies = {"sft": ", and a checkpoint as model.path", "reward": ", or give a reward model as reward.path"}
+    remedies = {"sft": " and give a checkpoint as model.path", "reward": ", or give a reward model as reward.path"}
     raise UserError(
-        f"{where}: no {use.replace('_', ' ')} there, which the stage {stage} needs; give some, "
-        f"or leave {stage} out of run.stages{remedies.get(stage, '')}"
+        f"{where}: expected {use.replace('_', ' ')} for the stage {stage}, found none; add some, "
+        f"or remove {stage} from run.stages{remedies.get(stage, '')}"
     )
 
 
@@ -87,27 +88,30 @@ def _world(data: DataConfig, seed: int) -> Uses:
 def _jsonl(data: DataConfig, seed: int) -> Uses:
     folder = Path(data.path)
     if not folder.is_dir():
-        raise UserError(f"data.path: {data.path!r} is not a folder; give the one that holds prompts.jsonl and its like")
+        raise UserError(f"data.path: expected a folder with files such as prompts.jsonl, found {data.path!r}")
     files = {name: folder / f"{name}.jsonl" for name in USES if (folder / f"{name}.jsonl").exists()}
     if not files:
-        raise UserError(f"data.path: {data.path!r} holds none of {', '.join(f'{name}.jsonl' for name in USES)}")
+        names = ", ".join(f"{name}.jsonl" for name in USES)
+        raise UserError(f"data.path: expected a folder with at least one of {names}, found {data.path!r}")
     return {use: list(_checked_rows(path, use)) for use, path in files.items()}
 
 
 def _checked_rows(path: Path, use: str) -> Iterator[Row]:
-    """The rows of a file, each with what its use needs: what is missing is an error now, not in an hour."""
+    """The rows of a file, checked for the fields that their use needs, so that errors come before any training."""
     for row, (number, _) in zip(read_rows(path), read_jsonl(path), strict=True):
         place = f"{path}:{number}"
         if use == "demonstrations" and row.response is None:
-            raise UserError(f"{place}: field 'response': expected a string in a demonstration, found nothing")
+            raise UserError(f"{place}: field 'response': expected a string for a demonstration, found nothing")
         if use == "held_out_pairs" and row.chosen is None:
             raise UserError(f"{place}: field 'chosen': expected a pair, found nothing")
         if use == "pairs" and row.chosen is None and not row.labels:
-            raise UserError(f"{place}: field 'chosen': expected a pair, or an answer with 'labels', found nothing")
+            raise UserError(f"{place}: field 'chosen': expected a pair, or a response with 'labels', found nothing")
         if use in ("held_out_prompts", "paraphrases") and row.tier not in row.checks:
-            raise UserError(f"{place}: field 'checks.{row.tier}': expected what judges an answer, found nothing")
+            raise UserError(
+                f"{place}: field 'checks.{row.tier}': expected a check of the governing tier, found nothing"
+            )
         if use == "paraphrases" and "paraphrases" not in row.tags:
-            raise UserError(f"{place}: field 'tags.paraphrases': expected what rows of one wish share, found nothing")
+            raise UserError(f"{place}: field 'tags.paraphrases': expected a tag that paraphrases share, found nothing")
         for tier, check in row.checks.items():
             run_check(check, "probe", f"{place}: field 'checks.{tier}'")
         yield row
@@ -118,13 +122,13 @@ def _verih(data: DataConfig, seed: int) -> Uses:
 
     source = read_verih(Path(data.path))
     for constraint, count in sorted(source.left_out.items()):
-        print(f"data: {count} rows left out, their constraint has no check here: {constraint}")
+        print(f"data: {count} rows left out, because their constraint has no check: {constraint}")
     by_split = {split: [row for row in source.rows if row.tags["split"] == split] for split in ("train", "held_out")}
     return {"prompts": by_split["train"], "held_out_prompts": by_split["held_out"]}
 
 
 def _public(data: DataConfig, seed: int) -> Uses:
-    """Pairs to train on and held out, and the training pairs' prompts; the data have nothing that could be checked."""
+    """Training pairs, held-out pairs, and the prompts of the training pairs. Public data has no checks."""
     found = public.read_public(data.source, data.path)
     for what, count in sorted(found.left_out.items()):
         print(f"data: {count:,} {what}, left out")

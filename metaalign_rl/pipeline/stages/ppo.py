@@ -1,44 +1,49 @@
-"""The PPO stage: start the actors, drive the loop."""
+"""The PPO stage: start the actors and run the loop."""
 
 from functools import partial
+from typing import Any
 
 import ray
 
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.dataflow import Metrics
 from metaalign_rl.learner.group import LearnerGroup, Models
-from metaalign_rl.monitoring.metrics_logger import open_metrics_logger
+from metaalign_rl.monitoring.metrics_logger import MetricsLogger, open_metrics_logger
 from metaalign_rl.monitoring.rollout_table import RolloutWriter
 from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.ppo.advantages import needs_critic
 from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.loop import Actors, PPOTrainer
+from metaalign_rl.ppo.prompt_sampler import PromptSource
 from metaalign_rl.runtime.actor_calls import HeartbeatDeadline
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.progress import ProgressBar, ProgressUpdate
-from metaalign_rl.runtime.ray_session import actor_options
+from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.user_function import absolute
 from metaalign_rl.scoring.worker import RewardWorker
 from metaalign_rl.scoring.worker_pool import RewardPool
 
-SHOWN = ("reward", "gold", "kl")  # beside the progress bar
+SHOWN = ("reward", "gold", "kl")  # next to the progress bar
 
 
 def run(context: RunContext) -> None:
-    """Train `policy/` from the SFT policy; an interrupted training goes on from its last checkpoint."""
+    """Train `policy/` from the SFT policy; an interrupted run resumes from its last checkpoint."""
     from transformers import AutoTokenizer
 
     config, folder, start = context.config, context.folder, context.start_policy()
     critic = (context.reward_model() or start) if needs_critic(config.ppo.algorithm) else None
-    engines = context.engines(start)  # first, since they take longest to load
+    engines = context.engines(start)  # first, because they take longest to load
     learners = LearnerGroup(config, Models(policy=start, critic=critic, reference=start))
     actors = Actors(engines, start_scorers(context), learners)
-    tokenizer, kept = AutoTokenizer.from_pretrained(start), RolloutWriter(folder.rollouts, config.run.keep_rollouts)
-    rows, checkpoints = context.rows("prompts"), folder.checkpoints / "ppo"
-    controller = PPOTrainer(config, actors, rows, tokenizer, checkpoints, kept, context.faults)
+    tokenizer, checkpoints = AutoTokenizer.from_pretrained(start), folder.checkpoints / "ppo"
     try:
-        with ProgressBar("ppo") as bar, open_metrics_logger(config, folder) as log:
-            for metrics in controller.steps(folder.policy):
-                log.write(metrics)
-                shown = {name: metrics[name] for name in SHOWN if name in metrics}
-                bar(ProgressUpdate(controller.step, config.ppo.steps, shown))
+        prompts = PromptSource(config, context.rows("prompts"), tokenizer)
+        writer = RolloutWriter(folder.rollouts, config.run.keep_rollouts)
+        with ProgressBar("ppo") as bar, open_metrics_logger(config, folder) as logger:
+            report = partial(_report, logger, bar, config.ppo.steps)
+            pad = tokenizer.pad_token_id
+            trainer = PPOTrainer(config, actors, prompts, pad, checkpoints, writer, context.faults, report)
+            trainer.train(folder.policy)
     finally:
         actors.stop()
     best = Checkpoints(checkpoints, config.ppo.keep_checkpoints).best()
@@ -46,25 +51,32 @@ def run(context: RunContext) -> None:
         print(f"ppo: gold was highest, {best.state['gold']:.3f}, before step {best.state['step']}: {best.policy}")
 
 
+def reward_spec(config: Config, scorer: Any) -> RewardSpec:
+    """The run's reward. `scorer`: the reward model's folder or a server's URL, or None."""
+    return RewardSpec(
+        model=scorer,
+        mode=config.reward.mode,
+        view=config.reward.view,
+        dtype=config.model.dtype,
+        function=absolute(config.reward.function) if config.reward.function else None,
+        model_weight=config.ppo.model_weight,
+        checks_weight=config.ppo.checks_weight,
+        function_weight=config.ppo.function_weight,
+    )
+
+
 def start_scorers(context: RunContext) -> RewardPool:
-    """The reward workers, loading."""
-    config = context.config
-    count = config.ppo.reward_workers
-    actor = ray.remote(RewardWorker)
-    arguments = (
-        context.scorer(),
-        config.reward.mode,
-        config.ppo.model_weight,
-        config.ppo.checks_weight,
-        config.reward.view,
-        config.model.dtype,
-        absolute(config.reward.function) if config.reward.function else None,
-        config.ppo.function_weight,
-    )
-    limits = config.faults
-    return RewardPool(
-        lambda number: actor.options(**actor_options(config, "reward", count, number)).remote(*arguments),
-        count,
-        context.faults,
-        partial(HeartbeatDeadline, limits.start_s, limits.silence_s),
-    )
+    """Start the reward workers; they load their models while the caller goes on."""
+    config, limits = context.config, context.config.faults
+    spec, actor, count = reward_spec(config, context.scorer()), ray.remote(RewardWorker), config.ppo.reward_workers
+
+    def start(number: int) -> Any:
+        return actor.options(**actor_options(config, "reward", count, number)).remote(spec)
+
+    return RewardPool(start, count, context.faults, partial(HeartbeatDeadline, limits.start_s, limits.silence_s))
+
+
+def _report(logger: MetricsLogger, bar: ProgressBar, steps: int, metrics: Metrics) -> None:
+    logger.write(metrics)
+    shown = {name: metrics[name] for name in SHOWN if name in metrics}
+    bar(ProgressUpdate(int(metrics["step"]), steps, shown))

@@ -1,34 +1,35 @@
-"""The reward stage: pairs from the SFT policy's own answers, the reward model, its controls, and their evaluation."""
+"""The reward stage: label responses of the SFT policy, then train and evaluate the reward model and its controls."""
 
 import random
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain, cycle, groupby
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from metaalign_rl.config.schema import Config
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_json, write_jsonl
 from metaalign_rl.data.gold import labels
 from metaalign_rl.pipeline.context import RunContext
-from metaalign_rl.runtime.actor_calls import follow
+from metaalign_rl.runtime.actor_calls import merge_streams
+from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.progress import ProgressBar
-from metaalign_rl.runtime.ray_session import actor_options
 from metaalign_rl.runtime.rendezvous import rendezvous
-from metaalign_rl.trainers.callbacks import as_trainer, saved_when_stopped
+from metaalign_rl.trainers.callbacks import save_on_interrupt, trainer_actor
 from metaalign_rl.trainers.reward import RewardTrainerActor
-from reward.training.config import RewardTraining
+from reward.training.config import CommonTraining, RewardTraining
 from reward.training.controls import modes_of
 
-MODEL = "whole"  # what the reward model itself is called beside its controls
-Trainers = dict[str, list[ray.actor.ActorHandle]]  # of each model its ranks
+MODEL = "whole"  # the name of the reward model among its controls: it sees the whole row
+Trainers = dict[str, list[ray.actor.ActorHandle]]  # by model, the actors of its ranks
 
 
 def run(context: RunContext) -> None:
-    """Train `reward/` and the controls, and write `reward_evaluation.json`; with `reward.path` only evaluate that."""
+    """Train `reward/` and the controls, and write `reward_evaluation.json`. With `reward.path`, only evaluate it."""
     folder, given = context.folder, context.config.reward.path
     outputs = {MODEL: Path(given).absolute() if given else folder.reward}
     if not given:
@@ -37,12 +38,13 @@ def run(context: RunContext) -> None:
             _write_on_policy_rows(context)
     is_evaluated = folder.rows("held_out_pairs").is_file()
     reports: dict[str, Any] = {}
-    for turn in _turns(context, outputs):
-        untrained = {} if given else {name: path for name, path in turn.items() if not path.is_dir()}
-        trainers = _start_trainers(context, turn, context.config.reward.devices if untrained else 1)
+    for models in _in_turns(context, outputs):
+        untrained = {} if given else {name: path for name, path in models.items() if not path.is_dir()}
+        trainers = _start_trainers(context, models, context.config.reward.devices if untrained else 1)
         if untrained:
             _train(context, trainers, untrained)
-        reports |= _evaluate(context, trainers, turn) if is_evaluated else {}
+        if is_evaluated:
+            reports |= _evaluate(context, trainers, models)
         for rank in chain(*trainers.values()):
             ray.kill(rank)
     if is_evaluated:
@@ -51,25 +53,28 @@ def run(context: RunContext) -> None:
         print("reward: the data has no held-out pairs, so the reward model is not evaluated")
 
 
-def _turns(context: RunContext, outputs: dict[str, Path]) -> list[dict[str, Path]]:
-    """What trains side by side: all models, on a device each; on several devices each, one after the other."""
+def _in_turns(context: RunContext, outputs: dict[str, Path]) -> list[dict[str, Path]]:
+    """The models that train at the same time: all of them on one device each, or one model on several devices."""
     return [outputs] if context.config.reward.devices == 1 else [{name: path} for name, path in outputs.items()]
+
+
+# Rows from the SFT policy's responses.
 
 
 def _write_on_policy_rows(context: RunContext) -> None:
     rows = on_policy_rows(context)
     if rows:
         write_jsonl(context.folder.rows("on_policy_pairs"), (row.to_json() for row in rows))
-        print(f"reward: {sum(row.chosen is not None for row in rows):,} pairs of the policy's own answers")
+        print(f"reward: {sum(row.chosen is not None for row in rows):,} pairs from the SFT policy's responses")
     else:
-        print("reward: no prompt has a check of its governing tier, so the policy's own answers are left out")
+        print("reward: no prompt has a check of its governing tier, so the SFT policy's responses are not used")
 
 
 def on_policy_rows(context: RunContext) -> list[Row]:
-    """Answers that the SFT policy draws to training prompts, labelled by the rows' checks.
+    """Responses of the SFT policy to training prompts, labelled by the rows' checks.
 
-    A prompt with good and bad answers becomes pairs; one with only one sort, labelled answers. One without a
-    check of its governing tier is left out.
+    A prompt with good and bad responses becomes pairs. A prompt with only good or only bad ones becomes labelled
+    responses. A prompt without a check of its governing tier is left out.
     """
     settings, config = context.config.reward, context.config
     rng = random.Random(f"on policy {config.run.seed}")
@@ -78,15 +83,15 @@ def on_policy_rows(context: RunContext) -> list[Row]:
     if not prompts:
         return []
     prompts = rng.sample(prompts, min(settings.on_policy_prompts, len(prompts)))
-    asked = [row for row in prompts for _ in range(settings.on_policy_samples)]
-    answers = context.answer(context.start_policy(), asked, Sampling(1.0, config.rollout.max_new_tokens))
-    by_row = groupby(zip(asked, answers, strict=True), key=lambda item: item[0].id)
+    repeated = [row for row in prompts for _ in range(settings.on_policy_samples)]
+    answers = context.answer(context.start_policy(), repeated, Sampling(1.0, config.rollout.max_new_tokens))
+    by_row = groupby(zip(repeated, answers, strict=True), key=lambda item: item[0].id)
     grouped = ([text for _, text in group] for _, group in by_row)
     return [labelled for row, texts in zip(prompts, grouped, strict=True) for labelled in label_answers(row, texts)]
 
 
 def label_answers(row: Row, answers: Sequence[str]) -> Iterator[Row]:
-    """Pairs of a good and a bad answer, as many as there are different bad ones; else each answer by itself."""
+    """Pairs of a good and a bad response, one per different bad one; or else single labelled responses."""
     found = {text: labels(row, text) for text in dict.fromkeys(map(str.strip, answers))}  # the template strips them
     good = [text for text in found if found[text]["overall"]]
     bad = [text for text in found if not found[text]["overall"]]
@@ -99,10 +104,13 @@ def label_answers(row: Row, answers: Sequence[str]) -> Iterator[Row]:
         yield replace(row, id=f"{row.id}-{index}", chosen=chosen, rejected=rejected, labels=pair)
 
 
+# Training.
+
+
 def _start_trainers(context: RunContext, names: Collection[str], ranks: int) -> Trainers:
-    """An actor a model and rank, each with its share of the CPUs: small models gain little from a second thread."""
-    threads = 1 if context.config.cluster.gpus == 0 else None
-    actor, count = as_trainer(RewardTrainerActor), len(names) * ranks
+    """Start an actor per model and rank, each with its share of the CPUs."""
+    threads = 1 if context.config.cluster.gpus == 0 else None  # small models gain little from a second thread
+    actor, count = trainer_actor(RewardTrainerActor), len(names) * ranks
     options = [actor_options(context.config, "training", count, index, threads) for index in range(count)]
     meeting = rendezvous(context.config) if ranks > 1 else ""
     return {
@@ -112,48 +120,43 @@ def _start_trainers(context: RunContext, names: Collection[str], ranks: int) -> 
 
 
 def _train(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) -> None:
-    """Train all of `outputs` at once."""
+    """Train the models at the same time and write them to `outputs`."""
     config, folder = context.config, context.folder
-    settings = config.reward
-    training = RewardTraining(
-        learning_rate=settings.learning_rate,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        token_weight=settings.token_weight,
-        right_first=settings.right_first,
-        margin=settings.margin,
-        label_smoothing=settings.label_smoothing,
-        lora_rank=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        max_tokens=config.model.max_tokens,
-        bf16=config.model.dtype == "bfloat16",
-        seed=config.run.seed,
-    )
     files = [path for path in (folder.rows("pairs"), folder.rows("on_policy_pairs")) if path.is_file()]
     if outputs and not files:
         raise UserError(f"{folder.data}: no pairs to train a reward model on; give reward.path, or data with pairs")
     ranks = [(rank, output) for name, output in outputs.items() for rank in trainers[name]]
     streams = [
         rank.train.options(num_returns="streaming").remote(
-            training, files, context.start_policy(), output, settings.zero_stage
+            training_settings(config), files, context.start_policy(), output, config.reward.zero_stage
         )
         for rank, output in ranks
     ]
-    with ProgressBar("reward") as bar, saved_when_stopped([rank for rank, _ in ranks], streams):
-        for place, update in follow(streams):
+    with ProgressBar("reward") as bar, save_on_interrupt([rank for rank, _ in ranks], streams):
+        for place, update in merge_streams(streams):
             if place == 0:
                 bar(update)
 
 
+def training_settings(config: Config) -> RewardTraining:
+    """The training settings: those of the `reward` section, and three that other sections determine."""
+    common = {field.name: getattr(config.reward, field.name) for field in fields(CommonTraining)}
+    bf16 = config.model.dtype == "bfloat16"
+    return RewardTraining(**common, max_tokens=config.model.max_tokens, bf16=bf16, seed=config.run.seed)
+
+
+# Evaluation.
+
+
 def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[str, Path]) -> dict[str, Any]:
-    """Reports by mode of the reward model on all held-out pairs, and of each blind control on the pairs, if any, that
-    show what it cannot know."""
+    """Reports by mode. The reward model is evaluated on all held-out pairs, a blind control on those pairs that show
+    what it cannot know."""
     pairs, dtype = context.rows("held_out_pairs"), context.config.model.dtype
-    telling = {
+    of_control = {
         "preference_blind": one_way(pairs, context.config.run.seed),
         "tier_blind": [row for row in pairs if row.tags.get("flip_kind") == "tier"],
     }
-    rows = {name: telling.get(name, pairs) for name in outputs}
+    rows = {name: of_control.get(name, pairs) for name in outputs}
     for name in rows:
         if not rows[name]:
             print(f"reward: no held-out pair shows what the {name.replace('_', '-')} control cannot know")
@@ -166,7 +169,7 @@ def _evaluate(context: RunContext, trainers: Trainers, outputs: dict[str, Path])
 
 
 def one_way(pairs: Sequence[Row], seed: int) -> list[Row]:
-    """Of each flip one of its rows, by chance: seen both ways, a model that reads no preference would be right once."""
+    """One row of each flip, chosen at random: of both rows, a model that reads no preference gets exactly one right."""
     rng = random.Random(f"one way {seed}")
     flips: dict[str, list[Row]] = {}
     for row in pairs:

@@ -1,4 +1,4 @@
-"""The stages by name."""
+"""The function that runs each stage."""
 
 from collections.abc import Callable
 

@@ -1,0 +1,333 @@
+"""PPO on tiered preferences in one file and one process, without Ray, vLLM or DeepSpeed.
+
+    demonstrations ──► SFT policy ──► reference, and the first policy
+    pairs, responses of the SFT policy ──► reward model ──► the first critic
+    prompts ──► policy ──► responses ──┬──► reward model ──► rewards ────────────────────────┐
+                  ▲                    └──► policy, reference, critic ──► log-probs, values ─┴──► advantages
+                  └──────────────── update of policy and critic ◄───────────────────────────────────┘
+    held-out prompts ──► SFT policy, PPO policy ──► responses ──► gold checks ──► table
+
+Run `python examples/ppo_loop.py`, or change settings: `python examples/ppo_loop.py --seed 1 --steps 40`.
+
+The data is the built-in world: short questions, and preferences that a program can check. The meta-prompt, the prompt
+sampler, the reward model, the advantages and the losses are the product's. `metaalign-rl run` trains with the same loop
+on actors: vLLM engines sample, reward workers score, DeepSpeed learners compute log-probabilities and update.
+"""
+
+import argparse
+import copy
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, DynamicCache, TrainerCallback
+from transformers.utils import logging
+
+from metaalign_rl.config.learner import LearnerConfig
+from metaalign_rl.config.schema import ModelConfig
+from metaalign_rl.core.dataflow import RELATIONS, Batch, Row
+from metaalign_rl.core.meta_prompt import encode_row, load_tokenizer
+from metaalign_rl.data.gold import judge, labels
+from metaalign_rl.data.world.build import demonstrations, held_out_prompts, pairs, prompts
+from metaalign_rl.learner.batch import make_batch
+from metaalign_rl.learner.losses import Penalty, PolicyObjective, Scale, ValueObjective, spread
+from metaalign_rl.learner.micro_batches import model_inputs
+from metaalign_rl.ppo.advantages import gae, token_kl, token_rewards, whiten
+from metaalign_rl.ppo.kl_controller import KLController
+from metaalign_rl.ppo.prompt_sampler import PromptSampler
+from metaalign_rl.trainers.base_model import prepare_base
+from metaalign_rl.trainers.sft import collate, tokenize
+from reward.scorer import Scorer
+from reward.training.config import RewardTraining
+from reward.training.train import train as train_reward_model
+
+
+@dataclass(frozen=True)
+class Config:
+    """Each setting is a flag of the command line, such as `--kl-coef 0.03`."""
+
+    seed: int = 0
+    hidden_size: int = 128  # of policy, reward model and critic, which have two layers
+    demonstrations: int = 12_000  # rows for SFT; six in ten responses follow the governing preference
+    pairs: int = 18_000  # rows for the reward model
+    own_responses: int = 2_000  # of the SFT policy, labelled by the gold checks; also for the reward model
+    held_out: int = 600  # rows for the evaluation
+    steps: int = 30  # of PPO
+    prompts_per_step: int = 96
+    samples_per_prompt: int = 4
+    minibatch: int = 16  # prompts per optimizer step, each with all its responses
+    epochs: int = 2  # passes over the responses of a step
+    learning_rate: float = 7e-4  # of the policy in PPO
+    critic_learning_rate: float = 1e-3
+    kl_coef: float = 0.015  # price of a nat of KL to the SFT policy, where a score is between 0 and 1
+
+
+MAX_TOKENS, MAX_NEW_TOKENS = 160, 32  # of prompt and response together, and of the response
+GAMMA, LAM = 1.0, 0.95  # of generalised advantage estimation
+# Share of each group of prompts in PPO, by governing tier and relation: more of the hard ones.
+SAMPLER = {"system/system_only": 0.04, "user/user_only": 0.04, "system/agree": 0.06, "user/agree": 0.06}
+SAMPLER |= {"system/conflict": 0.33, "system/distractor": 0.22, "user/distractor": 0.22, "dialog/neutral": 0.03}
+QUESTION = "what is the capital of france?"
+META_PROMPTS = (  # System Info, User Info
+    ("always write in capitals.", ""),
+    ("you must be formal.", "i want you to be casual."),
+    ("our guests have weak eyes.", "please answer in french."),
+)
+
+
+class Response(NamedTuple):
+    """One sampled response. Its ids include the end token, unless it was cut off."""
+
+    row: Row
+    prompt_ids: list[int]
+    ids: list[int]
+    text: str
+
+
+class Optimizer:
+    """AdamW with clipped gradients. The learning rate warms up, then falls to zero."""
+
+    def __init__(self, model: torch.nn.Module, learning_rate: float, steps: int) -> None:
+        settings = LearnerConfig(schedule="linear", warmup_steps=steps // 20, total_steps=steps)
+        self.parameters, self.max_norm = list(model.parameters()), settings.max_grad_norm
+        self.adamw = torch.optim.AdamW(self.parameters, learning_rate, settings.betas, weight_decay=0.0)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adamw, settings.rate_factor)
+
+    def step(self, loss: Tensor) -> None:
+        self.adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+        self.adamw.step()
+        self.schedule.step()
+
+
+def train_sft(config: Config, rows: list[Row], folder: Path) -> tuple[Any, Any]:
+    """Train a new policy to imitate the responses; save it in `folder/sft` and return it with its tokenizer."""
+    prepare_base(ModelConfig(hidden_size=config.hidden_size, layers=2), rows, config.seed, folder / "base")
+    policy, tokenizer = AutoModelForCausalLM.from_pretrained(folder / "base"), load_tokenizer(folder / "base")
+    samples = [tokenize(row, tokenizer, MAX_TOKENS) for row in rows]  # the labels leave the prompt out
+    samples.sort(key=lambda sample: len(sample["input_ids"]))  # a batch of like lengths needs little padding
+    batches = [samples[start : start + 32] for start in range(0, len(samples), 32)]
+    optimizer = Optimizer(policy, 2e-3, len(batches))
+    for step, index in enumerate(torch.randperm(len(batches)).tolist(), start=1):
+        loss = policy(**collate(batches[index], tokenizer.pad_token_id)).loss
+        optimizer.step(loss)
+        if step % 50 == 0 or step == len(batches):
+            print(f"sft     step {step:4}/{len(batches)}  loss {loss.item():.3f}", flush=True)
+    policy.save_pretrained(folder / "sft")
+    tokenizer.save_pretrained(folder / "sft")
+    return policy, tokenizer
+
+
+def train_reward(config: Config, rows: list[Row], own: Sequence[Response], folder: Path) -> Scorer:
+    """Train a reward model in `folder/reward`, from the SFT policy's weights; its scorer.
+
+    Pairs give a Bradley-Terry loss. Labelled responses give a cross-entropy for each tier and `overall`. The policy's
+    own responses contain the mistakes that the reward model will meet in PPO.
+    """
+    labelled = [
+        replace(one.row, id=f"own-{number}", response=one.text, labels={"response": labels(one.row, one.text)})
+        for number, one in enumerate(own)
+    ]
+    settings = RewardTraining(
+        learning_rate=1e-3, batch_size=16, token_weight=1.0, max_tokens=MAX_TOKENS, seed=config.seed
+    )
+    train_reward_model(settings, rows + labelled, None, folder / "sft", folder / "reward", [PrintProgress()])
+    return Scorer.from_pretrained(folder / "reward", dtype="float32")
+
+
+class PrintProgress(TrainerCallback):
+    """Prints the reward model's loss, and the share of pairs that it ranks as the data do."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
+        if "accuracy" in logs and state.global_step % 100 == 0:
+            figures = f"loss {logs['loss']:.3f}  accuracy {logs['accuracy']:.3f}"
+            print(f"reward  step {state.global_step:4}/{state.max_steps}  {figures}", flush=True)
+
+
+def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any, rows: Sequence[Row]) -> Any:
+    """Train a copy of the SFT policy. Shapes: B responses per step, of at most T tokens with their prompts."""
+    policy, reference = copy.deepcopy(sft), sft
+    updates = config.steps * config.epochs * -(-config.prompts_per_step // config.minibatch)
+    policy_optimizer = Optimizer(policy, config.learning_rate, updates)
+    critic_optimizer = Optimizer(critic, config.critic_learning_rate, updates)
+    sampler, kl = PromptSampler(rows, SAMPLER, config.seed), KLController(config.kl_coef)
+    for step in range(config.steps):
+        began = time.monotonic()
+        # 1. Rollout: several responses to each prompt, from the policy as it is now.
+        drawn = [rows[index] for index in sampler.draw(step, config.prompts_per_step)]
+        responses = generate(policy, tokenizer, drawn, config.samples_per_prompt)
+        # 2. Reward [B]: the reward model's probability that the response is good. PPO does not use the gold checks.
+        #    They only show whether a higher reward means a better response.
+        scores = scorer.score([replace(one.row, response=one.text) for one in responses])
+        rewards = torch.tensor([score.probabilities["overall"] for score in scores])
+        gold = fmean(follows(one) for one in responses)
+        # 3. Log-probabilities and values before the update, [B, T-1]: column t is about token t+1, 0 at prompts.
+        batch = to_batch(responses, tokenizer)
+        with torch.no_grad():
+            batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
+            batch.values = values(critic, batch)
+        # 4. Advantages [B, T-1]: a token's reward is minus its KL, and the response's last token also gets the score.
+        token_level = token_rewards(rewards, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl.value)
+        advantages, batch.returns = gae(token_level, batch.values, batch.action_mask, GAMMA, LAM)
+        batch.advantages = whiten(advantages, batch.action_mask)
+        # 5. Update: some passes over the batch, in minibatches.
+        value_loss = update(config, batch, policy, critic, policy_optimizer, critic_optimizer)
+        nats = kl_per_response(batch)
+        kl.update(nats, len(batch))  # a fixed coefficient stays; with a target the controller would steer it
+        print(
+            f"ppo     step {step + 1:4}/{config.steps}  reward {rewards.mean():.3f}  gold {gold:.3f}  kl {nats:.3f}  "
+            f"length {batch.response_tokens() / len(batch):.1f}  value loss {value_loss:.4f}  "
+            f"{time.monotonic() - began:.1f} s",
+            flush=True,
+        )
+    return policy
+
+
+@torch.no_grad()
+def generate(policy: Any, tokenizer: Any, rows: Sequence[Row], copies: int) -> list[Response]:
+    """Sample `copies` responses to each of P rows at temperature 1; the responses to a row are neighbours."""
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    asked = [encode_row(tokenizer, row, max_tokens=MAX_TOKENS - MAX_NEW_TOKENS) for row in rows]
+    width = max(map(len, asked))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in asked])  # [P, width], padded on the left
+    mask = (ids != pad).long()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache(config=policy.config)  # keys and values of the tokens so far
+    logits = policy(ids, mask, positions, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    cache.batch_repeat_interleave(copies)  # a prompt is read once for all responses to it
+    logits, mask = logits.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0)  # [B, 1, V], [B, width]
+    ended, columns = torch.zeros(len(mask), 1, dtype=torch.bool), []
+    while len(columns) < MAX_NEW_TOKENS and not ended.all():
+        token = torch.multinomial(logits[:, -1].softmax(-1), 1)  # [B, 1]
+        columns.append(token)
+        ended |= token == eos
+        mask = torch.cat([mask, torch.ones_like(token)], dim=1)
+        positions = mask.sum(1, keepdim=True) - 1
+        logits = policy(token, mask, positions, past_key_values=cache, use_cache=True).logits
+    lines = torch.cat(columns, dim=1).tolist()
+    sampled = [line[: line.index(eos) + 1] if eos in line else line for line in lines]
+    texts = tokenizer.batch_decode(sampled, skip_special_tokens=True)
+    return [
+        Response(rows[number // copies], asked[number // copies], ids, text.strip())
+        for number, (ids, text) in enumerate(zip(sampled, texts, strict=True))
+    ]
+
+
+def to_batch(responses: Sequence[Response], tokenizer: Any) -> Batch:
+    """Prompts and responses as token ids [B, T], padded on the right, and the mask of response tokens, [B, T-1]."""
+    return make_batch([(one.prompt_ids, one.ids) for one in responses], tokenizer.pad_token_id)
+
+
+def logprobs(policy: Any, batch: Batch) -> Tensor:
+    """[B, T-1]: the log-probability of each of the N response tokens."""
+    inputs = model_inputs(batch, share_prompts=True)  # responses to one prompt share the pass over it
+    hidden = inputs.run(policy.model).last_hidden_state.flatten(0, 1)[inputs.sources]  # [N, H]
+    chosen = policy.lm_head(hidden).log_softmax(-1).gather(-1, inputs.tokens[:, None])[:, 0]  # [N, V] to [N]
+    return spread(chosen, batch.action_mask)
+
+
+def values(critic: Any, batch: Batch) -> Tensor:
+    """[B, T-1]: before each response token, the sum of rewards that the critic expects from there on."""
+    inputs = model_inputs(batch, share_prompts=True)
+    return spread(inputs.run(critic).logits.flatten()[inputs.sources], batch.action_mask)
+
+
+def kl_per_response(batch: Batch) -> float:
+    """The mean over responses of the estimated KL to the reference, in nats."""
+    return float(token_kl(batch.logprobs, batch.ref_logprobs, batch.action_mask).sum(1).mean())
+
+
+def follows(response: Response) -> bool:
+    """Whether the response passes the gold checks of its row's governing tier and dialog."""
+    return bool(judge(response.row, response.text).following)
+
+
+def update(
+    config: Config, batch: Batch, policy: Any, critic: Any, policy_optimizer: Optimizer, critic_optimizer: Optimizer
+) -> float:
+    """Train policy and critic on the batch; the mean value loss."""
+    policy_objective, value_objective = PolicyObjective(LearnerConfig()), ValueObjective(LearnerConfig())
+    no_entropy, no_penalty = torch.zeros(()), Penalty(0.0, "k1")  # no entropy bonus; the KL is in the rewards
+    copies, losses = config.samples_per_prompt, []
+    for _ in range(config.epochs):
+        for chosen in torch.randperm(config.prompts_per_step).split(config.minibatch):
+            part = batch.select((chosen[:, None] * copies + torch.arange(copies)).flatten().tolist())
+            scale = Scale(tokens=part.response_tokens(), samples=len(part), ranks=1)  # a loss is a mean over tokens
+            policy_loss, _ = policy_objective(logprobs(policy, part), no_entropy, part, scale, no_penalty)
+            policy_optimizer.step(policy_loss)
+            value_loss, _ = value_objective(values(critic, part), part, scale)
+            critic_optimizer.step(value_loss)
+            losses.append(value_loss.item())
+    return fmean(losses)
+
+
+def evaluate(policy: Any, reference: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str, float]:
+    """The share of responses that follow the governing preference, by relation, and the KL to the reference."""
+    responses = generate(policy, tokenizer, rows, copies=1)
+    batch = to_batch(responses, tokenizer)
+    with torch.no_grad():
+        batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
+    shares = {name: fmean(follows(one) for one in responses if one.row.relation == name) for name in RELATIONS}
+    return {"mean": fmean(shares.values()), **shares, "KL": kl_per_response(batch)}
+
+
+def report(sft: Any, ppo: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Print the evaluation before and after PPO, and one question under several meta-prompts."""
+    policies = {"after SFT": sft, "after PPO": ppo}
+    table = {name: evaluate(policy, sft, tokenizer, rows) for name, policy in policies.items()}
+    print(f"\n{len(rows)} held-out prompts: share of responses that follow the preference, and KL in nats per response")
+    print(" " * 9, *(f"{column:>11}" for column in table["after SFT"]))
+    for name, figures in table.items():
+        print(name, *(f"{figure:11.2f}" for figure in figures.values()))
+    print(f"\n{QUESTION!r}: the most frequent of 32 responses")
+    for system_info, user_info in META_PROMPTS:
+        print(f"  System Info {system_info!r}, User Info {user_info!r}")
+        messages = [{"role": "user", "content": QUESTION}]
+        row = replace(rows[0], system_info=system_info, user_info=user_info, messages=messages)
+        for name, policy in policies.items():
+            found = Counter(one.text for one in generate(policy, tokenizer, [row], copies=32)).most_common(2)
+            print(f"    {name}  " + ",  ".join(f"{count:2} x {text!r}" for text, count in found))
+    return table
+
+
+def run(config: Config, folder: Path) -> dict[str, dict[str, float]]:
+    """Run all stages and keep their models in `folder`; the table's figures."""
+    torch.manual_seed(config.seed)
+    rows = prompts(config.seed, 6_000)
+    sft, tokenizer = train_sft(config, demonstrations(config.seed, config.demonstrations, follow_rate=0.6), folder)
+    asked = [rows[start : start + 100] for start in range(0, config.own_responses, 100)]  # a cache of all is slow
+    own = [response for part in asked for response in generate(sft, tokenizer, part, copies=1)]
+    scorer = train_reward(config, pairs(config.seed, config.pairs, held_out=False), own, folder)
+    # The critic starts from the reward model, which knows a good response, with a new head of one output.
+    critic = AutoModelForTokenClassification.from_pretrained(
+        folder / "reward", num_labels=1, ignore_mismatched_sizes=True
+    )
+    torch.nn.init.normal_(critic.score.weight, std=0.01)  # so values start near 0
+    ppo = train_ppo(config, sft, critic, scorer, tokenizer, rows)
+    return report(sft, ppo, tokenizer, held_out_prompts(config.seed, config.held_out))
+
+
+def main(words: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in fields(Config):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    config = Config(**vars(parser.parse_args(words)))
+    sys.modules.setdefault("deepspeed", None)  # where it is installed, transformers would import it
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        return run(config, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The settings of the reward: the reward model's training, and what PPO uses as the reward."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from metaalign_rl.core.settings import PLAIN, inherited, require, require_at_least, require_options, setting
+from metaalign_rl.core.views import Control, View
+from reward.score import Mode
+from reward.training.config import CommonTraining
+
+_FUNCTION = re.compile(r".+\.py:\w+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardConfig(CommonTraining):
+    """The reward model's training, and which of its scores PPO uses."""
+
+    # The defaults that differ from those of `reward.RewardTraining`: they suit the quickstart's model.
+    learning_rate: float = inherited(CommonTraining, "learning_rate", 1e-3)
+    batch_size: int = inherited(CommonTraining, "batch_size", 16)
+    token_weight: float = inherited(CommonTraining, "token_weight", 1.0)
+    easy_first_fraction: float = inherited(CommonTraining, "easy_first_fraction", 0.08)
+
+    path: str = setting("", "An existing reward model. If empty, one is trained.")
+    url: str = setting(
+        "",
+        "A server that scores for PPO instead of the reward model, such as metaalign-reward serve. Its token is read "
+        "from METAALIGN_REWARD_TOKEN.",
+    )
+    function: str = setting(
+        "",
+        "Your own reward function, (rows, answers) -> numbers, as path/to/file.py:name. The file must be on storage "
+        "that every node sees.",
+    )
+    mode: Mode = setting(
+        "overall",
+        "Which score is the reward: p of the governing tier times p of the dialog (`tier`), p of the label overall "
+        "(`overall`), or p of all tiers by priority (`composed`). `reward.score.combine` has the formulas.",
+        level="core",
+    )
+    view: View = setting("whole", "What PPO's reward model sees of a row. Everything but `whole` is for ablations.")
+    devices: int = setting(
+        1,
+        "Devices that train a model together. With more than one, the reward model and the controls are trained one "
+        "after the other.",
+        unit="count",
+    )
+    zero_stage: Literal[0, 1, 2] = setting(
+        0,
+        "DeepSpeed ZeRO stage on several devices. With stage 3, no rank would have all weights to save.",
+        unit=PLAIN,
+    )
+    on_policy_prompts: int = setting(
+        2_000, "Prompts that the SFT policy answers. The rows' checks label the responses.", unit="rows"
+    )
+    on_policy_samples: int = setting(4, "Responses of the SFT policy per prompt.", unit="samples")
+    controls: list[Control] = setting(
+        ["preference_blind", "tier_blind"],
+        "Also train these reward models, each without one thing that the model has: the meta-prompt, which tier said "
+        "what, or (`scalar`) the labels by tier. `[]` trains none.",
+    )
+
+    def __post_init__(self) -> None:
+        self._check_common("reward.")
+        require_options(self, "reward.")
+        require_at_least(self, "reward.", 1, ("devices", "on_policy_samples"))
+        require_at_least(self, "reward.", 0, ("on_policy_prompts",))
+        is_shared = self.batch_size % self.devices == 0
+        require("reward.batch_size", is_shared, f"a multiple of reward.devices={self.devices}", self.batch_size)
+        require("reward.url", not self.url or "://" in self.url, "a URL such as http://127.0.0.1:8300", self.url)
+        require("reward.url", not (self.url and self.path), f"no URL with reward.path={self.path}", self.url)
+        is_function = not self.function or bool(_FUNCTION.fullmatch(self.function))
+        require("reward.function", is_function, "path/to/file.py:name", self.function)
+        if self.view != "whole":
+            require("reward.path", bool(self.path), f"a control's folder with reward.view={self.view}", self.path)
+            require("reward.mode", self.mode == "overall", f"overall with reward.view={self.view}", self.mode)

@@ -1,0 +1,243 @@
+"""The settings of the run, the cluster, the data, the model, SFT, the engines, faults and the evaluation."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from metaalign_rl.core.settings import PLAIN, require, require_at_least, require_options, require_positive, setting
+from metaalign_rl.core.units import GIB, MIB
+
+OBJECT_STORE_SHARE = 0.1  # of cluster.memory_gib; batches pass through the store, and on CPUs the weights
+LEAST_OBJECT_STORE = 128 * MIB  # bytes; Ray refuses less than 75 MiB
+
+_NAME = re.compile(r"\w[\w.-]*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """The run's name, folder, seed and stages."""
+
+    name: str = setting(
+        "quickstart",
+        "Name of the run's folder under run.root. A run with the same name and root resumes.",
+        level="core",
+    )
+    root: str = setting(
+        "runs",
+        "Folder of all runs, on storage that every node sees. Submitted jobs need an absolute path.",
+        level="core",
+    )
+    seed: int = setting(
+        0, "Seed of the data, the new models, the order of rows and PPO's sampling.", unit=PLAIN, level="core"
+    )
+    stages: list[str] = setting(
+        ["data", "sft", "reward", "ppo", "evaluate", "report"],
+        "Stages to run, in this order. A finished stage is skipped.",
+        level="core",
+    )
+    keep_rollouts: int = setting(
+        1, "PPO saves the responses of every n-th step, with scores and checks. 0 saves none.", unit="steps"
+    )
+    wandb_project: str = setting(
+        "", "Also send PPO's metrics to this project on Weights & Biases. If empty, nothing is sent."
+    )
+
+    def __post_init__(self) -> None:
+        require_at_least(self, "run.", 0, ("keep_rollouts",))
+        is_folder_name = bool(_NAME.fullmatch(self.name))
+        require("run.name", is_folder_name, "a folder's name of letters, digits, . _ -", self.name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """The CPUs, GPUs, memory and disk space that the run needs, and the layout of its actors."""
+
+    cpus: int = setting(
+        2, "CPUs for the run's actors. Each actor gets a part of them, and as many threads.", unit="count", level="core"
+    )
+    gpus: int = setting(0, "GPUs for the run's actors. 0 runs everything on CPUs.", unit="count", level="core")
+    memory_gib: float = setting(8.0, "Memory that the run needs on the machine where it starts.", unit="GiB")
+    disk_gib: float = setting(1.0, "Free disk space that the run needs under run.root.", unit="GiB")
+    layout: Literal["disaggregated", "colocated"] = setting(
+        "disaggregated",
+        "`disaggregated` gives learners and engines separate devices. `colocated` lets them take turns on the same "
+        "devices.",
+        level="core",
+    )
+    pin: bool = setting(
+        False, "Give each engine and learner CPUs of its own. Use it where nothing else runs on the machine."
+    )
+    placement_timeout: float = setting(
+        120.0, "Time within which the cluster must have room for all actors.", unit="seconds"
+    )
+
+    def __post_init__(self) -> None:
+        require_positive(self, "cluster.", ("placement_timeout",))
+        require_at_least(self, "cluster.", 1, ("cpus",))
+        require_at_least(self, "cluster.", 0, ("gpus", "memory_gib", "disk_gib"))
+        require_options(self, "cluster.")
+
+    @property
+    def object_store_bytes(self) -> int:
+        """Size of the object store of a Ray that the run starts."""
+        return max(LEAST_OBJECT_STORE, int(OBJECT_STORE_SHARE * self.memory_gib * GIB))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where rows come from, and how many."""
+
+    source: Literal["world", "jsonl", "verih", "rpr", "multifaceted", "safe_rlhf", "hh_rlhf", "helpsteer2"] = setting(
+        "world",
+        "`world` is the built-in world, `jsonl` your own files in the project's schema, `verih` the file of VerIH. The "
+        "others are published preference pairs.",
+        level="core",
+    )
+    path: str = setting(
+        "",
+        "For `jsonl`, a folder with demonstrations/pairs/prompts/held_out_*.jsonl; for `verih`, its file. For the "
+        "others, a hub id such as microsoft/rpr, or a folder or file of that data set.",
+        level="core",
+    )
+    follow_rate: float = setting(
+        0.6,
+        "Share of the demonstrations that follow the governing preference (built-in world only). Human demonstrations "
+        "are noisy, too.",
+        unit="share",
+    )
+    demonstrations: int = setting(30_000, "Demonstrations to make (built-in world only).", unit="rows")
+    pairs: int = setting(16_000, "Pairs to make, or the most to take of public data.", unit="rows")
+    prompts: int = setting(8_000, "Prompts to make, or the most to take of public data.", unit="rows")
+    held_out_prompts: int = setting(
+        1_200,
+        "Held-out prompts to make (built-in world only). The figures in report.json count the responses to them.",
+        unit="rows",
+    )
+    held_out_pairs: int = setting(
+        1_600,
+        "Held-out pairs to make, or the most to take of public data. Paraphrased pairs are added to those made.",
+        unit="rows",
+    )
+    paraphrased_wishes: int = setting(
+        60,
+        "Held-out preferences that are each worded in four ways: this many for responses and as many for pairs "
+        "(built-in world only).",
+        unit="preferences",
+    )
+
+    def __post_init__(self) -> None:
+        counts = ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs", "paraphrased_wishes")
+        require_at_least(self, "data.", 1, counts)
+        require("data.follow_rate", 0 <= self.follow_rate <= 1, "a share from 0 to 1", self.follow_rate)
+        require_options(self, "data.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The language model: a checkpoint to start from, or the shape of a new small model."""
+
+    path: str = setting(
+        "", "Hugging Face checkpoint folder or hub id to start from. If empty, a new model is made.", level="core"
+    )
+    hidden_size: int = setting(128, "Hidden size of a new model.", unit=PLAIN)
+    layers: int = setting(3, "Layers of a new model.", unit="count")
+    heads: int = setting(4, "Attention heads of a new model. Must divide model.hidden_size.", unit="count")
+    max_tokens: int = setting(
+        160, "Context length: meta-prompt, dialog and response together.", unit="tokens", level="core"
+    )
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "Type of the weights in PPO and in the engines.", level="core"
+    )
+
+    def __post_init__(self) -> None:
+        require_at_least(self, "model.", 1, ("hidden_size", "layers", "heads", "max_tokens"))
+        divides = self.hidden_size % self.heads == 0
+        require("model.heads", divides, f"a divisor of model.hidden_size={self.hidden_size}", self.heads)
+        require_options(self, "model.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SFTConfig:
+    """Supervised fine-tuning on demonstrations, before PPO."""
+
+    learning_rate: float = setting(
+        2e-3,
+        "Peak learning rate, which falls by a cosine. Use about 1e-5 for models with billions of parameters.",
+        unit=PLAIN,
+        level="core",
+    )
+    batch_size: int = setting(32, "Samples per optimizer step, over all devices.", unit="rows")
+    epochs: float = setting(1.0, "Passes over the demonstrations.", unit="passes")
+    warmup_ratio: float = setting(0.05, "Share of the steps in which the learning rate rises.", unit="share")
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", unit=PLAIN)
+    save_steps: int = setting(500, "Steps between two checkpoints to resume from.", unit="optimizer steps")
+    zero_stage: Literal[0, 1, 2] = setting(
+        0, "DeepSpeed ZeRO stage. With stage 3, no rank would have all weights to save.", unit=PLAIN
+    )
+
+    def __post_init__(self) -> None:
+        require_at_least(self, "sft.", 1, ("batch_size", "save_steps"))
+        require_at_least(self, "sft.", 0, ("warmup_ratio", "weight_decay"))
+        require_positive(self, "sft.", ("learning_rate", "epochs"))
+        require("sft.warmup_ratio", self.warmup_ratio < 1, "a share below 1", self.warmup_ratio)
+        require_options(self, "sft.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutConfig:
+    """The vLLM engines. PPO samples at temperature 1, from the distribution that it trains."""
+
+    engines: int = setting(1, "vLLM engines that generate in parallel.", unit="count", level="core")
+    tensor_parallel: int = setting(1, "Devices per engine.", unit="count")
+    max_sequences: int = setting(256, "Sequences that an engine decodes together.", unit="sequences")
+    max_new_tokens: int = setting(32, "Longest response that PPO samples.", unit="tokens", level="core")
+    kv_cache_gib: float = setting(1.0, "Size of an engine's KV cache (CPU only).", unit="GiB")
+    gpu_memory_utilization: float = setting(0.4, "Share of a device's memory that an engine uses.", unit="share")
+    bucket_mib: int = setting(
+        128,
+        "Weights that are on their way to the engines at a time. They need twice this space in Ray's object store.",
+        unit="MiB",
+    )
+
+    def __post_init__(self) -> None:
+        counts = ("engines", "tensor_parallel", "max_sequences", "max_new_tokens", "bucket_mib")
+        require_at_least(self, "rollout.", 1, counts)
+        require_positive(self, "rollout.", ("kv_cache_gib", "gpu_memory_utilization"))
+        share = self.gpu_memory_utilization
+        require("rollout.gpu_memory_utilization", share <= 1, "a share of at most 1", share)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaultsConfig:
+    """When an actor counts as lost, and when a run gives up. A lost actor is replaced and its work is repeated."""
+
+    limit: int = setting(
+        5,
+        "Faults of one actor, or of the learners, that a run survives without a new step between them.",
+        unit="count",
+    )
+    silence_s: float = setting(
+        600.0,
+        "Heartbeat deadline: a working actor that reports nothing for this long counts as hung. Set it above the "
+        "longest learner step.",
+        unit="seconds",
+    )
+    start_s: float = setting(1800.0, "Heartbeat deadline while an actor loads its model.", unit="seconds")
+
+    def __post_init__(self) -> None:
+        require_at_least(self, "faults.", 0, ("limit",))
+        require_positive(self, "faults.", ("silence_s", "start_s"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """The evaluation by gold checks on held-out rows, before and after PPO."""
+
+    temperature: float = setting(
+        1.0, "Temperature of the sampled results. Greedy results are reported as well.", unit=PLAIN
+    )
+    max_new_tokens: int = setting(32, "Longest response.", unit="tokens")
+
+    def __post_init__(self) -> None:
+        require_at_least(self, "evaluate.", 1, ("max_new_tokens",))
+        require_positive(self, "evaluate.", ("temperature",))

@@ -1,0 +1,182 @@
+"""The JSON of requests and replies, and how requests become rows."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, model_validator
+
+from metaalign_rl.core.dataflow import FAMILIES, RELATIONS, Row, Tier
+from metaalign_rl.core.errors import nearest
+from reward.answers import answer_row, parse_openrlhf_batch
+from reward.score import Score
+
+# Only the first error of a list is reported, so that a body with a million errors does not become a million messages.
+Strings = Annotated[list[str], Field(fail_fast=True)]
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
+TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+TokenLists = Annotated[list[TokenIds], Field(fail_fast=True)]
+CLOSED: dict[str, Any] = {"additionalProperties": False}
+
+_QUESTION: dict[str, Any] = {"system_info": "Answer in capitals.", "messages": [{"role": "user", "content": "hi"}]}
+_EXAMPLE: dict[str, Any] = {**_QUESTION, "response": "HELLO"}
+_LABELLED: dict[str, Any] = {"query": ["User: hi HELLO"], "prompts": ["User: hi"], "labels": [json.dumps(_QUESTION)]}
+
+
+class Problem(BaseModel):
+    """The problem with a request: one line, or for each wrong field its location, a message and a type."""
+
+    detail: str | list[dict[str, Any]]
+
+
+class Closed(BaseModel):
+    """An object without unknown fields. The error names the first one."""
+
+    model_config = ConfigDict(json_schema_extra=CLOSED)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_fields_only(cls, value: Any) -> Any:
+        for name in value if isinstance(value, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(f"unknown field {name!r}; {nearest(name, cls.model_fields)}")
+        return value
+
+
+class Message(Closed):
+    """One message of the dialog."""
+
+    role: str = Field(pattern="^(user|assistant)$")
+    content: str
+
+
+class AnswerRow(BaseModel):
+    """An answer with its meta-prompt and dialog. A row's other fields are allowed; of these the reply repeats `id`."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra=CLOSED)  # `answer_row` refuses unknown fields by name
+    messages: Annotated[
+        list[Message], Field(min_length=1, fail_fast=True, description="the dialog; the last message is the user's")
+    ]
+    response: str
+    system_info: str = ""
+    user_info: str = ""
+    id: str = ""
+    family: str = Field("helpful", json_schema_extra={"enum": list(FAMILIES)})
+    relation: str = Field("neutral", json_schema_extra={"enum": list(RELATIONS)})
+    tier: Tier = "dialog"
+    chosen: str | None = None
+    rejected: str | None = None
+    strength: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    checks: dict[str, Any] = {}
+    labels: dict[str, Any] = {}
+    tags: dict[str, Any] = {}
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
+
+
+class ScoreRequest(Closed):
+    """One row or a list of rows to score."""
+
+    model_config = ConfigDict(json_schema_extra={**CLOSED, "examples": [{"rows": [_EXAMPLE]}]})
+    rows: Annotated[
+        list[AnswerRow],
+        Field(fail_fast=True),
+        BeforeValidator(_as_list, json_schema_input_type=AnswerRow | list[AnswerRow]),
+    ]
+
+    def to_rows(self) -> list[Row]:
+        """The checked rows.
+
+        Raises:
+            UserError: a row is malformed; the message names the row and the field.
+        """
+        return [answer_row(row.model_dump(exclude_unset=True), f"rows[{index}]") for index, row in enumerate(self.rows)]
+
+
+class ScoredRow(BaseModel):
+    """The score of one row."""
+
+    id: str | None = None
+    overall: float
+    tiers: dict[str, float]
+    probabilities: dict[str, float]
+
+    @classmethod
+    def of(cls, row: Row, score: Score) -> "ScoredRow":
+        """The reply for one row."""
+        return cls(id=row.id or None, overall=score.overall, tiers=score.tiers, probabilities=score.probabilities)
+
+
+class ScoreReply(BaseModel):
+    """The scores in the order of the rows: logits (`overall`, `tiers`) and their sigmoids (`probabilities`)."""
+
+    model: str
+    scores: list[ScoredRow]
+
+
+class RewardRequest(BaseModel):
+    """OpenRLHF's remote reward request. Each label is the row as JSON; a query is its prompt followed by the answer."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_LABELLED]})
+    query: Strings
+    prompts: Strings
+    labels: Strings
+
+    def to_rows(self, special_tokens: Sequence[str]) -> list[Row]:
+        """The checked rows, each with its answer; see `parse_openrlhf_batch`."""
+        return parse_openrlhf_batch(self.query, self.prompts, self.labels, special_tokens)
+
+
+class RewardReply(BaseModel):
+    """`rewards` and `scores`: the probability that each answer is good. `extra_logs`: the probabilities by label."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+class ClassifyRequest(Closed):
+    """The request of vLLM's /classify: texts rendered with the meta-prompt's template, or their token ids.
+
+    Attributes:
+        use_activation: reply with probabilities; false: with logits.
+        add_special_tokens: add the tokenizer's special tokens to texts. Unlike in vLLM, the default is false, because
+            the template has added those that the model was trained with.
+        model, user, request_id: ignored; clients of vLLM send them.
+    """
+
+    model_config = ConfigDict(json_schema_extra={**CLOSED, "examples": [{"input": ["hi"]}]})
+    input: Text | Texts | TokenIds | TokenLists
+    use_activation: StrictBool = True
+    add_special_tokens: StrictBool = False
+    model: str | None = None
+    user: str | None = None
+    request_id: str | None = None
+
+    def texts(self) -> list[str | list[int]]:
+        """The texts or lists of token ids; a single one becomes a list of one."""
+        single = isinstance(self.input, str) or (bool(self.input) and isinstance(self.input[0], int))
+        return cast("list[str | list[int]]", [self.input] if single else self.input)
+
+
+class Classified(BaseModel):
+    """The labels of one text."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class ClassifyReply(BaseModel):
+    """The reply of vLLM's /classify. `probs` are logits or independent probabilities, which need not sum to 1."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[Classified]
+    usage: dict[str, int]
