@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,8 +37,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The longest first, so that the workers end at about the same time.
 FIRST = ("cluster", "resume", "tutorial", "serve", "browser", "learner", "reward_ranks", "ppo_benchmarks")
-# These use `local_ray`. One worker runs them, one after the other.
-ON_LOCAL_RAY = ("rollout", "transfer", "faults", "reward_stage", "runtime", "metrics", "preflight")
+# These use `local_ray`: one worker runs them, in this order. Tests of test_runtime.py need that Ray does not run yet.
+ON_LOCAL_RAY = ("runtime", "metrics", "rollout", "transfer", "faults", "reward_stage")
 
 
 def group_of(path: str) -> str:
@@ -48,9 +49,8 @@ def group_of(path: str) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the files, and mark what needs the tiny run as slow."""
-    order = [*FIRST, "local_ray"]
-    place = {name: index for index, name in enumerate(order)}
-    items.sort(key=lambda item: place.get(group_of(item.path.name), len(order)))
+    place = {f"test_{name}": index for index, name in enumerate((*FIRST, *ON_LOCAL_RAY))}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     for item in items:
         if "watched_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
@@ -72,7 +72,7 @@ SESSION = pytest.StashKey[pytest.Session]()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Stop the local Ray, if it runs."""
+    """Stop `local_ray`."""
     session.config.stash[SESSION] = session
     stop_ray()
 
@@ -106,30 +106,31 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
-def metaalign_rl(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, from the repository's root."""
-    command = [sys.executable, "-m", "metaalign_rl", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment})
-
-
 class Done(NamedTuple):
-    """How a command ended: as in `subprocess.CompletedProcess`."""
+    """The result of a command, with the names of `subprocess.CompletedProcess`."""
 
     returncode: int
     stdout: str
     stderr: str
 
 
+Command = Callable[..., Done]
+
+
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
-    """Run the command line in this process, from the repository's root: a process of its own takes seconds to start."""
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run the command line in this process, from the repository's root. A new process would take seconds to start."""
     from metaalign_rl.cli.main import main
 
     monkeypatch.chdir(ROOT)
 
     def run(*words: str) -> Done:
         capsys.readouterr()
-        return Done(main(words), *capsys.readouterr())
+        try:
+            status = main(words)
+        except SystemExit as exit_:  # from the parser
+            status = int(exit_.code or 0)
+        return Done(status, *capsys.readouterr())
 
     return run
 
@@ -181,10 +182,12 @@ def seen(watched_run: "tuple[Path, Seen]") -> "Seen":
 # A local Ray.
 
 
+RAY = ExitStack()  # holds the connection of `local_ray`
+
+
 def stop_ray() -> None:
-    """Disconnect this process from Ray, and stop the Ray that it started."""
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+    """Stop the Ray that `local_ray` started, if it still runs."""
+    RAY.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -205,14 +208,18 @@ def ray_config(tmp_path_factory: pytest.TempPathFactory) -> "Config":
 
 @pytest.fixture(scope="module")
 def local_ray(ray_config: "Config") -> Iterator["Config"]:
-    """A Ray on this machine, started by the project's own code. It goes on for the next file that uses it."""
+    """A Ray of two CPUs on this machine, started by the project's own code. Files that follow each other share it."""
+    import ray
+
     from metaalign_rl.runtime import ray_session
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as `connect` does
         patch.setenv("RAY_metrics_report_interval_ms", "500")
-        ...
-    yield ray_config
+        if not ray.is_initialized():
+            RAY.enter_context(ray_session.connect(ray_config))
+        yield ray_config
 
 
 # Tokenizers.
