@@ -19,7 +19,8 @@ JOBS = [name for name in RAY if name not in ("interactive", "scorer")]
 KUSTOMIZE = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
 Object = dict[str, Any]
 
-needs_kustomize = pytest.mark.skipif(shutil.which(KUSTOMIZE[0]) is None, reason="neither kustomize nor kubectl is here")
+HAS_KUSTOMIZE = shutil.which(KUSTOMIZE[0]) is not None
+needs_kustomize = pytest.mark.skipif(not HAS_KUSTOMIZE, reason="neither kustomize nor kubectl is here")
 
 
 def build(folder: Path) -> list[Object]:

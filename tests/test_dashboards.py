@@ -11,7 +11,8 @@ import pytest
 import yaml
 from conftest import ROOT
 from manifests import build, needs_kustomize
-from metric_pages import BOARDS, OBSERVABILITY, Seen, expressions, needed, panels, rules, selectors, ungrouped
+from metric_pages import BOARDS, OBSERVABILITY, expressions, needed, panels, rules, selectors, ungrouped
+from watched_run import Seen
 
 from metaalign_rl.monitoring import metric_registry
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, metaalign_rl
+from conftest import ROOT, TINY, Command
 
 from metaalign_rl.core.files import read_json, read_jsonl
 from metaalign_rl.pipeline.run import STAGES
@@ -69,11 +69,11 @@ def test_the_trained_reward_model_scores_by_itself(tiny_run):
     assert set(score.probabilities) == {"system", "user", "dialog", "overall"}
 
 
-def test_a_finished_run_is_skipped_and_its_results_are_shown_again(tiny_run):
-    again = metaalign_rl("run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={tiny_run.parent}")
+def test_a_finished_run_is_skipped_and_its_results_are_shown_again(cli: Command, tiny_run: Path) -> None:
+    again = cli("run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={tiny_run.parent}")
     assert again.returncode == 0, again.stderr
     assert "ppo: finished before, skipped" in again.stdout
-    shown = " ".join(metaalign_rl("report", str(tiny_run)).stdout.split())  # titles wrap where a table is narrow
+    shown = " ".join(cli("report", str(tiny_run)).stdout.split())  # titles wrap where a table is narrow
     assert "under 6 meta-prompts" in shown and "following" in shown
 
 
@@ -87,10 +87,9 @@ def test_each_stage_has_a_job_of_its_own(stage: str, tiny_run: Path, tmp_path: P
     assert [line for line in done.stdout.splitlines() if "skipped" in line] == [f"{stage}: finished before, skipped"]
 
 
-def test_another_setting_for_a_finished_stage_is_refused(tiny_run):
-    done = metaalign_rl(
-        "run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={tiny_run.parent}", "ppo.steps=7"
-    )
+def test_another_setting_for_a_finished_stage_is_refused(cli: Command, tiny_run: Path) -> None:
+    words = [*TINY, "run.name=tiny", f"run.root={tiny_run.parent}", "ppo.steps=7"]
+    done = cli("run", "configs/quickstart.yaml", *words)
     assert done.returncode == 2
     assert "ppo.steps 6 → 7" in done.stderr and len(done.stderr.splitlines()) == 1
 

@@ -26,7 +26,6 @@ from metaalign_rl.monitoring.backends import TensorBoardBackend
 from metaalign_rl.monitoring.metrics_logger import MetricsLogger, open_metrics_logger
 from metaalign_rl.ppo.step_metrics import rollout_metrics
 from metaalign_rl.preflight import checks
-from metaalign_rl.runtime import ray_session
 
 STEP = {
     **dict.fromkeys((*metric_registry.RESPONSE_METRICS, *metric_registry.STEP_METRICS), 0.5),
@@ -132,14 +131,11 @@ def test_an_alarm_is_recorded_and_said_once_also_over_a_resume(
 
 
 @pytest.mark.slow
-def test_every_exported_name_is_on_the_page_that_prometheus_scrapes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_exported_name_is_on_the_page_that_prometheus_scrapes(local_ray: Config, tmp_path: Path) -> None:
     import ray
 
-    monkeypatch.setenv("RAY_metrics_report_interval_ms", "200")
     config = Config(run=RunConfig(name="seen"), ppo=PPOConfig(steps=1))
-    with ray_session.connect(config), open_metrics_logger(config, RunFolder(tmp_path)) as log:
+    with open_metrics_logger(config, RunFolder(tmp_path)) as log:
         log.write(metrics(1))
         page = scrape(ray.nodes()[0], until=metric_registry.EXPORTED)
         again = scrape(ray.nodes()[0], until=[f"{metric_registry.PREFIX}step"])

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from metaalign_rl.config.schema import Config
 from metaalign_rl.core.checkpoints import tensor_names
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
@@ -58,14 +59,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
+def engine(model_folder: Path, local_ray: Config) -> Iterator[SimpleNamespace]:
     """The actor's calls, plainly; it starts with the folder's weights, as version 0."""
 
     class BreakableEngine(RolloutEngine):  # here, so that Ray ships its code: workers cannot import tests
@@ -78,7 +72,8 @@ def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
     actor = ray.remote(**THREADS, **ONE_THREAD)(BreakableEngine).remote(
         str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4
     )
-    return calls_of(actor)
+    yield calls_of(actor)
+    ray.kill(actor)
 
 
 def calls_of(actor: ray.actor.ActorHandle) -> SimpleNamespace:
@@ -292,7 +287,7 @@ def test_log_probabilities_reveal_an_engine_that_keeps_its_old_weights(
 
 
 @pytest.mark.slow
-def test_a_tensor_parallel_engine_of_two_processes_accepts_new_weights(model_folder, cluster):
+def test_a_tensor_parallel_engine_of_two_processes_accepts_new_weights(model_folder, local_ray):
     actor = ray.remote(**THREADS, **ONE_THREAD)(RolloutEngine).remote(
         str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, tensor_parallel=2
     )
