@@ -1,6 +1,6 @@
 """Jobs on local Ray clusters: the manifests' jobs, submitted as KubeRay does it, and a run that survives every loss.
 
-As the manifests say, the head has no CPUs, and every request needs a token.
+As in the manifests, the head has no CPUs, and every request needs a token.
 """
 
 import json

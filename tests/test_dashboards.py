@@ -52,9 +52,9 @@ def test_panels_have_a_unit_and_a_description_and_do_not_overlap(board: Path) ->
         if panel["type"] != "row":
             assert panel["description"].endswith(".") and panel["fieldConfig"]["defaults"]["unit"], panel["title"]
     for one, other in combinations([panel["gridPos"] for panel in found], 2):
-        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        left_or_right = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
         above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
-        assert beside or above, (one, other)
+        assert left_or_right or above, (one, other)
         assert one["x"] + one["w"] <= 24
 
 
