@@ -83,10 +83,10 @@ def start_engine(idle_engines: list[ray.actor.ActorHandle]) -> Iterator[Callable
 
 def start_learner(rank: int) -> ray.actor.ActorHandle:
     class ToyLearner:
-        def connect_weights(self, route: SyncPlan) -> None:
+        def connect_weights(self, plan: SyncPlan) -> None:
             from metaalign_rl.weights.sender import Sender
 
-            self._sender = Sender(route, rank, lambda: iter(WEIGHTS))
+            self._sender = Sender(plan, rank, lambda: iter(WEIGHTS))
 
         def send_weights(self, version: int) -> object:
             return self._sender.send(version)
