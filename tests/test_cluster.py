@@ -188,7 +188,7 @@ def survivor(here: Here, trained: None, tmp_path_factory: pytest.TempPathFactory
         cluster.run("ray", "job", "stop", "first")
         cluster.wait_for_job("first", "STOPPED")
         stopped = last_step(run)
-        assert f"ppo: stopped; what is saved is step {stopped}\n" in cluster.logs("first")
+        assert f"ppo: stopped; the newest checkpoint is of step {stopped}\n" in cluster.logs("first")
         assert (run / "checkpoints" / "ppo" / f"step-{stopped}").is_dir(), "a stop loses no finished step"
         cluster.submit("second", "python", "jobs/pipeline.py", *words)
         until_step(run, stopped + 3, cluster, "second")
