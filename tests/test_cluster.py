@@ -1,6 +1,6 @@
 """Jobs on local Ray clusters: the manifests' jobs, submitted as KubeRay does it, and a run that survives every loss.
 
-As the manifests say, the head has no CPUs, and every request needs a token.
+As in the manifests, the head has no CPUs, and every request needs a token.
 """
 
 import json
@@ -188,7 +188,7 @@ def survivor(here: Here, trained: None, tmp_path_factory: pytest.TempPathFactory
         cluster.run("ray", "job", "stop", "first")
         cluster.wait_for_job("first", "STOPPED")
         stopped = last_step(run)
-        assert f"ppo: stopped; what is saved is step {stopped}\n" in cluster.logs("first")
+        assert f"ppo: stopped; the newest checkpoint is of step {stopped}\n" in cluster.logs("first")
         assert (run / "checkpoints" / "ppo" / f"step-{stopped}").is_dir(), "a stop loses no finished step"
         cluster.submit("second", "python", "jobs/pipeline.py", *words)
         until_step(run, stopped + 3, cluster, "second")
