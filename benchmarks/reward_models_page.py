@@ -27,9 +27,9 @@ COMPARED = ("accuracy", "conflict", "distractor", "flips", "paraphrases, right",
 LABELS = {"pairs drawn": "sampled pairs"}  # where a metric's name on the page differs from the results
 RIVAL = "scalar"
 
-HEAD = """The command was `{command}` on {machine}, with {seeds}.
-Values are means over the seeds, with the lowest and the highest in brackets. All models of a seed start from the same
-SFT policy and train on the same rows in the same order.
+HEAD = """The command was `{command}` on {machine},
+with {seeds}. Values are means over the seeds, with the lowest and the highest in brackets. All models of a seed start
+from the same SFT policy and train on the same rows in the same order.
 """
 SAMPLED = """### Responses sampled from the SFT policy
 
