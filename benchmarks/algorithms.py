@@ -12,7 +12,7 @@ call. Results in the output file are not measured again. Interrupted runs resume
 Results per seed:
     following, conflict, distractor: sampled at temperature 1, and with the suffix `_greedy` decoded greedily
     seconds: of the PPO stage
-    kl: the mean over the last quarter of the steps, in nats per answer
+    kl: the mean over the last quarter of the steps, in nats per response
     kl_target: only with adaptive KL
 """
 
@@ -124,7 +124,7 @@ def measure(bench: Bench, names: Sequence[str], seeds: Sequence[int], output: Pa
 
 def table(results: dict[str, Any]) -> Iterator[str]:
     """Return the results as lines of a Markdown table."""
-    columns = ["seeds", *(name.replace("_", " ") for name in FIGURES), "KL (target), nats per answer", "seconds"]
+    columns = ["seeds", *(name.replace("_", " ") for name in FIGURES), "KL (target), nats per response", "seconds"]
     yield f"| | {' | '.join(columns)} |"
     yield "|---" * (len(FIGURES) + 4) + "|"
     found = results["variants"]

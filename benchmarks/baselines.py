@@ -4,7 +4,7 @@
     python -m benchmarks.baselines ppo blind --seeds 0      # two of them
 
 For each seed, all start from the data, the SFT policy and the reward model of one quickstart run. They use the same
-training rows and the same held-out rows. Those that sample answers for training sample as many as PPO. The runs are
+training rows and the same held-out rows. Those that sample responses for training sample as many as PPO. The runs are
 kept under `--root`. Results that are already in the output file are not measured again.
 Writes `benchmarks/results/baselines.json`.
 """
@@ -208,19 +208,19 @@ BASELINES = {
         "SFT on demonstrations that all follow the governing preference; a reference, not a competitor", sft_clean
     ),
     "best_of_8": Baseline(
-        "best of 8 answers of the SFT policy by the reward model, at inference (8 times the cost)", best_of("sft")
+        "best of 8 responses of the SFT policy by the reward model, at inference (8 times the cost)", best_of("sft")
     ),
     "ppo_best_of_8": Baseline("the same for the PPO policy", best_of("policy")),
-    "sft_best_of_8": Baseline("SFT on the best of 8 answers, with as many sampled answers as PPO", sft_best_of),
-    "ppo": Baseline("PPO with the conditioned reward, `reward.mode=overall`", quickstart),
+    "sft_best_of_8": Baseline("SFT on the best of 8 responses, with as many sampled responses as PPO", sft_best_of),
+    "ppo": Baseline("PPO with the preference-conditioned reward, `reward.mode=overall`", quickstart),
     "blind": Baseline("PPO with a reward model that does not read the meta-prompt", blind),
     "mode_tier": Baseline("PPO, `reward.mode=tier`", ppo("tier", "reward.mode=tier")),
     "mode_composed": Baseline("PPO, `reward.mode=composed`", ppo("composed", "reward.mode=composed")),
-    "per_tier": Baseline("PPO, rewards normalised per tier", ppo("per-tier", "ppo.normalize_per_tier=true")),
+    "per_tier": Baseline("PPO, rewards normalized per tier", ppo("per-tier", "ppo.normalize_per_tier=true")),
     "flips": Baseline("PPO, both sides of a conflict flip pair in one step", ppo("flips", "ppo.flips=true")),
     "dpo": Baseline("DPO on the reward model's training pairs", dpo("dpo")),
     "dpo_nll": Baseline(
-        "DPO plus the likelihood of the chosen answers, which is SFT on about 33,000 answers that all follow",
+        "DPO plus the likelihood of the chosen responses, which is SFT on about 33,000 responses that all follow",
         dpo("dpo-nll", "--nll-weight", "1", "--learning-rate", "1e-4"),
     ),
     "soup": Baseline("mean weights of one policy per tier, each trained for half of the steps", soup),

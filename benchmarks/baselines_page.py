@@ -22,16 +22,16 @@ COLUMNS = ("following", "conflict", "distractor", "following_greedy", "conflict_
 NOT_RIVALS = ("ppo", "sft_clean", "ppo_best_of_8")
 VARIANTS = ("mode_tier", "mode_composed", "per_tier", "flips")
 WHY = {  # shown where PPO is not ahead
-    "best_of_8": "It samples eight answers for each answer that it gives, and the reward model of PPO picks one. So it "
-    "is limited by that model. PPO moves most of the selection into the weights and gives its first answer, at an "
-    "eighth of the cost. With as many answers to choose from, PPO is `ppo_best_of_8`.",
-    "dpo_nll": "Its loss has the likelihood of about 33,000 answers that all follow. The built-in world gives such "
+    "best_of_8": "It samples eight responses and gives the one that PPO's reward model selects. So it is limited by "
+    "that model. PPO moves most of the selection into the weights. It gives its first response, at an "
+    "eighth of the cost. `ppo_best_of_8` is PPO with as many responses to choose from.",
+    "dpo_nll": "Its loss has the likelihood of about 33,000 responses that all follow. The built-in world gives such "
     "pairs. Human preferences seldom do. Like `sft_clean`, it learns from correct demonstrations. PPO never sees any.",
-    "mode_tier": "Both scores come from one model. On the 33,280 rollouts of one run they agree, with the threshold "
-    "0.5, on 97 %.",
+    "mode_tier": "Both scores come from one model. On the 33,280 rollouts of one run, with the threshold 0.5, they "
+    "agree on 97%.",
     "per_tier": "The rewards of the two tiers have a similar spread here: 0.29 for system and 0.27 for user over one "
     "run. Dividing by it changes little.",
-    "flips": "Without it, about 40 of the 128 prompts of a step are conflicts too, in no special order.",
+    "flips": "Without it, about 40 of the 128 prompts of a step are also conflicts, in no special order.",
 }
 COLORS = ("#2f6fde", "#d9822b", "#188150", "#9a4fc4", "#c43b3b", "#17899b", "#7a7a2a", "#5d6778")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 360, 40, 190, 12, 28
@@ -40,13 +40,13 @@ HEAD = """# Baselines and ablations
 
 <!-- `python -m benchmarks.baselines_page` writes this page. -->
 
-This page compares PPO with the conditioned reward to other ways to make a policy, and to variants of PPO. All results
-are from the built-in world and the small model of the quickstart.
+This page compares PPO with the preference-conditioned reward to other methods and to variants of PPO. All results are
+from the built-in world and the small model of the quickstart.
 
 ## Methods
 
 For each seed, one quickstart run gives the SFT policy and the reward model. Every method but `sft_clean` starts from
-them. Methods that sample answers for training sample as many as PPO.
+them. Methods that sample responses for training sample as many as PPO.
 """
 RESULTS_HEAD = """## Results
 
@@ -58,15 +58,15 @@ the lowest and the highest in brackets. Answers are sampled at temperature 1, ex
 MEASURED = """## How it was measured
 
 - The command was `{command}` on {machine}.
-  Names after it select methods.
+  To run only some methods, add their names.
 {learning_rate}
-- Two runs with the same seed differ by 0.02 to 0.05, because the order in which answers finish depends on timing.
-- The tuning was not equal. The settings of PPO were chosen over many runs on held-out rows like these. Those of DPO
-  were chosen from three, by their results on the rows of seed 0, and two of the three ran for a third of the steps. The
-  others were not tuned. Better settings may improve a competitor.
+- Two runs with the same seed differ by 0.02 to 0.05, because the order in which responses finish depends on timing.
+- The tuning was not equal. PPO's settings were chosen over many runs on held-out rows like these. DPO's settings were
+  chosen from three, by their results on the rows of seed 0. Two of the three ran for a third of the steps. The other
+  methods were not tuned. Better settings may improve a competitor.
 """
-CHANGED = """- The runs used `reward.learning_rate` {then:g}. The shipped [{config}](../{config}) has
-  {now:g} since. So `ppo` is an earlier quickstart, not the shipped one."""
+CHANGED = """- The runs used `reward.learning_rate` {then:g}. The shipped [{config}](../{config}) now
+  has {now:g}. So `ppo` is an earlier quickstart, not the shipped one."""
 SAME = "- The runs used the `reward.learning_rate` of the shipped config."
 # The note `how` of the results, reworded.
 HOW = """- The results come from several calls. Each process had one CPU (`cluster.cpus=1`) and its own `--output`. The
@@ -76,7 +76,7 @@ HOW = """- The results come from several calls. Each process had one CPU (`clust
   the same settings.
 - A first setting of DPO (learning rate 3e-4, beta 0.1) broke the policy (following 0.233 on seed 0) and was replaced.
 """
-AHEAD = """## Is PPO with the conditioned reward ahead?
+AHEAD = """## Is PPO with the preference-conditioned reward ahead?
 
 The tables compare `ppo` with each other policy. In each seed both start from the same SFT policy and reward model.
 
@@ -93,7 +93,7 @@ def main() -> None:
     """Write the page and its chart."""
     results = read_json(RESULTS / "baselines.json")
     found = {name: entry for name, entry in results["baselines"].items() if entry["seeds"]}
-    chart = "## Gold reward during training\n\n![Share of sampled answers that follow, by step](baselines.svg)\n"
+    chart = "## Gold reward during training\n\n![Share of sampled responses that follow, by step](baselines.svg)\n"
     parts = [HEAD, meanings(found), RESULTS_HEAD, table(found), *verdicts(found), chart, measured(results)]
     write_text(DOCS / "baselines.md", "\n".join(parts))
     write_text(DOCS / "baselines.svg", drawing(curves(found)))
@@ -183,7 +183,7 @@ def curves(found: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def drawing(lines: dict[str, list[float]]) -> str:
-    """Draw the curves as an SVG: the share of sampled answers that follow, by step."""
+    """Draw the curves as an SVG: the share of sampled responses that follow, by step."""
     steps = max(map(len, lines.values()), default=1)
     low = min((min(line) for line in lines.values()), default=0.0)
     parts = [

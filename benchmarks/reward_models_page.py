@@ -15,7 +15,7 @@ JUDGES = {
     "scalar": "control with one score, trained on the label `overall` only",
     "tier_blind": "control that reads both texts but not which tier each is from",
     "preference_blind": "control that does not read the meta-prompt",
-    "first": "no reward model: the first sampled answer",
+    "first": "no reward model: the first sampled response",
     "gold": "the checks of the rows: the best that a reward model can do",
 }
 ACCURACY = ("accuracy", "conflict", "distractor", "flips", "tier flips")
@@ -27,21 +27,21 @@ COMPARED = ("accuracy", "conflict", "distractor", "flips", "paraphrases, right",
 LABELS = {"pairs drawn": "sampled pairs"}  # where a metric's name on the page differs from the results
 RIVAL = "scalar"
 
-HEAD = """The command was `{command}` on {machine}, with {seeds}.
-Values are means over the seeds, with the lowest and the highest in brackets. All models of a seed start from the same
-SFT policy and train on the same rows in the same order.
+HEAD = """The command was `{command}` on {machine},
+with {seeds}. Values are means over the seeds, with the lowest and the highest in brackets. All models of a seed start
+from the same SFT policy and train on the same rows in the same order.
 """
-SAMPLED = """### Answers sampled from the SFT policy
+SAMPLED = """### Responses sampled from the SFT policy
 
-The SFT policy samples eight answers to each held-out prompt at temperature 1.
+The SFT policy samples eight responses to each held-out prompt at temperature 1.
 
-- `sampled pairs`: in pairs of a good and a bad answer to one prompt, how often the good one has the higher score.
-- `best of 8`: the answer with the highest score, judged by the checks of the rows.
+- `sampled pairs`: in pairs of a good and a bad response to one prompt, how often the good one has the higher score.
+- `best of 8`: the response with the highest score, judged by the checks of the rows.
 """
 QUESTION = """### Does scoring by tier help?
 
 The table compares the three modes with `scalar`, which learns only the label `overall`. `overall` shows what the labels
-by tier add in training. `tier` and `composed` show what they add when answers are scored.
+by tier add in training. `tier` and `composed` show what they add when responses are scored.
 
 - **ahead**: the worst seed is above the best seed of `scalar`. **behind**: the reverse.
 - **in every seed**: it is ahead or behind in every seed, but the ranges overlap.

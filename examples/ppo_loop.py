@@ -10,8 +10,9 @@
 Run `python examples/ppo_loop.py`, or change settings: `python examples/ppo_loop.py --seed 1 --steps 40`.
 
 The data is the built-in world: short questions, and preferences that a program can check. The meta-prompt, the prompt
-sampler, the reward model, the advantages and the losses are the product's. `metaalign-rl run` trains with the same loop
-on actors: vLLM engines sample, reward workers score, DeepSpeed learners compute log-probabilities and update.
+sampler, the reward model, the advantages and the losses come from metaalign_rl and reward. `metaalign-rl run` trains
+with the same loop on actors: vLLM engines sample, reward workers score, DeepSpeed learners compute log-probabilities
+and update.
 """
 
 import argparse
@@ -55,10 +56,10 @@ class Config:
     """Each setting is a flag of the command line, such as `--kl-coef 0.03`."""
 
     seed: int = 0
-    hidden_size: int = 128  # of policy, reward model and critic, which have two layers
-    demonstrations: int = 12_000  # rows for SFT; six in ten responses follow the governing preference
+    hidden_size: int = 128  # of policy, reward model and critic; each has two layers
+    demonstrations: int = 12_000  # rows for SFT; 60% of the responses follow the governing preference
     pairs: int = 18_000  # rows for the reward model
-    own_responses: int = 2_000  # of the SFT policy, labelled by the gold checks; also for the reward model
+    own_responses: int = 2_000  # sampled from the SFT policy and labelled by the gold checks; for the reward model
     held_out: int = 600  # rows for the evaluation
     steps: int = 30  # of PPO
     prompts_per_step: int = 96
@@ -67,12 +68,12 @@ class Config:
     epochs: int = 2  # passes over the responses of a step
     learning_rate: float = 7e-4  # of the policy in PPO
     critic_learning_rate: float = 1e-3
-    kl_coef: float = 0.015  # price of a nat of KL to the SFT policy, where a score is between 0 and 1
+    kl_coef: float = 0.015  # penalty per nat of KL to the SFT policy; scores are between 0 and 1
 
 
 MAX_TOKENS, MAX_NEW_TOKENS = 160, 32  # of prompt and response together, and of the response
 GAMMA, LAM = 1.0, 0.95  # of generalized advantage estimation
-# Share of each group of prompts in PPO, by governing tier and relation: more of the hard ones.
+# Share of each group of prompts in PPO, by governing tier and relation. Hard groups get more.
 SAMPLER = {"system/system_only": 0.04, "user/user_only": 0.04, "system/agree": 0.06, "user/agree": 0.06}
 SAMPLER |= {"system/conflict": 0.33, "system/distractor": 0.22, "user/distractor": 0.22, "dialog/neutral": 0.03}
 QUESTION = "what is the capital of france?"
@@ -84,7 +85,7 @@ META_PROMPTS = (  # System Info, User Info
 
 
 class Response(NamedTuple):
-    """One sampled response. Its ids include the end token, unless it was cut off."""
+    """One sampled response. Its ids include the end token, unless it was truncated."""
 
     row: Row
     prompt_ids: list[int]
@@ -110,11 +111,11 @@ class Optimizer:
 
 
 def train_sft(config: Config, rows: list[Row], folder: Path) -> tuple[Any, Any]:
-    """Train a new policy to imitate the responses; save it in `folder/sft` and return it with its tokenizer."""
+    """Train a new policy on the demonstrations, save it in `folder/sft` and return it with its tokenizer."""
     prepare_base(ModelConfig(hidden_size=config.hidden_size, layers=2), rows, config.seed, folder / "base")
     policy, tokenizer = AutoModelForCausalLM.from_pretrained(folder / "base"), load_tokenizer(folder / "base")
-    samples = [tokenize(row, tokenizer, MAX_TOKENS) for row in rows]  # the labels leave the prompt out
-    samples.sort(key=lambda sample: len(sample["input_ids"]))  # a batch of like lengths needs little padding
+    samples = [tokenize(row, tokenizer, MAX_TOKENS) for row in rows]  # prompt tokens have no label
+    samples.sort(key=lambda sample: len(sample["input_ids"]))  # a batch of similar lengths needs little padding
     batches = [samples[start : start + 32] for start in range(0, len(samples), 32)]
     optimizer = Optimizer(policy, 2e-3, len(batches))
     for step, index in enumerate(torch.randperm(len(batches)).tolist(), start=1):
@@ -128,10 +129,10 @@ def train_sft(config: Config, rows: list[Row], folder: Path) -> tuple[Any, Any]:
 
 
 def train_reward(config: Config, rows: list[Row], own: Sequence[Response], folder: Path) -> Scorer:
-    """Train a reward model in `folder/reward`, from the SFT policy's weights; its scorer.
+    """Train a reward model from the SFT policy's weights, save it in `folder/reward` and return its scorer.
 
     Pairs give a Bradley-Terry loss. Labelled responses give a cross-entropy for each tier and `overall`. The policy's
-    own responses contain the mistakes that the reward model will meet in PPO.
+    own responses contain the mistakes that the reward model will see in PPO.
     """
     labelled = [
         replace(one.row, id=f"own-{number}", response=one.text, labels={"response": labels(one.row, one.text)})
@@ -145,7 +146,7 @@ def train_reward(config: Config, rows: list[Row], own: Sequence[Response], folde
 
 
 class PrintProgress(TrainerCallback):
-    """Prints the reward model's loss, and the share of pairs that it ranks as the data do."""
+    """Prints the reward model's loss, and the share of pairs that it ranks correctly."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
         if "accuracy" in logs and state.global_step % 100 == 0:
@@ -162,7 +163,7 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
     sampler, kl = PromptSampler(rows, SAMPLER, config.seed), KLController(config.kl_coef)
     for step in range(config.steps):
         began = time.monotonic()
-        # 1. Rollout: several responses to each prompt, from the policy as it is now.
+        # 1. Rollout: several responses to each prompt, from the current policy.
         drawn = [rows[index] for index in sampler.draw(step, config.prompts_per_step)]
         responses = generate(policy, tokenizer, drawn, config.samples_per_prompt)
         # 2. Reward [B]: the reward model's probability that the response is good. PPO does not use the gold checks.
@@ -175,14 +176,14 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
         with torch.no_grad():
             batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
             batch.values = values(critic, batch)
-        # 4. Advantages [B, T-1]: a token's reward is minus its KL, and the response's last token also gets the score.
+        # 4. Advantages [B, T-1]: a token's reward is minus the KL penalty. The response's last token also gets the score.
         token_level = token_rewards(rewards, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl.value)
         advantages, batch.returns = gae(token_level, batch.values, batch.action_mask, GAMMA, LAM)
         batch.advantages = whiten(advantages, batch.action_mask)
-        # 5. Update: some passes over the batch, in minibatches.
+        # 5. Update: `epochs` passes over the batch, in minibatches.
         value_loss = update(config, batch, policy, critic, policy_optimizer, critic_optimizer)
         nats = kl_per_response(batch)
-        kl.update(nats, len(batch))  # a fixed coefficient stays; with a target the controller would steer it
+        kl.update(nats, len(batch))  # here the coefficient is fixed; with a target, the controller would adapt it
         print(
             f"ppo     step {step + 1:4}/{config.steps}  reward {rewards.mean():.3f}  gold {gold:.3f}  kl {nats:.3f}  "
             f"length {batch.response_tokens() / len(batch):.1f}  value loss {value_loss:.4f}  "
@@ -194,7 +195,7 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
 
 @torch.no_grad()
 def generate(policy: Any, tokenizer: Any, rows: Sequence[Row], copies: int) -> list[Response]:
-    """Sample `copies` responses to each of P rows at temperature 1; the responses to a row are neighbours."""
+    """Sample `copies` responses to each of P rows at temperature 1. The responses to a row are adjacent."""
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     asked = [encode_row(tokenizer, row, max_tokens=MAX_TOKENS - MAX_NEW_TOKENS) for row in rows]
     width = max(map(len, asked))
@@ -203,7 +204,7 @@ def generate(policy: Any, tokenizer: Any, rows: Sequence[Row], copies: int) -> l
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=policy.config)  # keys and values of the tokens so far
     logits = policy(ids, mask, positions, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    cache.batch_repeat_interleave(copies)  # a prompt is read once for all responses to it
+    cache.batch_repeat_interleave(copies)  # one pass over a prompt serves all responses to it
     logits, mask = logits.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0)  # [B, 1, V], [B, width]
     ended, columns = torch.zeros(len(mask), 1, dtype=torch.bool), []
     while len(columns) < MAX_NEW_TOKENS and not ended.all():
@@ -236,7 +237,7 @@ def logprobs(policy: Any, batch: Batch) -> Tensor:
 
 
 def values(critic: Any, batch: Batch) -> Tensor:
-    """[B, T-1]: before each response token, the sum of rewards that the critic expects from there on."""
+    """[B, T-1]: before each response token, the critic's estimate of the sum of rewards from there on."""
     inputs = model_inputs(batch, share_prompts=True)
     return spread(inputs.run(critic).logits.flatten()[inputs.sources], batch.action_mask)
 
@@ -254,7 +255,7 @@ def follows(response: Response) -> bool:
 def update(
     config: Config, batch: Batch, policy: Any, critic: Any, policy_optimizer: Optimizer, critic_optimizer: Optimizer
 ) -> float:
-    """Train policy and critic on the batch; the mean value loss."""
+    """Train policy and critic on the batch and return the mean value loss."""
     policy_objective, value_objective = PolicyObjective(LearnerConfig()), ValueObjective(LearnerConfig())
     no_entropy, no_penalty = torch.zeros(()), Penalty(0.0, "k1")  # no entropy bonus; the KL is in the rewards
     copies, losses = config.samples_per_prompt, []
@@ -300,14 +301,14 @@ def report(sft: Any, ppo: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str,
 
 
 def run(config: Config, folder: Path) -> dict[str, dict[str, float]]:
-    """Run all stages and keep their models in `folder`; the table's metrics."""
+    """Run all stages, keep their models in `folder` and return the metrics of the table."""
     torch.manual_seed(config.seed)
     rows = prompts(config.seed, 6_000)
     sft, tokenizer = train_sft(config, demonstrations(config.seed, config.demonstrations, follow_rate=0.6), folder)
-    asked = [rows[start : start + 100] for start in range(0, config.own_responses, 100)]  # a cache of all is slow
+    asked = [rows[start : start + 100] for start in range(0, config.own_responses, 100)]  # one large cache is slow
     own = [response for part in asked for response in generate(sft, tokenizer, part, copies=1)]
     scorer = train_reward(config, pairs(config.seed, config.pairs, held_out=False), own, folder)
-    # The critic starts from the reward model, which knows a good response, with a new head of one output.
+    # The critic starts from the reward model, which can recognize a good response. It gets a new head of one output.
     critic = AutoModelForTokenClassification.from_pretrained(
         folder / "reward", num_labels=1, ignore_mismatched_sizes=True
     )
@@ -322,7 +323,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     for field in fields(Config):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     config = Config(**vars(parser.parse_args(words)))
-    sys.modules.setdefault("deepspeed", None)  # where it is installed, transformers would import it
+    sys.modules.setdefault("deepspeed", None)  # if it is installed, transformers would import it
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:

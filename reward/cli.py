@@ -169,12 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("metaalign-reward", description=__doc__, epilog=EXAMPLES, formatter_class=_RAW)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    score = _command(commands, "score", _score, "score answers")
+    score = _command(commands, "score", _score, "score responses")
     score.add_argument("--input", type=Path, required=True, help="JSONL: messages, response, system_info, user_info")
     score.add_argument("--output", type=Path, required=True, help="JSONL: overall, tiers (logits) and probabilities")
     _add_model(score, several=True)
 
-    explain = _command(commands, "explain", _explain, "show how each tier moved the scores")
+    explain = _command(commands, "explain", _explain, "show how much each tier changed the scores")
     explain.add_argument("--input", type=Path, required=True, help="JSONL, as for score")
     explain.add_argument("--output", type=Path, help="JSONL: overall, probabilities, moved (default: print as text)")
     _add_model(explain)
@@ -182,15 +182,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", _evaluate, "measure accuracy and calibration on pairs")
     evaluate.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected")
     evaluate.add_argument("--output", type=Path, help="JSON report (default: standard output)")
-    evaluate.add_argument("--mode", choices=MODES, default="tier", help="the scores that rank a pair (default: tier)")
-    _add_control(evaluate, "the model is this control: use the view it was trained on, and mode overall")
+    evaluate.add_argument("--mode", choices=MODES, default="tier", help="score that ranks a pair (default: tier)")
+    _add_control(evaluate, "the model is this control: hide what it was trained without, and use mode overall")
     _add_model(evaluate)
 
     serve = _command(commands, "serve", _serve, "score over HTTP: POST /score, /get_reward, /classify")
     _add_serving(serve)
     _add_model(serve)
 
-    train = _command(commands, "train", _train, "train on pairs and labelled answers; resumes if interrupted")
+    train = _command(commands, "train", _train, "train on pairs and labelled responses; resumes if interrupted")
     train.add_argument("--base", required=True, help="checkpoint to start from: an SFT model, or any other")
     train.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected, or labels")
     train.add_argument("--eval-data", type=Path, help="JSONL of rows whose loss is logged after each epoch")
@@ -221,7 +221,7 @@ def _add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> Non
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="default: bfloat16 if the hardware is fast at it, else the checkpoint's type",
+        help="data type (default: bfloat16 if this hardware is fast at it, else the checkpoint's type)",
     )
     parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens per forward pass (default: 16384)")
 
@@ -243,17 +243,17 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
         help="address (default: this machine only); any other needs a secret in METAALIGN_REWARD_TOKEN, which clients "
         "send",
     )
-    parser.add_argument("--port", type=int, default=8300, help="default: 8300")
+    parser.add_argument("--port", type=int, default=8300, help="port to listen on (default: 8300)")
     parser.add_argument("--name", default="", help="the model's name in replies (default: the folder's name)")
     parser.add_argument("--mode", choices=MODES, default="overall", help="the score of /get_reward (default: overall)")
     parser.add_argument(
         "--max-wait-ms",
         type=float,
         default=5.0,
-        help="longest wait of a request for others to share its batch (default: 5)",
+        help="how long a request waits for others to share its batch (default: 5)",
     )
     parser.add_argument(
-        "--queue-tokens", type=int, default=262_144, help="tokens that may wait; requests beyond get status 429"
+        "--queue-tokens", type=int, default=262_144, help="tokens that may wait; further requests get status 429"
     )
 
 

@@ -35,7 +35,7 @@ def add_plan_commands(commands: Commands) -> None:
         "--answer-tokens", type=at_least_one, metavar="N", help="mean response length (default: rollout.max_new_tokens)"
     )
     add("--json", action="store_true", help="print the estimates as JSON")
-    add("--check", type=Path, metavar="RUN_DIR", help="instead, compare the estimates with what this run measured")
+    add("--check", type=Path, metavar="RUN_DIR", help="compare the estimates with this run's measurements instead")
 
 
 def _preflight(args: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ class RewardConfig(CommonTraining):
     )
     function: str = setting(
         "",
-        "Your own reward function, (rows, answers) -> numbers, as path/to/file.py:name. The file must be on storage "
+        "Your own reward function, (rows, responses) -> numbers, as path/to/file.py:name. The file must be on storage "
         "that every node sees.",
     )
     mode: Mode = setting(

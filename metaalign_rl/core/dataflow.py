@@ -1,4 +1,4 @@
-"""The types that flow through a run, in the order in which they appear. Imports no heavy packages.
+"""The data types of a run, in the order in which they appear. Imports no heavy packages.
 
 Row ─> Request ─> Sample ─┬─> Reward ─┬─> Rollout ─> Batch ─> one optimizer step
 data   prompt     vLLM    │  scoring  │   one per    many rollouts
@@ -39,14 +39,14 @@ class Row:
         ... )
 
     Attributes:
-        tier: the governing tier: a response is judged by this tier's preference; `dialog` if no tier has one.
+        tier: the governing tier, whose preference a response is judged by. It is `dialog` if no tier has a preference.
         messages: the dialog, `{"role": "user" | "assistant", "content": text}` each, ending with the user.
         response: a demonstration (SFT), or the response to be scored.
         chosen, rejected: a pair for the reward model.
-        strength: how much better the chosen response is, from 0 (hardly) to 1, if the data state it.
+        strength: how much better the chosen response is, from 0 (slightly) to 1, if the data states it.
         checks: the gold check of each tier, `{"name": registered check, ...its arguments}`.
         labels: absolute labels, by response field and label, `{"chosen": {"system": True, "overall": True}}`.
-        tags: free-form facts for reports, such as `{"kind": "case", "split": "paraphrase"}`.
+        tags: free-form text for reports, such as `{"kind": "case", "split": "paraphrase"}`.
     """
 
     id: str
@@ -72,13 +72,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt for a rollout engine to answer once.
+    """One prompt, for which a rollout engine generates one response.
 
     Example:
         >>> Request(index=5, prompt_ids=[1, 17, 23, 4])
 
     Attributes:
-        index: the caller's number for the request, returned with the sample. Requests 0 to 3 are the four responses
+        index: the caller's number for the request. The sample returns it. Requests 0 to 3 are the four responses
             to a step's first prompt if `ppo.samples_per_prompt` is 4.
         prompt_ids: the prompt's tokens, special tokens included.
         seed: makes this sample independent of the engine's own random state; see `RolloutEngine.generate`.
@@ -112,13 +112,13 @@ class Sample:
         ... )
 
     Attributes:
-        index: the request's.
-        prompt_ids: the request's.
-        response_ids: the response's tokens, with the end token if the model ended the response.
+        index: as in the request.
+        prompt_ids: as in the request.
+        response_ids: the response's tokens, including the end token if the model ended the response.
         logprobs: the engine's log-probability of each response token, in nats, under the model's own distribution
             (temperature 1), whatever the sampling temperature.
         text: the response decoded, without special tokens.
-        finished: the model ended the response; False: cut at `max_new_tokens`.
+        finished: True if the model ended the response, False if it was truncated at `max_new_tokens`.
         weight_version: version of the weights that sampled the last token.
         engine: index of the engine, from 0.
         first_version: version of the weights that sampled the first token; older if new weights arrived in between.
@@ -137,7 +137,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The reward of one response, with its breakdown.
+    """The reward of one response, with its parts.
 
     Example:
         >>> Reward(
@@ -147,11 +147,11 @@ class Reward:
         ... )
 
     Attributes:
-        value: what PPO maximises: the weighted mean of the reward terms.
+        value: the weighted mean of the reward terms, which PPO maximizes.
         proxy: the reward model's probability that the response is good, in the configured mode; None without a model.
         gold: whether the row's checks pass; None without a check of the governing tier.
         probabilities: the reward model's four probabilities by label; empty without a model.
-        passes: whether the check of a tier passes, for the tiers that have one.
+        passes: whether a tier's check passes, for the tiers that have a check.
         terms: value of each reward term, before weighting; see `metaalign_rl.scoring.terms`.
     """
 
@@ -183,7 +183,7 @@ class Batch:
 
     Column t of a [B, T-1] tensor is about token t+1: entry [b, t] of `logprobs` is log p(token t+1 | tokens 0..t).
 
-    Example: a prompt of two tokens (5, 6) with a response of two (7, 2), and one of one (5) with one (2); padding is 0.
+    Example: the prompt (5, 6) with the response (7, 2), and the prompt (5) with the response (2); padding is 0.
         >>> batch.sequences
         tensor([[5, 6, 7, 2],
                 [5, 2, 0, 0]])
@@ -195,7 +195,7 @@ class Batch:
         sequences: [B, T] token ids, prompt then response.
         attention_mask: [B, T], True at tokens that are not padding.
         action_mask: [B, T-1], True where token t+1 belongs to the response.
-        rollout_logprobs: [B, T-1] as the rollout engine reported them.
+        rollout_logprobs: [B, T-1], from the rollout engine.
         logprobs, ref_logprobs, values: [B, T-1] from `Learner.evaluate`, 0 outside the action mask.
         advantages, returns: [B, T-1], the targets of `Learner.train`.
     """
@@ -214,19 +214,19 @@ class Batch:
         return len(self.sequences)
 
     def lengths(self) -> list[int]:
-        """Tokens of each sample without padding."""
+        """Number of tokens of each sample, without padding."""
         return self.attention_mask.sum(dim=1).tolist()
 
     def prompt_lengths(self) -> list[int]:
-        """Tokens of each sample's prompt."""
+        """Number of prompt tokens of each sample."""
         return (self.action_mask.long().argmax(dim=1) + 1).tolist()
 
     def response_tokens(self) -> int:
-        """Response tokens of the batch."""
+        """Number of response tokens in the batch."""
         return int(self.action_mask.sum())
 
     def select(self, indices: Sequence[int]) -> Batch:
-        """The samples at `indices`, in that order, cut to the longest of them."""
+        """The samples at `indices`, in that order, with no more columns than the longest needs."""
         rows = list(indices)
         longest = int(self.attention_mask[rows].sum(dim=1).max())
 

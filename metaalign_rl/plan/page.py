@@ -13,8 +13,8 @@ from metaalign_rl.plan.work import Case
 
 WIDTH = 110  # characters per line
 OPEN = (
-    "\n\nThe plan covers only the stage ppo. Set model.path and the learning rates yourself, and for the\n"
-    "stages sft and reward their zero_stage and reward.devices."
+    "\n\nThe plan covers only the stage ppo. Set these yourself: model.path, the learning rates, sft.zero_stage,\n"
+    "reward.zero_stage and reward.devices."
 )
 
 

@@ -51,12 +51,12 @@ class PPOTrainer:
     """Trains a policy with PPO or one of its relatives. Knows rows, rollouts and batches; the actors know devices.
 
     Args:
-        prompts: the rows to roll out.
+        prompts: the rows to sample prompts from.
         pad_id: the tokenizer's padding token.
-        checkpoints: the folder to save in and to resume from.
-        rollout_writer: keeps the rollouts.
+        checkpoints: the folder of checkpoints, to save and to resume from.
+        rollout_writer: saves the rollouts.
         faults: counts actors that are lost.
-        report: gets the metrics of each step. After a lost learner, steps come again.
+        report: gets the metrics of each step. After a learner is lost, steps are repeated and reported again.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class PPOTrainer:
         self.prefetch = Prefetch(config, collector, engines)
 
     def train(self, policy: Path) -> None:
-        """Take the steps that are left and write the policy to `policy`.
+        """Run the remaining steps and save the policy in the folder `policy`.
 
-        A signal to stop ends training with a checkpoint after the update in progress.
+        A signal to stop ends training after the update in progress, with a checkpoint.
 
         Raises:
             UserError: a row cannot be scored, or training diverged; the message names the saved batch.
-            StaleEngine: an engine sampled from other weights than the learners'.
+            StaleEngine: an engine sampled from weights other than the learners'.
             TooManyFaults: actors were lost too often.
         """
         is_restored = is_saved = False
@@ -112,7 +112,7 @@ class PPOTrainer:
             self.prefetch.close()
 
     def step(self) -> None:
-        """One PPO step."""
+        """Run one PPO step."""
         step, kl, timer = self.recovery.step, self.recovery.kl, StepTimer()
         rollouts, batch, seconds = self.prefetch.next(step)  # generate, score, evaluate
         timer.add(seconds)
@@ -138,7 +138,7 @@ class PPOTrainer:
             self.recovery.save_if_due()
 
     def _finish_update(self, update: PendingCall, step: int, rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
-        """The update's metrics. If it diverged, keep its batch."""
+        """Return the update's metrics. If the update diverged, save its batch."""
         try:
             metrics: Metrics = self.learners.result(update)
         except Diverged as error:
