@@ -176,7 +176,7 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
         with torch.no_grad():
             batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
             batch.values = values(critic, batch)
-        # 4. Advantages [B, T-1]: a token's reward is minus the KL penalty. The response's last token also gets the score.
+        # 4. Advantages [B, T-1]: a token's reward is minus the KL penalty. The last token also gets the score.
         token_level = token_rewards(rewards, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl.value)
         advantages, batch.returns = gae(token_level, batch.values, batch.action_mask, GAMMA, LAM)
         batch.advantages = whiten(advantages, batch.action_mask)
