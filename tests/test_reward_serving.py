@@ -328,13 +328,25 @@ def test_ppos_reward_worker_scores_through_a_server(server: Any, monkeypatch: py
         assert one.proxy == pytest.approx(other.proxy, abs=1e-5)
 
 
+def wait_for_queue(url: str) -> None:
+    """Wait until the server has tokens to score."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        page = httpx.get(f"{url}/metrics", headers=TOKEN).text
+        (line,) = [line for line in page.splitlines() if line.startswith("metaalign_reward_queue_tokens ")]
+        if float(line.split()[1]) > 0:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the request did not reach the queue")
+
+
 def test_after_sigterm_open_requests_are_answered(server: Any) -> None:
     """The last test of this server, which ends here."""
     url, process = server
     rows = [{**ROW, "response": "red " * 100}] * 500
     with ThreadPoolExecutor() as pool:
         reply = pool.submit(httpx.post, f"{url}/score", json={"rows": rows}, headers=TOKEN, timeout=60)
-        time.sleep(0.3)
+        wait_for_queue(url)
         process.send_signal(signal.SIGTERM)
         assert len(reply.result().json()["scores"]) == 500
     assert process.wait(30) in (0, -signal.SIGTERM)
