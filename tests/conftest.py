@@ -1,6 +1,8 @@
 """What several test files share: the command line, a run of the whole stack, a local Ray, and the files' order."""
 
+import importlib.metadata
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -29,7 +31,7 @@ TINY = [
     "ppo.deterministic=true", "learner.minibatch_size=8",
 ]  # fmt: skip
 
-# A second thread only makes models of this size slower, in the tests' processes and in those that they start.
+# In the tests' processes and in those that they start: a second thread only makes models of this size slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -87,6 +89,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 # Helpers.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def faster_starts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have the processes that the tests start import `startup/sitecustomize.py`."""
+    packages = tmp_path_factory.mktemp("startup") / "packages.json"
+    packages.write_text(json.dumps(importlib.metadata.packages_distributions()))
+    os.environ["TEST_PACKAGES"] = str(packages)
+    os.environ["PYTHONPATH"] = python_path(ROOT / "tests" / "startup")
+
+
+def python_path(*first: Path) -> str:
+    """PYTHONPATH with more folders before the present ones."""
+    return os.pathsep.join(filter(None, [*map(str, first), os.environ.get("PYTHONPATH")]))
 
 
 def free_port() -> int:
