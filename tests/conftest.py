@@ -38,20 +38,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The order of the files, and which worker runs them.
 
 # The longest first, so that the workers end at about the same time.
-FIRST = ("cluster", "resume", "tutorial", "serve", "browser", "learner", "reward_ranks", "ppo_benchmarks")
+FIRST = ("cluster", "resume", "tutorial", "serve", "browser", "learner", "ppo_benchmarks")
 # These use `local_ray`: one worker runs them, in this order. Tests of test_runtime.py need that Ray does not run yet.
 ON_LOCAL_RAY = ("runtime", "metrics", "rollout", "transfer", "faults", "reward_stage")
+# These fork their ranks from a server that has imported DeepSpeed, which one worker starts.
+RANKS = ("learner_ranks", "reward_ranks")
 
 
 def group_of(path: str) -> str:
     """The test files that must run in the same worker have the same group."""
     name = Path(path).stem.removeprefix("test_")
-    return "local_ray" if name in ON_LOCAL_RAY else name
+    return next((str(group) for group in (ON_LOCAL_RAY, RANKS) if name in group), name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the files, and mark what needs the tiny run as slow."""
-    place = {f"test_{name}": index for index, name in enumerate((*FIRST, *ON_LOCAL_RAY))}
+    place = {f"test_{name}": index for index, name in enumerate((*FIRST, *RANKS, *ON_LOCAL_RAY))}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     for item in items:
         if "watched_run" in getattr(item, "fixturenames", ()):
