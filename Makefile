@@ -32,8 +32,9 @@ env: $(INSTALLED)  ## Create the environment .venv from the locked requirements 
 quickstart: env  ## Train a small model from scratch, end to end, on this machine
 	$(BIN)/metaalign-rl run configs/quickstart.yaml
 
+# The processes that the tests start compile no file twice.
 test: env  ## Run the tests (ARGS="-m 'not slow'" for the fast ones, JOBS=1 for less memory)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: env  ## Check style, format and types
 	$(BIN)/ruff check

@@ -1,6 +1,8 @@
 """What several test files share: the command line, a run of the whole stack, a local Ray, and the files' order."""
 
+import importlib.metadata
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -29,27 +31,29 @@ TINY = [
     "ppo.deterministic=true", "learner.minibatch_size=8",
 ]  # fmt: skip
 
-# A second thread only makes models of this size slower, in the tests' processes and in those that they start.
+# In the tests' processes and in those that they start: a second thread only makes models of this size slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # The order of the files, and which worker runs them.
 
 # The longest first, so that the workers end at about the same time.
-FIRST = ("cluster", "resume", "tutorial", "serve", "browser", "learner", "reward_ranks", "ppo_benchmarks")
+FIRST = ("cluster", "resume", "tutorial", "serve", "browser", "learner", "ppo_benchmarks")
 # These use `local_ray`: one worker runs them, in this order. Tests of test_runtime.py need that Ray does not run yet.
 ON_LOCAL_RAY = ("runtime", "metrics", "rollout", "transfer", "faults", "reward_stage")
+# These fork their ranks from a server that has imported DeepSpeed, which one worker starts.
+RANKS = ("learner_ranks", "reward_ranks")
 
 
 def group_of(path: str) -> str:
     """The test files that must run in the same worker have the same group."""
     name = Path(path).stem.removeprefix("test_")
-    return "local_ray" if name in ON_LOCAL_RAY else name
+    return next((str(group) for group in (ON_LOCAL_RAY, RANKS) if name in group), name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the files, and mark what needs the tiny run as slow."""
-    place = {f"test_{name}": index for index, name in enumerate((*FIRST, *ON_LOCAL_RAY))}
+    place = {f"test_{name}": index for index, name in enumerate((*FIRST, *RANKS, *ON_LOCAL_RAY))}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     for item in items:
         if "watched_run" in getattr(item, "fixturenames", ()):
@@ -87,6 +91,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 # Helpers.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def faster_starts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have the processes that the tests start import `startup/sitecustomize.py`."""
+    packages = tmp_path_factory.mktemp("startup") / "packages.json"
+    packages.write_text(json.dumps(importlib.metadata.packages_distributions()))
+    os.environ["TEST_PACKAGES"] = str(packages)
+    os.environ["PYTHONPATH"] = python_path(ROOT / "tests" / "startup")
+
+
+def python_path(*first: Path) -> str:
+    """PYTHONPATH with more folders before the present ones."""
+    return os.pathsep.join(filter(None, [*map(str, first), os.environ.get("PYTHONPATH")]))
 
 
 def free_port() -> int:

@@ -90,7 +90,8 @@ class LocalCluster:
     def __enter__(self) -> "LocalCluster":
         try:
             dashboard = [f"--dashboard-host={self._host}", f"--dashboard-port={self.jobs_address.rpartition(':')[2]}"]
-            self._start("--head", f"--port={self._port}", f"--num-cpus={self._head_cpus}", *dashboard)
+            ports = [f"--port={self._port}", f"--ray-client-server-port={free_port()}"]
+            self._start("--head", *ports, f"--num-cpus={self._head_cpus}", *dashboard)
             self.nodes = [self.add_node() for _ in range(self._node_count)]
             # Ray's job agent starts seconds after the head. KubeRay's probe is the same request, without the token.
             wait_until(lambda: is_well(f"http://{self._host}:{self._agent_port}/api/healthz"), lambda: "no job agent")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from conftest import ROOT, free_port
+from conftest import ROOT, free_port, python_path
 from local_cluster import LocalCluster, is_well, wait_until
 from manifests import HAS_KUSTOMIZE, JOBS, container, needs_kustomize, only, ray_cluster
 
@@ -90,7 +90,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     """A head and a node, with the CPUs and variables of the quickstart's manifest."""
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "runs").mkdir()
-    own = {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "models"), "METAALIGN_REWARD_TOKEN": REWARD_TOKEN}
+    own = {"PYTHONPATH": python_path(ROOT), "HF_HOME": str(folder / "models"), "METAALIGN_REWARD_TOKEN": REWARD_TOKEN}
     cpus, head_cpus = 2, 0
     if HAS_KUSTOMIZE:
         cluster = ray_cluster(only("quickstart-cpu"))
@@ -174,7 +174,7 @@ def survivor(here: Here, trained: None, tmp_path_factory: pytest.TempPathFactory
     run = here.run("nodes-disaggregated")
     words = [f"run.name={run.name}", "run.root=/runs", "data.path=/runs/data", *CPU, *ONLY_PPO, *TWO_RANKS]
     words = ["--config", "configs/nodes_disaggregated.yaml", *(here.localize(word) for word in words)]
-    own = {"PYTHONPATH": str(ROOT), "HF_HOME": str(here.folder / "models")}
+    own = {"PYTHONPATH": python_path(ROOT), "HF_HOME": str(here.folder / "models")}
     with LocalCluster(tmp_path_factory.mktemp("lost"), nodes=2, variables=own) as cluster:
         cluster.submit("first", "python", "jobs/pipeline.py", *words, *TWO_NODES)
         until_step(run, 3, cluster, "first")

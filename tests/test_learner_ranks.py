@@ -89,7 +89,8 @@ def test_two_ranks_compute_the_same_update_as_one_at_every_zero_stage(folder):
         alone = make_learner(folder, replace(CONFIG, **changes))
         expected[name] = [alone.train(batch, kl_coef) for _ in range(2)]
         alone.save_policy(folder / name)
-    processes = multiprocessing.get_context("spawn")
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["deepspeed", "reward.training.train"])  # as test_reward_ranks.py has it
     ranks = [processes.Process(target=partial(run_rank, folder, batch, rank)) for rank in (0, 1)]
     for process in ranks:
         process.start()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, python_path
 from reward_toys import color_pairs, language_model
 from safetensors.torch import load_file
 
@@ -21,6 +21,7 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_jsonl
 from metaalign_rl.trainers.reward import RewardTrainerActor
 from reward import RewardTraining, train
+from reward.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -96,18 +97,21 @@ def test_bf16_computes_in_bfloat16_and_keeps_the_weights_in_float32(folder: Path
     assert {tensor.dtype for tensor in load_file(folder / "bfloat16" / "model.safetensors").values()} == {torch.float32}
 
 
-def test_torchrun_trains_on_several_devices_without_deepspeed(folder: Path, tmp_path: Path) -> None:
+def test_torchrun_trains_on_several_devices_without_deepspeed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     program = tmp_path / "metaalign_reward.py"  # the same as the script metaalign-reward that pip installs
     program.write_text("import sys; from reward.cli import main; sys.exit(main())")
     flags = ["--learning-rate", "1e-3", "--batch-size", "16", "--max-tokens", "128", "--calibration-share", "0"]
     pairs = folder / "pairs.jsonl"
-    words = ["train", "--base", language_model(), "--data", pairs, "--eval-data", pairs, *flags]
+    words = ["train", "--base", str(language_model()), "--data", str(pairs), "--eval-data", str(pairs), *flags]
+    assert main([*words, "--output", str(tmp_path / "one")]) == 0
+    assert capsys.readouterr().out.count("5 updates") == 1
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, start in (("one", [sys.executable]), ("two", ranks)):
-        command = [*start, program, *words, "--output", tmp_path / name]
-        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("5 updates") == 1
+    command = [*ranks, program, *words, "--output", tmp_path / "two"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": python_path(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("5 updates") == 1
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     torch.testing.assert_close(*weights, atol=2e-5, rtol=0)
 

@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from operator import gt
 
 import httpx
 import pytest
@@ -86,25 +87,30 @@ def test_when_a_replica_is_killed_under_load_no_request_fails(service: str) -> N
     import ray
 
     expected = Scorer.from_pretrained(reward_model(), device="cpu", dtype="float32").score(ROWS)
-    ended = threading.Event()
+    ended, counts = threading.Event(), [0] * 8
 
-    def ask() -> int:
-        remote, count = RemoteScorer(service, timeout=30), 0
+    def ask(number: int) -> None:
+        remote = RemoteScorer(service, timeout=30)
         while not ended.is_set():
             for found, score in zip(remote.score(ROWS), expected, strict=True):
                 assert found.logits == pytest.approx(score.logits, abs=1e-4)
-            count += 1
-        return count
+            counts[number] += 1
+
+    def wait_until(condition: Callable[[], bool], message: str) -> None:
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end, message
+            time.sleep(0.1)
 
     with ThreadPoolExecutor(8) as pool:
-        clients = [pool.submit(ask) for _ in range(8)]
-        time.sleep(2)
-        victim = replicas()[0]
-        ray.kill(ray.get_actor(victim, namespace="serve"))
-        time.sleep(5)
-        ended.set()
-        assert all(client.result(60) > 0 for client in clients)
-    until = time.monotonic() + 60
-    while victim in replicas() or len(replicas()) < 2:
-        assert time.monotonic() < until, "the replica was not replaced"
-        time.sleep(0.5)
+        clients = [pool.submit(ask, number) for number in range(8)]
+        try:
+            wait_until(lambda: min(counts) > 0, "a client got no scores")
+            victim, before = replicas()[0], list(counts)
+            ray.kill(ray.get_actor(victim, namespace="serve"))
+            wait_until(lambda: victim not in replicas() and len(replicas()) == 2, "the replica was not replaced")
+            wait_until(lambda: all(map(gt, counts, before)), "a client got no more scores")
+        finally:
+            ended.set()
+        for client in clients:
+            client.result(60)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, TINY, free_port
+from conftest import ROOT, TINY, free_port, python_path
 from docs_blocks import DOCS, blocks
 
 from metaalign_rl.config import loader
@@ -74,7 +74,7 @@ def environment() -> dict[str, str]:
     """The environment after `source .venv/bin/activate`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     fresh = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**fresh, "PATH": path, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**fresh, "PATH": path, "PYTHONPATH": python_path(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def shell(block: str, folder: Path) -> str:
