@@ -71,7 +71,7 @@ class Config:
 
 
 MAX_TOKENS, MAX_NEW_TOKENS = 160, 32  # of prompt and response together, and of the response
-GAMMA, LAM = 1.0, 0.95  # of generalised advantage estimation
+GAMMA, LAM = 1.0, 0.95  # of generalized advantage estimation
 # Share of each group of prompts in PPO, by governing tier and relation: more of the hard groups.
 SAMPLER = {"system/system_only": 0.04, "user/user_only": 0.04, "system/agree": 0.06, "user/agree": 0.06}
 SAMPLER |= {"system/conflict": 0.33, "system/distractor": 0.22, "user/distractor": 0.22, "dialog/neutral": 0.03}
@@ -149,8 +149,8 @@ class PrintProgress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
         if "accuracy" in logs and state.global_step % 100 == 0:
-            figures = f"loss {logs['loss']:.3f}  accuracy {logs['accuracy']:.3f}"
-            print(f"reward  step {state.global_step:4}/{state.max_steps}  {figures}", flush=True)
+            metrics = f"loss {logs['loss']:.3f}  accuracy {logs['accuracy']:.3f}"
+            print(f"reward  step {state.global_step:4}/{state.max_steps}  {metrics}", flush=True)
 
 
 def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any, rows: Sequence[Row]) -> Any:
@@ -287,8 +287,8 @@ def report(sft: Any, ppo: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str,
     table = {name: evaluate(policy, sft, tokenizer, rows) for name, policy in policies.items()}
     print(f"\n{len(rows)} held-out prompts: share of responses that follow the preference, and KL in nats per response")
     print(" " * 9, *(f"{column:>11}" for column in table["after SFT"]))
-    for name, figures in table.items():
-        print(name, *(f"{figure:11.2f}" for figure in figures.values()))
+    for name, metrics in table.items():
+        print(name, *(f"{value:11.2f}" for value in metrics.values()))
     print(f"\n{QUESTION!r}: the most frequent of 32 responses")
     for system_info, user_info in META_PROMPTS:
         print(f"  System Info {system_info!r}, User Info {user_info!r}")
@@ -301,7 +301,7 @@ def report(sft: Any, ppo: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str,
 
 
 def run(config: Config, folder: Path) -> dict[str, dict[str, float]]:
-    """Run all stages and keep their models in `folder`; the table's figures."""
+    """Run all stages and keep their models in `folder`; the table's metrics."""
     torch.manual_seed(config.seed)
     rows = prompts(config.seed, 6_000)
     sft, tokenizer = train_sft(config, demonstrations(config.seed, config.demonstrations, follow_rate=0.6), folder)

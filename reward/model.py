@@ -23,7 +23,7 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder
 from metaalign_rl.core.meta_prompt import META_PROMPT_VERSION, install
 
-# What is fetched of a model on the Hugging Face hub: no pickles and no code.
+# The files to download from the Hugging Face hub: no pickles and no code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -186,7 +186,9 @@ def _fetch(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{name}: neither a folder here nor a model that the hub gives ({reason})") from None
+        raise UserError(
+            f"{name}: expected a folder or a model on the Hugging Face hub, found neither ({reason})"
+        ) from None
 
 
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

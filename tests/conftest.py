@@ -1,20 +1,24 @@
-"""Fixtures that several files share; the tiny trained run is the dear one."""
+"""What several test files share: the command line, a run of the whole stack, a local Ray, and the files' order."""
 
 import importlib.util
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from filelock import FileLock
 
 if TYPE_CHECKING:
-    from metric_pages import Seen
     from transformers import PreTrainedTokenizerFast
+    from watched_run import Seen
+
+    from metaalign_rl.config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -25,31 +29,68 @@ TINY = [
     "ppo.deterministic=true", "learner.minibatch_size=8",
 ]  # fmt: skip
 
+# A second thread only makes models of this size slower, in the tests' processes and in those that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# The order of the files, and which worker runs them.
+
+# The longest first, so that the workers end at about the same time.
+FIRST = ("cluster", "resume", "tutorial", "serve", "browser", "learner", "reward_ranks", "ppo_benchmarks")
+# These use `local_ray`: one worker runs them, in this order. Tests of test_runtime.py need that Ray does not run yet.
+ON_LOCAL_RAY = ("runtime", "metrics", "rollout", "transfer", "faults", "reward_stage")
+
+
+def group_of(path: str) -> str:
+    """The test files that must run in the same worker have the same group."""
+    name = Path(path).stem.removeprefix("test_")
+    return "local_ray" if name in ON_LOCAL_RAY else name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files, and mark what needs the tiny run as slow."""
+    place = {f"test_{name}": index for index, name in enumerate((*FIRST, *ON_LOCAL_RAY))}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    for item in items:
+        if "watched_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let each worker take a whole group at a time."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class GroupScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0])
+
+    return GroupScheduling(config, log)
+
+
 SESSION = pytest.StashKey[pytest.Session]()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Stop `local_ray`."""
     session.config.stash[SESSION] = session
+    stop_ray()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the process at once: threads that gloo and Ray leave behind can crash an interpreter on its way out."""
+    """Exit without cleaning up: threads of gloo and Ray can crash the interpreter while it shuts down."""
     if session := config.stash.get(SESSION, None):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(session.exitstatus)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the trained tiny run is slow."""
-    for item in items:
-        if "watched_run" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.slow)
+# Helpers.
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """A TCP port on which nothing listens."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
@@ -57,7 +98,7 @@ def free_port() -> int:
 
 
 def load_script(path: Path) -> ModuleType:
-    """A Python file that is no module of a package."""
+    """Import a Python file that is not part of a package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -65,19 +106,42 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
-def metaalign_rl(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does, from the repository's root."""
-    command = [sys.executable, "-m", "metaalign_rl", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment})
+class Done(NamedTuple):
+    """The result of a command, with the names of `subprocess.CompletedProcess`."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run the command line in this process, from the repository's root. A new process would take seconds to start."""
+    from metaalign_rl.cli.main import main
+
+    monkeypatch.chdir(ROOT)
+
+    def run(*words: str) -> Done:
+        capsys.readouterr()
+        try:
+            status = main(words)
+        except SystemExit as exit_:  # from the parser
+            status = int(exit_.code or 0)
+        return Done(status, *capsys.readouterr())
+
+    return run
+
+
+# A run of the whole stack.
 
 
 @pytest.fixture(scope="session")
 def watched_run(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, Seen]":
-    """The folder of one whole run of the real stack, every stage, at a tiny size; and what was seen of it.
-
-    Processes that test side by side share it.
-    """
-    from metric_pages import Seen
+    """The folder of a tiny run of every stage, and what was seen of it while it ran. All workers share one run."""
+    from watched_run import Seen
 
     own = tmp_path_factory.getbasetemp()
     root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "runs"
@@ -88,8 +152,8 @@ def watched_run(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, Seen]"
 
 
 def run_tiny(root: Path) -> None:
-    """Make the run `root/tiny`, and write what was seen of it to `root/seen.json`."""
-    from metric_pages import watch
+    """Make the run `root/tiny`, and write `root/seen.json`."""
+    from watched_run import watch
 
     root.mkdir()
     words = ["run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={root}"]
@@ -115,6 +179,52 @@ def seen(watched_run: "tuple[Path, Seen]") -> "Seen":
     return watched_run[1]
 
 
+# A local Ray.
+
+
+RAY = ExitStack()  # holds the connection of `local_ray`
+
+
+def stop_ray() -> None:
+    """Stop the Ray that `local_ray` started, if it still runs."""
+    RAY.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_from_another_file(request: pytest.FixtureRequest) -> None:
+    """A file that does not use `local_ray` begins without Ray."""
+    if not any("local_ray" in item.fixturenames for item in request.session.items if item.module is request.module):
+        stop_ray()
+
+
+@pytest.fixture(scope="session")
+def ray_config(tmp_path_factory: pytest.TempPathFactory) -> "Config":
+    """The settings that `local_ray` is started with; they require little of the machine."""
+    from metaalign_rl.config.schema import ClusterConfig, Config, RunConfig
+
+    cluster = ClusterConfig(cpus=2, memory_gib=1.0, disk_gib=0.0)
+    return Config(run=RunConfig(root=str(tmp_path_factory.mktemp("runs"))), cluster=cluster)
+
+
+@pytest.fixture(scope="module")
+def local_ray(ray_config: "Config") -> Iterator["Config"]:
+    """A Ray of two CPUs on this machine, started by the project's own code. Files that follow each other share it."""
+    import ray
+
+    from metaalign_rl.runtime import ray_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as `connect` does
+        patch.setenv("RAY_metrics_report_interval_ms", "500")
+        if not ray.is_initialized():
+            RAY.enter_context(ray_session.connect(ray_config))
+        yield ray_config
+
+
+# Tokenizers.
+
+
 @pytest.fixture(scope="session")
 def installed() -> "dict[str, PreTrainedTokenizerFast]":
     """Tokenizers of several formats with the meta-prompt's template."""
@@ -132,7 +242,7 @@ def installed() -> "dict[str, PreTrainedTokenizerFast]":
 def reloaded(
     installed: "dict[str, PreTrainedTokenizerFast]", tmp_path_factory: pytest.TempPathFactory
 ) -> "dict[str, PreTrainedTokenizerFast]":
-    """What a server sees of them: the saved files alone."""
+    """The same, loaded from saved files, as a server does it."""
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("tokenizers")

@@ -1,4 +1,4 @@
-"""What the documentation shows: fenced blocks, and the commands in them."""
+"""The fenced code blocks of the documentation, and the commands in them."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _OURS = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it stands, its language, and the word in a comment above it, if any."""
+    """A fenced code block: its page, its language, and the word in a comment above it, if there is one."""
 
     page: Path
     language: str
@@ -31,14 +31,14 @@ class Block:
 
 
 def blocks(page: Path, *languages: str) -> Iterator[Block]:
-    """The page's blocks in some languages; "" is none."""
+    """The page's blocks in these languages. "" means a block without a language."""
     for found in _BLOCK.finditer(page.read_text(encoding="utf-8")):
         if found["language"] in languages:
             yield Block(page, found["language"], found["mark"] or "", found["text"])
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The project's commands on a page, each on one line, without what stands before and in here-documents."""
+    """The project's commands on a page, each on one line, without prompts, variables and here-documents."""
     for block in blocks(page, "bash", "console", ""):
         text = _HERE_DOCUMENT.sub(r"\1", block.text).replace("\\\n", " ")
         for line in map(str.strip, text.splitlines()):

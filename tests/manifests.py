@@ -1,4 +1,4 @@
-"""The manifests under cluster/ as kustomize builds them, and what tests want of them."""
+"""The manifests under cluster/, as kustomize builds them, and their parts."""
 
 import copy
 import shutil
@@ -13,17 +13,18 @@ import yaml
 
 CLUSTER = Path(__file__).resolve().parents[1] / "cluster"
 OVERLAYS = sorted(path.name for path in (CLUSTER / "overlays").iterdir())
-COMPONENTS = ("kueue", "volcano", "spot")  # that a user adds to an overlay
+COMPONENTS = ("kueue", "volcano", "spot")  # a user can add them to an overlay
 RAY = [name for name in OVERLAYS if name != "namespace"]
 JOBS = [name for name in RAY if name not in ("interactive", "scorer")]
 KUSTOMIZE = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
 Object = dict[str, Any]
 
-needs_kustomize = pytest.mark.skipif(shutil.which(KUSTOMIZE[0]) is None, reason="neither kustomize nor kubectl is here")
+HAS_KUSTOMIZE = shutil.which(KUSTOMIZE[0]) is not None
+needs_kustomize = pytest.mark.skipif(not HAS_KUSTOMIZE, reason="neither kustomize nor kubectl is here")
 
 
 def build(folder: Path) -> list[Object]:
-    """The objects that `kubectl apply -k` would send."""
+    """The objects that `kubectl apply -k` sends."""
     done = subprocess.run([*KUSTOMIZE, str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -35,25 +36,25 @@ def _built(name: str) -> tuple[Object, ...]:
 
 
 def overlay(name: str) -> list[Object]:
-    """An overlay's objects, to be changed as one likes."""
+    """A copy of an overlay's objects."""
     return copy.deepcopy(list(_built(name)))
 
 
 def only(name: str) -> Object:
-    """The one object of an overlay."""
+    """The only object of an overlay."""
     (found,) = overlay(name)
     return found
 
 
 def ray_cluster(ray: Object) -> Object:
-    """The RayCluster's spec in a RayCluster, RayJob or RayService."""
+    """The spec of the Ray cluster in a RayCluster, RayJob or RayService."""
     spec: Object = ray["spec"]
     found: Object = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
     return found
 
 
 def pods(ray: Object) -> Iterator[tuple[str, Object]]:
-    """Its pod templates: "head", the worker groups by name, and a RayJob's "submitter"."""
+    """Names and pod templates: "head", each worker group, and "submitter" of a RayJob."""
     spec = ray_cluster(ray)
     yield "head", spec["headGroupSpec"]["template"]
     for group in spec["workerGroupSpecs"]:
@@ -69,7 +70,7 @@ def container(template: Object) -> Object:
 
 
 def quantity(text: str) -> float:
-    """Kubernetes' quantity as a number: "500m" is 0.5, "2Gi" 2 * 1024**3."""
+    """A quantity of Kubernetes as a number: "500m" is 0.5, and "2Gi" is 2 * 1024**3."""
     units = {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
     for unit, factor in units.items():
         if text.endswith(unit):

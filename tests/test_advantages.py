@@ -1,4 +1,4 @@
-"""What the learner fits, and its settings: advantages, KL and its coefficient, learning rates. No model is run."""
+"""Advantages, KL and its coefficient, and the learner's settings. No model runs."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_gae_is_the_weighted_sum_of_temporal_differences(response, before, after
     torch.testing.assert_close(returns, row([a + v for a, v in zip(expected, values, strict=True)], 0.0))
 
 
-def test_the_score_falls_on_the_last_response_token_and_the_kl_on_each():
+def test_the_score_is_on_the_last_response_token_and_the_kl_on_each():
     mask = torch.tensor([[False, True, True, False], [True, True, True, True]])
     logprobs, ref_logprobs = torch.full((2, 4), -1.0), torch.full((2, 4), -1.5)
     rewards = token_rewards(torch.tensor([1.0, 2.0]), logprobs, ref_logprobs, mask, kl_coef=0.1)
@@ -47,7 +47,7 @@ def test_the_score_falls_on_the_last_response_token_and_the_kl_on_each():
 
 
 @pytest.mark.parametrize(("estimator", "expected"), [("k1", 0.5), ("k2", 0.125), ("k3", 0.5 + 0.60653066 - 1)])
-def test_kl_estimators_are_schulmans(estimator, expected):
+def test_kl_estimators_follow_schulman(estimator, expected):
     kl = token_kl(torch.tensor([[-1.0]]), torch.tensor([[-1.5]]), torch.tensor([[True]]), estimator)
     assert kl.item() == pytest.approx(expected)
 
@@ -69,7 +69,7 @@ def test_the_adaptive_kl_coefficient_follows_ziegler():
     assert json.loads(json.dumps(kl.value)) == kl.value
 
 
-def test_the_fixed_kl_coefficient_stays():
+def test_a_fixed_kl_coefficient_does_not_change():
     kl = KLController(0.05)
     kl.update(kl=100.0, samples=100)
     assert kl.value == 0.05
@@ -78,7 +78,7 @@ def test_the_fixed_kl_coefficient_stays():
 # Settings
 
 
-def test_a_wrong_setting_is_named():
+def test_an_invalid_setting_is_named():
     with pytest.raises(UserError, match=r"learner\.zero_stage: expected one of 0, 1, 2, 3, found 4"):
         LearnerConfig(zero_stage=4)
 
@@ -89,7 +89,7 @@ def test_bfloat16_needs_zero():
     LearnerConfig(zero_stage=2).check_dtype("bfloat16")
 
 
-def test_learning_rates_rise_over_the_warm_up_and_fall_to_zero_at_the_end():
+def test_learning_rates_warm_up_and_then_fall_to_zero():
     config = LearnerConfig(schedule="linear", warmup_steps=2, total_steps=6)
     assert [config.rate_factor(step) for step in range(7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
 

@@ -1,4 +1,4 @@
-"""PPO, RLOO, REINFORCE++ and GRPO beside small computations written from the papers' formulas."""
+"""PPO, RLOO, REINFORCE++ and GRPO, compared with small loops written from the papers' formulas."""
 
 import math
 from collections.abc import Callable
@@ -99,7 +99,7 @@ def token_rewards(answer: Answer, kl_coef: float) -> list[float]:
 
 @given(step=steps)
 @settings(deadline=None, max_examples=30)
-def test_rloo_compares_an_answer_with_the_mean_of_the_prompts_others(step):
+def test_rloo_subtracts_the_mean_of_the_prompt_s_other_responses(step):
     """R(y_i) - 1/(k-1) Σ_{j≠i} R(y_j), with R = r - β log π/π_ref of the whole answer (arXiv:2402.14740)."""
 
     def worth(answer: Answer) -> float:
@@ -111,7 +111,7 @@ def test_rloo_compares_an_answer_with_the_mean_of_the_prompts_others(step):
 
 @given(step=steps)
 @settings(deadline=None, max_examples=30)
-def test_grpo_measures_an_answer_in_deviations_from_its_groups_mean(step):
+def test_grpo_normalizes_rewards_within_the_group(step):
     """(r_i - mean(r)) / std(r) over the prompt's answers, the KL being in the loss (arXiv:2402.03300)."""
     expected = []
     for answer in step:
@@ -121,14 +121,14 @@ def test_grpo_measures_an_answer_in_deviations_from_its_groups_mean(step):
     assert_close(advantages_of(step, PPOConfig(algorithm="grpo")), expected)
 
 
-def test_answers_of_one_reward_teach_grpo_nothing():
+def test_grpo_gives_equal_rewards_an_advantage_of_zero():
     step = [Answer(0, 0.7, [(-1.0, -1.0, 0.0)]) for _ in range(3)]
     assert_close(advantages_of(step, PPOConfig(algorithm="grpo")), [[0.0]] * 3)
 
 
 @given(step=steps, gamma=st.floats(0.5, 1))
 @settings(deadline=None, max_examples=30)
-def test_reinforce_plus_plus_whitens_the_rewards_to_go_of_the_whole_batch(step, gamma):
+def test_reinforce_plus_plus_whitens_rewards_to_go_over_the_batch(step, gamma):
     """A_t = Σ_{s≥t} γ^(s-t) (r 1[s=T] - β KL_s), less the batch's mean, over its deviation (arXiv:2501.03262)."""
     to_go = []
     for answer in step:
@@ -140,7 +140,7 @@ def test_reinforce_plus_plus_whitens_the_rewards_to_go_of_the_whole_batch(step, 
 
 @given(step=steps, lam=st.floats(0, 1))
 @settings(deadline=None, max_examples=30)
-def test_ppo_whitens_generalised_advantages_and_fits_values_to_returns(step, lam):
+def test_ppo_whitens_generalized_advantages_and_keeps_the_returns(step, lam):
     """A_t = Σ_k (γλ)^k δ_{t+k}, δ_t = r_t + γ V_{t+1} - V_t (arXiv:1707.06347)."""
     estimates = []
     for answer in step:
@@ -155,19 +155,19 @@ def test_ppo_whitens_generalised_advantages_and_fits_values_to_returns(step, lam
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_every_estimator_can_be_in_the_reward(estimator):
+def test_every_kl_estimator_works_in_the_reward(estimator):
     step = [Answer(0, 1.0, [(-1.0, -1.5, 0), (-2.0, -1.0, 0)]), Answer(0, 0.0, [(-0.5, -0.7, 0)])]
     first, second = (answer.score - 0.1 * sum(answer.kl(estimator)) for answer in step)
     config = PPOConfig(algorithm="rloo", kl_estimator=estimator)
     assert_close(advantages_of(step, config), [[first - second] * 2, [second - first]])
 
 
-def test_a_kl_that_is_in_the_loss_is_not_in_the_reward():
+def test_a_kl_in_the_loss_is_not_in_the_reward():
     step = [Answer(0, 1.0, [(-1.0, -3.0, 0)]), Answer(0, 0.0, [(-0.5, -0.7, 0)])]
     assert_close(advantages_of(step, PPOConfig(algorithm="rloo", kl_in="loss")), [[1.0], [-1.0]])
 
 
-def test_rows_that_read_alike_are_not_one_group():
+def test_rows_with_equal_prompts_are_different_groups():
     step = [Answer(prompt, score, [(-1.0, -1.0, 0)]) for prompt, score in ((0, 1.0), (0, 0.0), (1, 5.0), (1, 5.0))]
     rollouts = [answer.rollout() for answer in step]
     rollouts = [replace(rollout, sample=replace(rollout.sample, prompt_ids=[1])) for rollout in rollouts]
@@ -180,7 +180,7 @@ def test_rows_that_read_alike_are_not_one_group():
 # Settings
 
 
-def test_the_kl_goes_where_the_algorithms_paper_has_it_unless_told_otherwise():
+def test_the_kl_is_placed_as_in_the_algorithm_s_paper_by_default():
     for algorithm in ("ppo", "rloo", "reinforce++", "grpo"):
         config = PPOConfig(algorithm=algorithm)
         assert (config.kl_in_loss, config.kl_by) == ((True, "k3") if algorithm == "grpo" else (False, "k1"))
@@ -191,7 +191,7 @@ def test_the_kl_goes_where_the_algorithms_paper_has_it_unless_told_otherwise():
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
-def test_what_compares_a_prompts_answers_needs_two_of_them(algorithm):
+def test_group_based_algorithms_need_two_responses_per_prompt(algorithm):
     with pytest.raises(UserError, match=rf"ppo.samples_per_prompt: expected 2 or more with .*{algorithm}.*, found 1"):
         PPOConfig(algorithm=algorithm, samples_per_prompt=1)
     with pytest.raises(UserError, match="ppo.gamma: expected 1 with"):
@@ -209,7 +209,7 @@ def test_what_compares_a_prompts_answers_needs_two_of_them(algorithm):
         ({"correction_gate": "kl"}, "correction_gate: expected one of ratio, binary_kl, tv, found 'kl'"),
     ],
 )
-def test_a_correction_that_has_no_meaning_is_refused(changes, message):
+def test_a_meaningless_correction_is_an_error(changes, message):
     with pytest.raises(UserError, match=rf"learner\.{message}"):
         LearnerConfig(**{"correction": "token"} | changes)
 
@@ -257,7 +257,7 @@ def clipped(row: int, t: int, low: float = 0.2, high: float = 0.2, dual: float |
 
 @pytest.mark.parametrize("by_sample", [False, True])
 @pytest.mark.parametrize(("high", "dual"), [(0.2, None), (0.4, None), (0.2, 1.5)])
-def test_the_policy_loss_is_clipped_higher_and_doubly_as_the_settings_say(high, dual, by_sample):
+def test_the_policy_loss_follows_clip_high_and_dual_clip(high, dual, by_sample):
     config = LearnerConfig(clip_high=high, dual_clip=dual, loss_aggregation="samples" if by_sample else "tokens")
     expected = mean_loss(lambda row, t: clipped(row, t, high=high, dual=dual), by_sample)
     assert policy_loss(config)[0] == pytest.approx(expected, rel=1e-5)
@@ -286,7 +286,7 @@ CORRECTIONS = [("token", "clip", "ratio"), *product(["token", "sequence"], ["mas
 
 
 @pytest.mark.parametrize(("level", "mode", "gate"), CORRECTIONS)
-def test_off_policy_correction_weights_or_leaves_out_what_the_engine_drew_otherwise(level, mode, gate):
+def test_off_policy_correction_weights_or_masks_tokens_by_their_ratio(level, mode, gate):
     low, high = {"ratio": (0.8, 1.25), "binary_kl": (0.0, 0.05), "tv": (0.0, 0.12)}[gate]
     probabilities = [
         list(zip(map(math.exp, p), map(math.exp, q), strict=True)) for p, q in zip(ROLLOUT, OLD, strict=True)
@@ -353,7 +353,7 @@ def test_k1_in_the_loss_has_the_gradient_of_the_kl_itself():
 # Divergence
 
 
-def test_growth_is_measured_against_the_running_mean_of_what_was_accepted():
+def test_spikes_are_measured_against_the_running_mean_of_accepted_steps():
     watch = DivergenceMonitor(spike_limit=10.0)
     for norm in (1.0, 2.0, 9.0):
         watch.check({"grad_norm": norm, "policy_loss": -1e9 * norm}, "here")

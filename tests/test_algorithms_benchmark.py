@@ -27,7 +27,7 @@ def figures(value: float, **more: float) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_changes_the_ppo_stage_alone(bench: Bench, name: str) -> None:
+def test_a_variant_changes_only_the_ppo_stage(bench: Bench, name: str) -> None:
     config = load(Config, bench.run.config, bench.settings(name, seed=3))
     assert (config.ppo.steps, config.run.seed, config.cluster.cpus) == (2, 3, 1)
     assert config.run.stages == ["ppo", "evaluate"]
@@ -35,7 +35,7 @@ def test_a_variant_changes_the_ppo_stage_alone(bench: Bench, name: str) -> None:
     assert config.ppo.algorithm == (name if name in ("rloo", "reinforce++", "grpo") else "ppo")
 
 
-def test_what_is_measured_is_not_measured_again(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_measurements_are_not_repeated(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
 
     def measured(self: Bench, name: str, seed: int) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_what_is_measured_is_not_measured_again(bench: Bench, tmp_path: Path, mo
         measure(other, ["ppo"], [0], tmp_path / "out.json")
 
 
-def test_the_table_sets_the_kl_beside_its_target() -> None:
+def test_the_table_shows_the_kl_and_its_target() -> None:
     seeds = {"0": figures(0.9, kl_target=0.5), "1": figures(0.8, kl_target=0.5)}
     lines = list(table({"variants": {"ppo": {"seeds": {"0": figures(0.7)}}, "adaptive_kl": {"seeds": seeds}}}))
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
@@ -62,7 +62,7 @@ def test_the_table_sets_the_kl_beside_its_target() -> None:
     assert lines[3].endswith("| 0.60 (0.60–0.60) (0.5) | 10 |")
 
 
-def test_a_folder_that_is_no_finished_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_not_a_finished_run_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["algorithms", "--run", str(tmp_path), "--json", str(tmp_path / "out.json")])
     with pytest.raises(SystemExit, match="2"):
         algorithms.main()

@@ -1,4 +1,4 @@
-"""Batches: what marks a response, how they are cut and joined, and how they are dealt out."""
+"""Batches: masks, selecting and joining, and the split over ranks and micro-batches."""
 
 import random
 
@@ -55,7 +55,7 @@ def test_a_plan_holds_each_sample_once_and_keeps_ranks_in_step(lengths, ranks, t
         assert padded <= tokens or len(micro.indices) == 1
 
 
-def test_little_of_what_is_computed_is_padding():
+def test_micro_batches_have_little_padding():
     draw = random.Random(0)
     lengths = [draw.randint(10, 200) for _ in range(512)]
     for ranks in (1, 2, 4):
@@ -68,7 +68,7 @@ def test_little_of_what_is_computed_is_padding():
         assert max(sizes) < 1.01 * sum(sizes) / ranks
 
 
-def test_answers_that_share_a_prompt_go_together_however_small_a_micro_batch_is():
+def test_responses_that_share_a_prompt_stay_together_up_to_the_token_limit():
     samples = [(prompt, response) for _, response in make_samples(4) for prompt, _ in make_samples(4)]
     batch = make_batch(samples, pad_id=0)
     for ranks in (1, 2):

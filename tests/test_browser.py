@@ -1,4 +1,4 @@
-"""The pages in a real browser: they work, at every width, and ask nothing of the network."""
+"""The pages in a real browser: they work at every width, and load nothing from other hosts."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component
 def browser() -> Iterator[Any]:
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is on this machine")
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
         yield browser
@@ -42,7 +42,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
-    """A tab; the test fails where its page asks for anything beyond this machine, or where its script fails."""
+    """A browser tab. The test fails if its page requests anything from another host, or if its script fails."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     elsewhere: list[str] = []
     errors: list[str] = []
@@ -76,7 +76,7 @@ def disagrees(sample: dict[str, Any]) -> bool:
     return (sample["proxy"] >= 0.5) != sample["gold"]
 
 
-def test_the_rollout_browser_finds_a_known_answer(report: Any, tiny_run: Path) -> None:
+def test_the_rollout_browser_finds_a_known_response(report: Any, tiny_run: Path) -> None:
     known = read_rollouts(tiny_run / "rollouts").to_pylist()[-1]
     report.fill("#rollouts input[name=text]", known["row"])
     report.fill("#rollouts input[name=step_from]", str(known["step"]))
@@ -103,7 +103,7 @@ def test_filters_narrow_the_rollouts_by_tier_relation_step_and_disagreement(repo
     assert found() == sum(sample["relation"] == "conflict" and sample["step"] == 1 for sample in kept)
 
 
-def test_every_chart_is_drawn_and_shows_values_where_it_is_pointed_at(report: Any) -> None:
+def test_every_chart_is_drawn_and_shows_the_values_under_the_pointer(report: Any) -> None:
     charts = report.locator("figure.chart")
     assert charts.count() >= 8
     assert charts.locator("svg path.line").count() >= charts.count()
@@ -112,7 +112,7 @@ def test_every_chart_is_drawn_and_shows_values_where_it_is_pointed_at(report: An
     assert re.search(r"gold [\d.]+\s*proxy [\d.]+", chart.locator(".legend").inner_text())
 
 
-def test_a_reward_range_and_an_order_find_the_answers_that_they_say(report: Any, tiny_run: Path) -> None:
+def test_the_rollouts_can_be_filtered_by_reward_and_sorted_by_length(report: Any, tiny_run: Path) -> None:
     kept = read_rollouts(tiny_run / "rollouts").to_pylist()
     middle = round(statistics.median(sample["reward"] for sample in kept), 3)
     report.fill("input[name=reward_from]", str(middle))
@@ -126,7 +126,7 @@ def test_a_reward_range_and_an_order_find_the_answers_that_they_say(report: Any,
 
 @pytest.fixture
 def hacked_run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the run whose page may hold a few answers only, with the curves of a longer run that went wrong."""
+    """A copy of the run with the curves of a longer, failed run. Its page may contain only a few responses."""
     folder = tmp_path / "hacked"
     shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("checkpoints", "controls", "data.*"))
     last = list(read_log(folder / "metrics.jsonl"))[-1]
@@ -140,7 +140,7 @@ def hacked_run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return folder
 
 
-def test_a_page_that_holds_a_sample_loads_the_other_answers_from_beside_it(page: Any, hacked_run: Path) -> None:
+def test_a_page_loads_the_other_responses_from_the_files_next_to_it(page: Any, hacked_run: Path) -> None:
     kept = read_rollouts(hacked_run / "rollouts").to_pylist()
     page.goto((hacked_run / "report.html").as_uri())
     assert f"5 of the {len(kept)} saved responses" in page.inner_text("#rollouts")
@@ -154,7 +154,7 @@ def test_a_page_that_holds_a_sample_loads_the_other_answers_from_beside_it(page:
     assert kept[-1]["row"] in page.inner_text("#rollouts .sample >> nth=0")
 
 
-def test_a_page_that_went_on_alone_says_that_the_others_are_not_beside_it(page: Any, hacked_run: Path) -> None:
+def test_a_page_that_was_moved_alone_says_which_folder_is_missing(page: Any, hacked_run: Path) -> None:
     shutil.rmtree(hacked_run / "rollouts_page")
     page.goto((hacked_run / "report.html").as_uri())
     page.click("text=Load all")
@@ -162,7 +162,7 @@ def test_a_page_that_went_on_alone_says_that_the_others_are_not_beside_it(page: 
     assert page.inner_text("#rollouts .count").startswith("5 responses")
 
 
-def test_alarms_and_faults_are_told_and_marked_on_their_curves(page: Any, hacked_run: Path) -> None:
+def test_alarms_and_faults_are_listed_and_marked_on_their_curves(page: Any, hacked_run: Path) -> None:
     page.goto((hacked_run / "report.html").as_uri())
     assert "ALARM at step 20: reward hacking since step 1" in page.inner_text(".alarms")
     assert page.locator("figure[data-chart=gold_proxy] .mark").count() == 1
@@ -171,7 +171,7 @@ def test_alarms_and_faults_are_told_and_marked_on_their_curves(page: Any, hacked
     assert "<b>killed</b>" in page.inner_text(".faults")  # as text
 
 
-def test_the_parts_of_a_steps_seconds_stand_upon_each_other(report: Any, tiny_run: Path) -> None:
+def test_the_seconds_of_a_steps_parts_are_stacked(report: Any, tiny_run: Path) -> None:
     step = list(read_log(tiny_run / "metrics.jsonl"))[-1]
     parts = [part for part in PARTS if f"seconds_{part}" in step]
     assert report.locator("figure[data-chart=seconds] path.area").count() == len(parts)
@@ -182,7 +182,7 @@ def test_the_parts_of_a_steps_seconds_stand_upon_each_other(report: Any, tiny_ru
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_run_that_went_wrong_fits_a_phone_in_light_and_dark(page: Any, hacked_run: Path, scheme: str) -> None:
+def test_the_report_of_a_failed_run_fits_a_phone_in_light_and_dark(page: Any, hacked_run: Path, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 360, "height": 800})
     page.goto((hacked_run / "report.html").as_uri())
@@ -205,7 +205,7 @@ def test_the_report_fits_every_width(report: Any, width: int) -> None:
 
 
 def evaluation_of(folder: Path, data: Path, output: Path) -> Path:
-    """The page about a reward model on pairs, or about a run's policy and the answers that it gave."""
+    """Write the page of a reward model's evaluation on pairs, or of a policy's evaluation on its responses."""
     if data.stem == "held_out_pairs":
         evaluate(str(folder / "reward"), data, output, Config(), Sampling())
     else:
@@ -229,7 +229,7 @@ def test_an_evaluations_page_fits_every_width(page: Any, tiny_run: Path, tmp_pat
 
 @pytest.fixture(scope="module")
 def chat_address(tiny_run: Path) -> Iterator[str]:
-    """Where a real `metaalign-rl chat --web` says that it listens."""
+    """The address that a real `metaalign-rl chat --web` prints."""
     words = ["chat", str(tiny_run), "--web", "--port", str(free_port()), "--user", "please be casual."]
     command = [sys.executable, "-m", "metaalign_rl", *words]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
@@ -240,7 +240,7 @@ def chat_address(tiny_run: Path) -> Iterator[str]:
         server.terminate()
 
 
-def test_the_page_begins_with_the_tiers_that_were_given(page: Any, chat_address: str) -> None:
+def test_the_page_starts_with_the_given_tiers(page: Any, chat_address: str) -> None:
     page.goto(chat_address)
     assert [area.input_value() for area in page.locator("[name=user_info]").all()] == ["please be casual."] * 2
 
@@ -255,10 +255,10 @@ def test_one_question_is_answered_and_scored_under_two_meta_prompts(page: Any, c
     right.locator(".answer").wait_for()
     assert left.locator(".question").inner_text() == "what is the capital of france?"
     assert re.fullmatch(r"system [\d.]+\s*dialog [\d.]+\s*overall [\d.]+", left.locator(".scores").inner_text())
-    assert right.locator(".scores").inner_text().startswith("user")  # System Info says nothing there
+    assert right.locator(".scores").inner_text().startswith("user")  # its System Info is empty
 
 
-def test_a_message_starts_a_new_dialog_unless_it_shall_go_on(page: Any, chat_address: str) -> None:
+def test_a_message_starts_a_new_dialog_unless_dialogs_are_kept(page: Any, chat_address: str) -> None:
     page.goto(chat_address)
     sizes: list[int] = []
     page.on("request", lambda sent: sent.method == "POST" and sizes.append(len(sent.post_data_json["messages"])))
@@ -271,7 +271,7 @@ def test_a_message_starts_a_new_dialog_unless_it_shall_go_on(page: Any, chat_add
     assert sizes == [1, 1, 1, 1, 3, 3]  # two chats each
 
 
-def test_a_changed_meta_prompt_answers_the_same_question_again(page: Any, chat_address: str) -> None:
+def test_a_changed_meta_prompt_can_be_tried_on_the_same_question(page: Any, chat_address: str) -> None:
     page.goto(chat_address)
     page.fill("[name=question]", "are zoos good or bad?")
     page.click("text=Ask both")
@@ -285,7 +285,7 @@ def test_a_changed_meta_prompt_answers_the_same_question_again(page: Any, chat_a
     assert right.locator(".answer").count() == 0
 
 
-def test_a_question_that_fails_is_said_and_leaves_the_dialog_as_it_was(page: Any, chat_address: str) -> None:
+def test_a_failed_question_shows_an_error_and_leaves_the_dialog_unchanged(page: Any, chat_address: str) -> None:
     page.goto(chat_address)
     page.fill("[name=question]", "who? " * 9000)
     page.click("text=Ask both")
@@ -294,7 +294,7 @@ def test_a_question_that_fails_is_said_and_leaves_the_dialog_as_it_was(page: Any
     assert page.input_value("[name=question]").startswith("who?")
 
 
-def test_without_its_token_the_chat_answers_nobody(page: Any, chat_address: str) -> None:
+def test_the_chat_answers_only_requests_with_its_token(page: Any, chat_address: str) -> None:
     address = chat_address.partition("?")[0]
     question = {"messages": [{"role": "user", "content": "who?"}]}
     assert page.goto(address).status == 401

@@ -117,7 +117,7 @@ MISTAKES = {
     "unknown size": ("plan config.yaml --gpus 8 --model 6B", "--model 6B: no such checkpoint; give its folder, or"),
     "too large a model": (
         "plan config.yaml --gpus 1 --model 70B",
-        "1 x NVIDIA H100 SXM cannot hold it: a learner needs",
+        "1 x NVIDIA H100 SXM are too small: a learner needs",
     ),
     "nothing to check": ("plan --check nowhere", "nowhere: no metrics.jsonl there; give the folder of a run"),
     "plan of nothing": ("plan", "give a config file, such as configs/quickstart.yaml, or --check RUN_DIR"),

@@ -1,4 +1,4 @@
-"""The boards and alerts ask for what a run really exports, and each alert rings when it should and only then."""
+"""Dashboards and alerts: a run exports the metrics that they query, and each alert fires only when it should."""
 
 import json
 import shutil
@@ -11,7 +11,8 @@ import pytest
 import yaml
 from conftest import ROOT
 from manifests import build, needs_kustomize
-from metric_pages import BOARDS, OBSERVABILITY, Seen, expressions, needed, panels, rules, selectors, ungrouped
+from metric_pages import BOARDS, OBSERVABILITY, expressions, needed, panels, rules, selectors, ungrouped
+from watched_run import Seen
 
 from metaalign_rl.monitoring import metric_registry
 
@@ -24,17 +25,17 @@ def test_every_expression_selects_series_by_name() -> None:
         assert all(selector.name for selector in selectors(expression)), expression
 
 
-def test_every_metric_that_a_run_exports_is_on_the_board() -> None:
+def test_every_exported_metric_is_on_the_dashboard() -> None:
     names = {name.removesuffix("_total").removesuffix("_bucket") for name in needed("ray_metaalign_ppo_")}
     assert names - {"ray_metaalign_ppo_finished"} == {f"ray_{name}" for name in metric_registry.EXPORTED} - {
         "ray_metaalign_ppo_finished"
     }
 
 
-def test_a_run_exports_all_that_boards_and_alerts_ask_for(seen: Seen) -> None:
+def test_a_run_exports_all_metrics_that_dashboards_and_alerts_query(seen: Seen) -> None:
     scraped = seen.series
     absent = {name for name in needed("ray_") if not name.startswith("ray_metaalign_reward_")} - scraped.keys()
-    # What the quickstart's settings leave out; the sink exports what the learner tells, by name.
+    # The quickstart's settings do not produce these.
     optional = {"kl_loss", "rollout_kl", "corrected"}
     assert absent <= {f"ray_metaalign_ppo_{name}" for name in optional}
     for name, labels in needed("ray_").items():
@@ -44,20 +45,20 @@ def test_a_run_exports_all_that_boards_and_alerts_ask_for(seen: Seen) -> None:
 
 
 @board
-def test_panels_have_a_unit_a_description_and_a_place_of_their_own(board: Path) -> None:
+def test_panels_have_a_unit_and_a_description_and_do_not_overlap(board: Path) -> None:
     found = panels(board)
     assert len({panel["id"] for panel in found}) == len(found)
     for panel in found:
         if panel["type"] != "row":
             assert panel["description"].endswith(".") and panel["fieldConfig"]["defaults"]["unit"], panel["title"]
     for one, other in combinations([panel["gridPos"] for panel in found], 2):
-        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        left_or_right = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
         above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
-        assert beside or above, (one, other)
+        assert left_or_right or above, (one, other)
         assert one["x"] + one["w"] <= 24
 
 
-def test_the_boards_are_what_their_generator_writes(tmp_path: Path) -> None:
+def test_the_dashboards_are_as_their_generator_writes_them(tmp_path: Path) -> None:
     copy = tmp_path / "cluster/observability"
     shutil.copytree(OBSERVABILITY, copy)
     (tmp_path / "docs").mkdir()
@@ -69,7 +70,7 @@ def test_the_boards_are_what_their_generator_writes(tmp_path: Path) -> None:
         assert json.loads(board.read_text("utf-8")) == written, "run python cluster/observability/make_boards.py"
 
 
-def test_every_alert_is_documented_where_it_points_and_tried() -> None:
+def test_every_alert_is_documented_and_tested() -> None:
     trials = [
         trial
         for test in yaml.safe_load((ROOT / "tests/alerts.yaml").read_text("utf-8"))["tests"]
@@ -85,7 +86,7 @@ def test_every_alert_is_documented_where_it_points_and_tried() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not here (Debian's package prometheus)")
-def test_alerts_ring_when_they_should_and_only_then(tmp_path: Path) -> None:
+def test_alerts_fire_only_when_they_should(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules()))
     shutil.copy(ROOT / "tests/alerts.yaml", tmp_path)
     for words in (["check", "rules", "rules.yaml"], ["test", "rules", "alerts.yaml"]):
@@ -94,7 +95,7 @@ def test_alerts_ring_when_they_should_and_only_then(tmp_path: Path) -> None:
 
 
 @needs_kustomize
-def test_the_kustomization_brings_alerts_pods_and_boards() -> None:
+def test_the_kustomization_has_alerts_pods_and_dashboards() -> None:
     kinds = {one["kind"]: one for one in build(OBSERVABILITY)}
     assert set(kinds) == {"ConfigMap", "PodMonitor", "PrometheusRule"}
     assert kinds["ConfigMap"]["metadata"]["labels"]["grafana_dashboard"] == "1"

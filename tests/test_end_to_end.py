@@ -1,4 +1,4 @@
-"""One run of the whole stack at a tiny size: Ray actors, vLLM rollouts, a trained reward model, DeepSpeed updates."""
+"""A tiny run of the whole stack: Ray actors, vLLM rollouts, a trained reward model, DeepSpeed updates."""
 
 import shutil
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, metaalign_rl
+from conftest import ROOT, TINY, Command
 
 from metaalign_rl.core.files import read_json, read_jsonl
 from metaalign_rl.pipeline.run import STAGES
@@ -26,18 +26,18 @@ REPORT_KEYS = {
 }
 
 
-def test_the_report_holds_every_figure(tiny_run):
+def test_the_report_has_every_metric(tiny_run):
     report = read_json(tiny_run / "report.json")
     assert set(report) >= REPORT_KEYS
     assert all(isinstance(value, int | float) for value in report.values())
     assert report["ppo.steps"] == 6
 
 
-def test_learner_and_engine_agree_on_every_transfer(tiny_run):
+def test_learner_and_engine_agree_after_every_weight_sync(tiny_run):
     assert read_json(tiny_run / "report.json")["ppo.mismatch_max"] < 1e-3
 
 
-def test_each_step_says_what_happened_by_tier_and_where_its_seconds_went(tiny_run):
+def test_each_step_has_metrics_by_tier_and_the_seconds_of_its_parts(tiny_run):
     steps = [step for _, step in read_jsonl(tiny_run / "metrics.jsonl")]
     assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
     for step in steps:
@@ -61,7 +61,7 @@ def test_the_trained_policy_loads_in_transformers_with_the_three_tier_template(t
     assert max(moved) > 0
 
 
-def test_the_trained_reward_model_scores_by_itself(tiny_run):
+def test_the_trained_reward_model_scores_without_the_system(tiny_run):
     from reward import Scorer
 
     row = {"messages": [{"role": "user", "content": "what is the capital of france?"}], "response": "it is paris."}
@@ -69,16 +69,16 @@ def test_the_trained_reward_model_scores_by_itself(tiny_run):
     assert set(score.probabilities) == {"system", "user", "dialog", "overall"}
 
 
-def test_a_finished_run_is_skipped_and_its_results_are_shown_again(tiny_run):
-    again = metaalign_rl("run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={tiny_run.parent}")
+def test_a_finished_run_skips_its_stages_and_shows_its_results(cli: Command, tiny_run: Path) -> None:
+    again = cli("run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={tiny_run.parent}")
     assert again.returncode == 0, again.stderr
     assert "ppo: finished before, skipped" in again.stdout
-    shown = " ".join(metaalign_rl("report", str(tiny_run)).stdout.split())  # titles wrap where a table is narrow
+    shown = " ".join(cli("report", str(tiny_run)).stdout.split())  # titles wrap in a narrow table
     assert "under 6 meta-prompts" in shown and "following" in shown
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_each_stage_has_a_job_of_its_own(stage: str, tiny_run: Path, tmp_path: Path) -> None:
+def test_each_stage_has_its_own_job(stage: str, tiny_run: Path, tmp_path: Path) -> None:
     weights = shutil.ignore_patterns("checkpoints", "controls", "policy", "reward", "rollouts*", "sft")
     shutil.copytree(tiny_run, tmp_path / "tiny", ignore=weights)
     command = [sys.executable, f"jobs/{stage}.py", "--config", "configs/quickstart.yaml", *TINY]
@@ -87,14 +87,13 @@ def test_each_stage_has_a_job_of_its_own(stage: str, tiny_run: Path, tmp_path: P
     assert [line for line in done.stdout.splitlines() if "skipped" in line] == [f"{stage}: finished before, skipped"]
 
 
-def test_another_setting_for_a_finished_stage_is_refused(tiny_run):
-    done = metaalign_rl(
-        "run", "configs/quickstart.yaml", *TINY, "run.name=tiny", f"run.root={tiny_run.parent}", "ppo.steps=7"
-    )
+def test_a_changed_setting_of_a_finished_stage_is_an_error(cli: Command, tiny_run: Path) -> None:
+    words = [*TINY, "run.name=tiny", f"run.root={tiny_run.parent}", "ppo.steps=7"]
+    done = cli("run", "configs/quickstart.yaml", *words)
     assert done.returncode == 2
     assert "ppo.steps 6 → 7" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_no_pickle_is_left_where_a_model_is_loaded_from(tiny_run):
+def test_no_model_folder_has_a_pickle(tiny_run):
     pickles = [path for path in tiny_run.rglob("*") if path.suffix in (".pt", ".bin", ".pkl")]
     assert all("checkpoints" in path.parts for path in pickles)

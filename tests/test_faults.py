@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from metaalign_rl.runtime.faults import (
 )
 from metaalign_rl.scoring.worker_pool import RewardPool
 
+pytestmark = pytest.mark.usefixtures("local_ray")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 REQUESTS = [Request(index, [1, 2]) for index in range(12)]
 
@@ -87,13 +87,6 @@ class Broken(Worker):
 
     def score(self, rows, answers):
         os._exit(1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

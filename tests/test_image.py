@@ -1,4 +1,4 @@
-"""The Dockerfiles, without an engine: a linter, and that they hold what the project and the manifests count on."""
+"""The Dockerfiles, checked without Docker: a linter, and what the project and the manifests need of them."""
 
 import re
 import subprocess
@@ -15,19 +15,19 @@ dockerfile = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path:
 
 @pytest.fixture(scope="module")
 def check() -> ModuleType:
-    """The script that does a Dockerfile's steps without an engine."""
+    """The script that runs the steps of a Dockerfile without Docker."""
     return load_script(ROOT / "cluster/image/check.py")
 
 
 @dockerfile
-def test_the_linter_has_nothing_to_say(dockerfile: Path) -> None:
+def test_the_linter_finds_no_problem(dockerfile: Path) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([hadolint, "--no-color", dockerfile], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 @dockerfile
-def test_all_that_is_copied_is_there_and_not_ignored(dockerfile: Path, check: ModuleType) -> None:
+def test_every_copied_file_exists_and_is_not_ignored(dockerfile: Path, check: ModuleType) -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = [words.split()[:-1] for name, words in check.instructions(dockerfile.read_text()) if name == "COPY"]
     for source in (source for sources in copied for source in sources if not sources[0].startswith("--from")):
@@ -36,7 +36,7 @@ def test_all_that_is_copied_is_there_and_not_ignored(dockerfile: Path, check: Mo
 
 
 @dockerfile
-def test_the_image_runs_as_a_user_of_its_own_and_is_pinned(dockerfile: Path, check: ModuleType) -> None:
+def test_the_image_runs_as_its_own_user_and_is_pinned(dockerfile: Path, check: ModuleType) -> None:
     found = list(check.instructions(dockerfile.read_text()))
     last = [words for name, words in found if name == "USER"]
     assert last == ["1000:1000"]
@@ -45,13 +45,13 @@ def test_the_image_runs_as_a_user_of_its_own_and_is_pinned(dockerfile: Path, che
     assert any(f"make packages DEVICE={device} DEV_REQUIREMENTS= VENV=/opt/venv" in words for _, words in found)
 
 
-def test_the_two_images_differ_only_where_the_device_asks_for_it(check: ModuleType) -> None:
+def test_the_two_images_have_most_steps_in_common(check: ModuleType) -> None:
     cpu, cuda = (list(check.instructions(path.read_text())) for path in DOCKERFILES)
     same = [one for one in cpu if one in cuda]
     assert len(same) > 0.7 * len(cpu)
 
 
-def test_steps_of_a_dockerfile_are_done_under_another_root(tmp_path: Path, check: ModuleType) -> None:
+def test_the_script_runs_the_steps_of_a_dockerfile_under_another_root(tmp_path: Path, check: ModuleType) -> None:
     folder = check.Folder(tmp_path)
     dockerfile = """
 WORKDIR /build

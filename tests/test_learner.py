@@ -1,74 +1,33 @@
 """The learner: updates by DeepSpeed on a tiny model, its state and its weights."""
 
 import json
-import multiprocessing
 import os
 import random
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from learner_toys import VOCABULARY, make_samples
+from learner_toys import CONFIG, evaluated, make_learner, make_samples, tiny_model, with_advantages
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
 
-from metaalign_rl.config.learner import LearnerConfig
-from metaalign_rl.config.schema import Config, RunConfig
-from metaalign_rl.core.dataflow import Batch
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder
 from metaalign_rl.learner.batch import make_batch
 from metaalign_rl.learner.divergence import Diverged
 from metaalign_rl.learner.micro_batches import model_inputs
 from metaalign_rl.learner.worker import Learner
-from metaalign_rl.ppo.advantages import gae, token_rewards, whiten
-from metaalign_rl.runtime.rendezvous import rendezvous
-
-CONFIG = LearnerConfig(
-    learning_rate=1e-3,
-    critic_learning_rate=1e-3,
-    minibatch_size=1000,
-    micro_batch_tokens=1000,
-    max_grad_norm=100.0,
-)
 
 FILE = "model.safetensors"
 CAPPED = {"correction": "token", "correction_mode": "clip", "correction_bounds": (0.0, 2.0)}
-
-
-def tiny_model(path: Path, seed: int, kind: type = Qwen2ForCausalLM, **changes: object) -> Path:
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-        initializer_range=0.2,
-        pad_token_id=0,
-        **changes,
-    )
-    kind(config).save_pretrained(path)
-    words = {f"w{index}": index for index in range(VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
-    tokenizer.chat_template = "{{ messages }}"
-    tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -90,29 +49,6 @@ def process_group():
         torch.distributed.destroy_process_group()
 
 
-def make_learner(
-    folder: Path, config: LearnerConfig = CONFIG, rank: int = 0, world_size: int = 1, **paths: str
-) -> Learner:
-    meeting = f"file://{folder}/rendezvous{world_size}"
-    learner = Learner(config, rank, world_size, meeting, dtype="float32", seed=0)
-    names = {"policy": "policy", "critic": "policy", "reference": "reference"} | paths
-    learner.setup(*(folder / names[name] for name in ("policy", "critic", "reference")))
-    return learner
-
-
-def with_advantages(batch: Batch) -> Batch:
-    scores = torch.rand(len(batch), generator=torch.Generator().manual_seed(0))
-    rewards = token_rewards(scores, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl_coef=0.01)
-    advantages, returns = gae(rewards, batch.values, batch.action_mask, gamma=1.0, lam=0.9)
-    return replace(batch, advantages=whiten(advantages, batch.action_mask), returns=returns)
-
-
-def evaluated(learner: Learner, **rollout: object) -> Batch:
-    batch = learner.evaluate(make_batch(make_samples(), pad_id=0, **rollout))
-    assert batch is not None
-    return with_advantages(batch)
-
-
 def policy_weights(learner: Learner) -> Tensor:
     return torch.cat([p.detach().flatten() for p in learner.policy.module.parameters()])
 
@@ -131,7 +67,7 @@ def test_log_probabilities_are_those_of_transformers(folder):
         torch.testing.assert_close(batch.logprobs[row][batch.action_mask[row]], expected, atol=1e-5, rtol=0)
 
 
-def test_answers_that_share_a_pass_over_their_prompt_learn_the_same(folder):
+def test_sharing_a_pass_over_the_prompt_does_not_change_an_update(folder):
     prompts = [prompt for prompt, _ in make_samples(4)]
     samples = [(prompts[index % 4], response) for index, (_, response) in enumerate(make_samples(12))]
     batch = make_batch(samples, pad_id=0)
@@ -144,7 +80,7 @@ def test_answers_that_share_a_pass_over_their_prompt_learn_the_same(folder):
         assert shared.train(one) == pytest.approx(alone.train(one), rel=1e-3, abs=1e-5)
 
 
-def test_the_engines_log_probabilities_can_be_the_old_ones_and_save_a_pass(folder):
+def test_the_engine_s_log_probabilities_can_replace_the_learner_s_pass(folder):
     """Then the update tells how far they are from the learner's own, before it moves."""
     judge = make_learner(folder)
     samples = make_samples()
@@ -162,7 +98,7 @@ def test_the_engines_log_probabilities_can_be_the_old_ones_and_save_a_pass(folde
     assert fresh.train(with_advantages(off))["mismatch"] == pytest.approx(0.5, abs=1e-4)
 
 
-def test_samples_of_one_prompt_stay_in_one_minibatch_where_they_share_it(folder):
+def test_samples_that_share_a_prompt_stay_in_one_minibatch(folder):
     samples = [(prompt, response) for prompt, response in make_samples(4) for _ in range(3)]
     learner = make_learner(folder, replace(CONFIG, share_prompts=True))
     order = learner._shuffled(make_batch(samples, pad_id=0)).tolist()
@@ -170,7 +106,7 @@ def test_samples_of_one_prompt_stay_in_one_minibatch_where_they_share_it(folder)
     assert all(len({row // 3 for row in order[start : start + 3]}) == 1 for start in range(0, 12, 3))
 
 
-def test_an_update_raises_the_probability_of_what_was_better_than_expected(folder):
+def test_an_update_raises_the_probability_of_responses_with_positive_advantage(folder):
     learner = make_learner(folder)
     batch = evaluated(learner)
     metrics = [learner.train(batch) for _ in range(5)]
@@ -182,7 +118,7 @@ def test_an_update_raises_the_probability_of_what_was_better_than_expected(folde
     assert metrics[-1]["value_loss"] < metrics[0]["value_loss"]
 
 
-def test_dropout_is_off_in_training_under_checkpointing_too(folder):
+def test_dropout_is_off_also_with_gradient_checkpointing(folder):
     tiny_model(folder / "dropout", seed=1, attention_dropout=0.5)
     learner = make_learner(folder, replace(CONFIG, gradient_checkpointing=True), policy="dropout", critic="dropout")
     metrics = learner.train(evaluated(learner))
@@ -226,7 +162,7 @@ def test_the_entropy_bonus_and_the_off_policy_correction_enter_the_loss(folder):
 
 
 @pytest.mark.parametrize("name", ["advantages", "returns"])
-def test_an_update_of_numbers_that_are_not_finite_is_refused(folder, name):
+def test_a_batch_with_non_finite_numbers_is_an_error(folder, name):
     learner = make_learner(folder)
     batch = evaluated(learner)
     getattr(batch, name)[0, 3:5] = float("nan")
@@ -236,7 +172,7 @@ def test_an_update_of_numbers_that_are_not_finite_is_refused(folder, name):
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_a_loss_that_is_not_finite_stops_training_before_the_step(folder, stage):
+def test_a_non_finite_loss_stops_training_before_the_step(folder, stage):
     learner = make_learner(folder, replace(CONFIG, zero_stage=stage, minibatch_size=6))
     batch = evaluated(learner)
     learner.train(batch)
@@ -250,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_training_before_the_step(folder, stage)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_a_gradient_that_outgrows_its_history_stops_training_before_the_step(folder, stage):
+def test_a_gradient_spike_stops_training_before_the_step(folder, stage):
     learner = make_learner(folder, replace(CONFIG, zero_stage=stage, spike_limit=50.0))
     batch = evaluated(learner)
     learner.train(batch)
@@ -279,7 +215,7 @@ def test_a_resumed_step_equals_the_uninterrupted_one(folder, tmp_path, stage):
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
-def test_a_folder_is_replaced_whole_and_what_dead_writers_left_is_removed(tmp_path):
+def test_a_folder_is_replaced_atomically_and_leftovers_of_dead_writers_are_removed(tmp_path):
     for litter in (".state.1.part", ".state.1.old", ".state.2.1.part"):
         (tmp_path / litter).mkdir()
     for name in ("first", "second"):
@@ -288,7 +224,7 @@ def test_a_folder_is_replaced_whole_and_what_dead_writers_left_is_removed(tmp_pa
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["second"]
 
 
-def test_a_state_of_other_engines_is_refused(folder, tmp_path):
+def test_the_state_of_another_set_of_engines_is_an_error(folder, tmp_path):
     learner = make_learner(folder)
     learner.save_state(tmp_path / "state")
     learner.critic = None
@@ -318,7 +254,7 @@ def test_a_critic_starts_from_a_reward_model_with_a_new_head(folder):
     assert batch.values[batch.action_mask].abs().max() < 0.5
 
 
-def test_there_need_not_be_a_critic(folder):
+def test_the_critic_is_optional(folder):
     learner = Learner(CONFIG, 0, 1, f"file://{folder}/rendezvous1", dtype="float32", seed=0)
     learner.setup(folder / "policy", None, folder / "reference")
     batch = learner.evaluate(make_batch(make_samples(), pad_id=0))
@@ -339,7 +275,7 @@ def test_weights_for_the_engines_have_the_names_of_the_checkpoint(folder):
             torch.testing.assert_close(found[name], tensor)
 
 
-def test_weights_that_transformers_joined_are_taken_apart_as_in_the_checkpoint(tmp_path):
+def test_tensors_that_transformers_merged_are_sent_as_in_the_checkpoint(tmp_path):
     from metaalign_rl.learner.deepspeed_engine import stream_weights
 
     torch.manual_seed(0)
@@ -357,7 +293,7 @@ def test_weights_that_transformers_joined_are_taken_apart_as_in_the_checkpoint(t
         torch.testing.assert_close(found[name], tensor)
 
 
-def test_attention_in_float32_is_the_bfloat16_models_own_but_for_rounding(folder, tmp_path):
+def test_attention_in_float32_changes_a_bfloat16_model_only_by_rounding(folder, tmp_path):
     from metaalign_rl.learner.models import load_policy  # imports deepspeed, which a learner prepares
 
     inputs = model_inputs(make_batch(make_samples(), pad_id=0), share_prompts=False)
@@ -371,7 +307,7 @@ def test_attention_in_float32_is_the_bfloat16_models_own_but_for_rounding(folder
     assert "sdpa" not in (tmp_path / "config.json").read_text()  # vLLM and transformers choose their own
 
 
-def test_a_missing_or_unsafe_model_is_refused_by_name(folder, tmp_path):
+def test_a_missing_or_unsafe_model_folder_is_an_error_that_names_it(folder, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such model folder"):
         make_learner(folder, policy="nowhere")
     tiny_model(tmp_path / "remote", seed=1)
@@ -379,73 +315,3 @@ def test_a_missing_or_unsafe_model_is_refused_by_name(folder, tmp_path):
     (tmp_path / "remote" / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.Y"}}))
     with pytest.raises(UserError, match="auto_map"):
         make_learner(folder, policy=str(tmp_path / "remote"))
-
-
-# Two ranks
-
-
-def test_ranks_meet_in_a_new_file_of_the_run_and_old_ones_are_removed(tmp_path):
-    config = Config(run=RunConfig(root=str(tmp_path)))
-    first, second = (Path(rendezvous(config).removeprefix("file://")) for _ in range(2))
-    assert first != second
-    second.touch()
-    assert Path(rendezvous(config).removeprefix("file://")).parent == second.parent
-    assert second.is_relative_to(tmp_path)
-    assert not second.exists()
-
-
-PLAIN: tuple[dict[str, object], float] = ({}, 0.0)  # settings, and the coefficient of the KL in the loss
-EVERYTHING: tuple[dict[str, object], float] = ({"loss_aggregation": "samples", "correction": "sequence"}, 0.1)
-VARIANTS = {0: PLAIN, 1: EVERYTHING, 2: EVERYTHING, 3: PLAIN}  # by ZeRO stage
-
-
-def run_rank(folder: Path, batch: Batch, rank: int) -> None:
-    """Two updates at each ZeRO stage on one of two ranks; rank 0 leaves policy and metrics in `folder`."""
-    from metaalign_rl.learner.deepspeed_engine import stream_weights
-
-    torch.set_num_threads(1)
-    for stage, (changes, kl_coef) in VARIANTS.items():
-        config = replace(CONFIG, zero_stage=stage, micro_batch_tokens=30, **changes)
-        learner = make_learner(folder, config, rank, world_size=2)
-        again = learner.evaluate(batch)
-        metrics = [learner.train(batch, kl_coef) for _ in range(2)]
-        learner.save_state(folder / f"state{stage}")
-        learner.save_policy(folder / f"updated{stage}")
-        expected = learner.train(batch, kl_coef)
-        learner.load_state(folder / f"state{stage}")
-        assert learner.train(batch, kl_coef) == expected
-        streamed = {name: t.clone() for name, t in stream_weights(learner.policy.module.model, 5_000)}
-        learner.save_policy(folder / f"streamed{stage}")
-        for name, tensor in load_file(folder / f"streamed{stage}" / "model.safetensors").items():
-            torch.testing.assert_close(streamed[name], tensor, rtol=0, atol=0)
-        if rank == 0:
-            torch.testing.assert_close(again.logprobs, batch.logprobs)
-            torch.testing.assert_close(again.values, batch.values)
-            (folder / f"metrics{stage}.json").write_text(json.dumps(metrics))
-
-
-@pytest.mark.slow
-def test_two_ranks_make_the_update_of_one_at_every_zero_stage(folder):
-    draw = random.Random(1)
-    rollout = [[draw.uniform(-5, -3) for _ in response] for _, response in make_samples()]
-    batch, start = evaluated(make_learner(folder), rollout_logprobs=rollout), load_file(folder / "policy" / FILE)
-    expected = {}
-    for name, (changes, kl_coef) in (("plain", PLAIN), ("everything", EVERYTHING)):
-        alone = make_learner(folder, replace(CONFIG, **changes))
-        expected[name] = [alone.train(batch, kl_coef) for _ in range(2)]
-        alone.save_policy(folder / name)
-    processes = multiprocessing.get_context("spawn")
-    ranks = [processes.Process(target=partial(run_rank, folder, batch, rank)) for rank in (0, 1)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=300)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    for stage, variant in VARIANTS.items():
-        name = "plain" if variant is PLAIN else "everything"
-        metrics = json.loads((folder / f"metrics{stage}.json").read_text())
-        for found, wanted in zip(metrics, expected[name], strict=True):
-            assert found == pytest.approx(wanted, rel=1e-3, abs=1e-5)
-        updated, one = (load_file(folder / made / FILE) for made in (f"updated{stage}", name))
-        moved = sum((one[key] - start[key]).norm() for key in start)
-        assert sum((one[key] - updated[key]).norm() for key in start) < 0.01 * moved

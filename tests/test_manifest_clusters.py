@@ -1,4 +1,4 @@
-"""What must be true of the manifests' clusters: their sizes, their ends, and who reaches what."""
+"""The Ray clusters of the manifests: their sizes, how they end, and which connections they allow."""
 
 import re
 import shlex
@@ -26,7 +26,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", RAY)
-def test_the_head_has_no_work_and_every_request_a_token(name: str) -> None:
+def test_the_head_gets_no_work_and_every_request_needs_a_token(name: str) -> None:
     spec = ray_cluster(only(name))
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert spec["headGroupSpec"]["rayStartParams"]["num-gpus"] == "0"
@@ -34,14 +34,14 @@ def test_the_head_has_no_work_and_every_request_a_token(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RAY)
-def test_the_version_of_ray_is_the_images(name: str) -> None:
+def test_the_version_of_ray_is_that_of_the_image(name: str) -> None:
     for kind in ("cpu", "cuda"):
         (version,) = re.findall(r"^ray\b.*==(.*)$", (ROOT / f"requirements/{kind}.txt").read_text(), re.M)
         assert ray_cluster(only(name))["rayVersion"] == version
 
 
 @pytest.mark.parametrize("name", RAY)
-def test_the_object_store_fits_in_shared_memory_and_that_in_the_container(name: str) -> None:
+def test_the_object_store_fits_into_shared_memory_which_fits_into_the_container(name: str) -> None:
     spec = ray_cluster(only(name))
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
@@ -51,7 +51,7 @@ def test_the_object_store_fits_in_shared_memory_and_that_in_the_container(name: 
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_jobs_cluster_neither_grows_nor_shrinks(name: str) -> None:
+def test_a_jobs_cluster_has_a_fixed_size(name: str) -> None:
     spec = ray_cluster(only(name))
     assert "enableInTreeAutoscaling" not in spec
     for group in spec["workerGroupSpecs"]:
@@ -65,19 +65,19 @@ def test_a_job_retries_ends_and_cleans_up(name: str) -> None:
     assert spec["preRunningDeadlineSeconds"] < spec["activeDeadlineSeconds"]
     assert spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] > 0
     words = shlex.split(spec["entrypoint"])
-    assert {"run.root=/runs"} <= {*words}  # the same place for each retry
+    assert {"run.root=/runs"} <= {*words}  # the same folder for each retry
     assert len([word for word in words if word.startswith("run.name=")]) == 1
 
 
 def config_of(name: str) -> Config:
-    """The settings that a job's entrypoint gives."""
+    """The settings of a job's entry point."""
     program, command, path, *words = shlex.split(only(name)["spec"]["entrypoint"])
     assert (program, command) == ("metaalign-rl", "run")
     return loader.load(Config, ROOT / Path(path).relative_to("/opt/metaalign-rl"), words)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_the_config_asks_for_what_the_manifest_gives(name: str) -> None:
+def test_the_config_uses_the_resources_of_the_manifest(name: str) -> None:
     (group,) = ray_cluster(only(name))["workerGroupSpecs"]
     limits, nodes = container(group["template"])["resources"]["limits"], group["replicas"]
     config = config_of(name)
@@ -93,13 +93,13 @@ def test_the_config_asks_for_what_the_manifest_gives(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_the_driver_finds_the_memory_that_the_config_wants_on_the_head(name: str) -> None:
+def test_the_head_has_the_memory_that_the_config_needs(name: str) -> None:
     head = quantity(container(dict(pods(only(name)))["head"])["resources"]["limits"]["memory"])
-    assert config_of(name).cluster.memory_gib * 2**30 <= head * 0.75  # Ray's own processes have the rest
+    assert config_of(name).cluster.memory_gib * 2**30 <= head * 0.75  # Ray's own processes use the rest
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_plan_says_that_a_config_fits(name: str) -> None:
+def test_the_plan_agrees_that_a_config_fits(name: str) -> None:
     config = loader.load(Config, ROOT / f"configs/{name}.yaml", [])
     model, gpu = SIZES[name]
     shape, device, nodes = find_shape(model).untied(), find_device(gpu), -(-config.cluster.gpus // 8)
@@ -113,7 +113,7 @@ def test_the_plan_says_that_a_config_fits(name: str) -> None:
     )
 
 
-def test_the_scorer_has_a_pod_for_each_replica_and_no_more() -> None:
+def test_the_scorer_has_exactly_one_pod_for_each_replica() -> None:
     service = only("scorer")
     (group,) = ray_cluster(service)["workerGroupSpecs"]
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
@@ -125,7 +125,7 @@ def test_the_scorer_has_a_pod_for_each_replica_and_no_more() -> None:
     assert application["args"]["cpus"] <= int(limits["cpu"])
 
 
-def test_the_budget_and_the_policy_name_the_scorers_pods() -> None:
+def test_the_budget_and_the_policy_select_the_scorers_pods() -> None:
     labels = dict(pods(only("scorer")))["scorers"]["metadata"]["labels"]
     named = {found["kind"]: found for found in overlay("namespace") if found["metadata"]["name"] == "metaalign-scorer"}
     assert named["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
@@ -133,7 +133,7 @@ def test_the_budget_and_the_policy_name_the_scorers_pods() -> None:
     assert budget.items() <= (labels | {"ray.io/node-type": "worker"}).items()  # KubeRay adds that one
 
 
-def test_only_the_projects_pods_reach_the_ports_that_run_code() -> None:
+def test_only_the_projects_pods_may_connect_to_ports_that_run_code() -> None:
     for policy in (found for found in overlay("namespace") if found["kind"] == "NetworkPolicy"):
         for rule in policy["spec"]["ingress"]:
             ours = rule["from"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "metaalign-rl"}}}]
@@ -141,7 +141,7 @@ def test_only_the_projects_pods_reach_the_ports_that_run_code() -> None:
             assert ours or rule["ports"]
 
 
-def test_one_place_names_the_registry() -> None:
+def test_only_one_file_names_the_registry() -> None:
     named = [path for path in CLUSTER.rglob("*.yaml") if "registry.example.com" in path.read_text()]
     assert named == [CLUSTER / "components/image/kustomization.yaml"]
     images = {container(pod)["image"] for name in RAY for _, pod in pods(only(name))}

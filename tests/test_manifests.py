@@ -1,4 +1,4 @@
-"""The manifests under cluster/: the schemas hold what kustomize builds, and every pod is as it must be."""
+"""The manifests under cluster/: what kustomize builds is valid, and every pod follows the rules."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ pytestmark = needs_kustomize
 KUBERNETES = "1.37"
 SCHEMAS = ROOT.parent / "shared" / "kuberay-crds"  # of KubeRay 1.7.0
 
-needs_schemas = pytest.mark.skipif(not SCHEMAS.is_dir(), reason="KubeRay's schemas are not here")
+needs_schemas = pytest.mark.skipif(not SCHEMAS.is_dir(), reason="KubeRay's schemas are missing")
 
 
 # --- schemas ---
@@ -40,7 +40,7 @@ needs_schemas = pytest.mark.skipif(not SCHEMAS.is_dir(), reason="KubeRay's schem
 
 @cache
 def crd(kind: str) -> Any:
-    """Checks objects of a KubeRay kind, unknown fields being errors."""
+    """A validator for objects of a KubeRay kind. Unknown fields are errors."""
     (path,) = SCHEMAS.glob(f"*_{kind.lower()}s.yaml")
     versions = yaml.safe_load(path.read_text())["spec"]["versions"]
     (schema,) = [version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"]
@@ -48,7 +48,7 @@ def crd(kind: str) -> Any:
 
 
 def strict(schema: Any) -> Any:
-    """A CRD's schema as JSON Schema in which no object has fields that are not listed."""
+    """A CRD's schema as JSON Schema, in which unknown fields are errors."""
     if isinstance(schema, list):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -63,7 +63,7 @@ def strict(schema: Any) -> Any:
 
 
 def check(found: Object) -> None:
-    """Raise what a strict API server would say: KubeRay's own kinds, the pods in them, Kubernetes' kinds."""
+    """Raise an error where a strict API server would: for KubeRay's kinds, the pods in them, and Kubernetes' kinds."""
     if not found["apiVersion"].startswith("ray.io/"):
         kubernetes_validate.validate(found, KUBERNETES, strict=True)
         return
@@ -75,14 +75,14 @@ def check(found: Object) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_what_an_overlay_builds_is_valid(name: str) -> None:
+def test_every_overlay_is_valid(name: str) -> None:
     for found in overlay(name):
         check(found)
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("name", JOBS)
-def test_an_overlay_of_a_job_takes_a_component(name: str, component: str, tmp_path: Path) -> None:
+def test_a_component_can_be_added_to_a_job(name: str, component: str, tmp_path: Path) -> None:
     with_component = {"resources": [f"../overlays/{name}"], "components": [f"../components/{component}"]}
     shutil.copytree(CLUSTER, tmp_path / "cluster")
     (folder := tmp_path / "cluster" / "mine").mkdir()
@@ -113,7 +113,7 @@ POD_MISTAKES: dict[str, Callable[[Object], None]] = {
 
 @needs_schemas
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
-def test_kuberays_schema_refuses(mistake: Callable[[Object], None]) -> None:
+def test_kuberays_schema_rejects(mistake: Callable[[Object], None]) -> None:
     job = only("one-node")
     mistake(job)
     with pytest.raises(jsonschema.ValidationError):
@@ -121,15 +121,15 @@ def test_kuberays_schema_refuses(mistake: Callable[[Object], None]) -> None:
 
 
 @pytest.mark.parametrize("mistake", POD_MISTAKES.values(), ids=POD_MISTAKES.keys())
-def test_kubernetes_schema_refuses_in_a_pod(mistake: Callable[[Object], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_manifests.SCHEMAS", Path("absent"))  # so that not KubeRay's finds it
+def test_kubernetes_schema_rejects_in_a_pod(mistake: Callable[[Object], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_manifests.SCHEMAS", Path("absent"))  # so that KubeRay's schema does not report it first
     job = only("one-node")
     mistake(dict(pods(job))["head"])
     with pytest.raises(kubernetes_validate.ValidationError):
         check(job)
 
 
-def test_kubernetes_schema_refuses_a_misspelt_claim() -> None:
+def test_kubernetes_schema_rejects_a_misspelt_claim() -> None:
     (claim, *_) = [found for found in overlay("namespace") if found["kind"] == "PersistentVolumeClaim"]
     misspell(claim["spec"], "accessModes", "accessMode")
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -152,7 +152,7 @@ def test_every_pod_passes_restricted_pod_security(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RAY)
-def test_every_pod_gets_what_it_asks_for(name: str) -> None:
+def test_the_requests_of_every_pod_equal_its_limits(name: str) -> None:
     for _, template in pods(only(name)):
         resources = container(template)["resources"]
         assert resources["requests"] == resources["limits"]
@@ -160,7 +160,7 @@ def test_every_pod_gets_what_it_asks_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RAY)
-def test_every_pod_mounts_what_it_has_and_has_what_it_mounts(name: str) -> None:
+def test_the_volumes_and_mounts_of_every_pod_match(name: str) -> None:
     claims = {one["metadata"]["name"]: one["spec"] for one in overlay("namespace") if "Claim" in one["kind"]}
     for which, template in pods(only(name)):
         volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
@@ -176,13 +176,13 @@ def test_every_pod_mounts_what_it_has_and_has_what_it_mounts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RAY)
-def test_every_pod_is_one_that_the_network_policy_names(name: str) -> None:
+def test_the_network_policy_selects_every_pod(name: str) -> None:
     (policy, _) = [found["spec"] for found in overlay("namespace") if found["kind"] == "NetworkPolicy"]
     for _, template in pods(only(name)):
         assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
 
 
-def test_only_the_head_that_scales_may_speak_to_kubernetes() -> None:
+def test_only_the_head_that_scales_may_call_kubernetes() -> None:
     (account,) = [found for found in overlay("namespace") if found["kind"] == "ServiceAccount"]
     ours = {"serviceAccountName": account["metadata"]["name"], "automountServiceAccountToken": False}
     every = [(name, which, pod["spec"]) for name in RAY for which, pod in pods(only(name))]
@@ -190,7 +190,7 @@ def test_only_the_head_that_scales_may_speak_to_kubernetes() -> None:
     assert ray_cluster(only("scorer"))["enableInTreeAutoscaling"]
 
 
-def test_secrets_come_by_reference_alone() -> None:
+def test_secrets_are_only_referenced() -> None:
     for name in RAY:
         for _, template in pods(only(name)):
             for variable in container(template).get("env", []):
@@ -200,7 +200,7 @@ def test_secrets_come_by_reference_alone() -> None:
     assert "kind: Secret" not in texts
 
 
-def test_a_run_needs_no_secret_and_a_scorer_its_token() -> None:
+def test_a_run_needs_no_secret_and_a_scorer_needs_its_token() -> None:
     def optional(template: Object) -> dict[str, bool]:
         variables = [variable for variable in container(template)["env"] if "valueFrom" in variable]
         return {v["name"]: v["valueFrom"]["secretKeyRef"].get("optional", False) for v in variables}

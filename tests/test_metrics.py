@@ -1,4 +1,4 @@
-"""A step's metrics: what they say, where they go, and that none goes undocumented."""
+"""The metrics of a PPO step: their values, where they are written, and their documentation."""
 
 import json
 import re
@@ -24,9 +24,8 @@ from metaalign_rl.learner.batch import batch_of
 from metaalign_rl.monitoring import metric_registry
 from metaalign_rl.monitoring.backends import TensorBoardBackend
 from metaalign_rl.monitoring.metrics_logger import MetricsLogger, open_metrics_logger
-from metaalign_rl.ppo.step_metrics import describe
+from metaalign_rl.ppo.step_metrics import rollout_metrics
 from metaalign_rl.preflight import checks
-from metaalign_rl.runtime import ray_session
 
 STEP = {
     **dict.fromkeys((*metric_registry.RESPONSE_METRICS, *metric_registry.STEP_METRICS), 0.5),
@@ -45,11 +44,11 @@ def steps_in(path: Path) -> list[int]:
     return [line["step"] for _, line in read_jsonl(path)]
 
 
-# What they say.
+# Values.
 
 
 def describe_two(first_versions: tuple[int, int] = (0, 0), version: int = 0) -> dict[str, float]:
-    """Of an answer of one token for the system's tier, worth 1, and one of three for the user's, worth 0."""
+    """The metrics of two responses: one token, reward 1, system tier; and three tokens, reward 0, user tier."""
     rows = build.prompts(0, 50)
     rollouts = []
     for tier, tokens, value, first in zip(("system", "user"), (1, 3), (1.0, 0.0), first_versions, strict=True):
@@ -58,10 +57,10 @@ def describe_two(first_versions: tuple[int, int] = (0, 0), version: int = 0) -> 
         rollouts.append(Rollout(row, sample, Reward(value, value, None)))
     batch = batch_of([rollout.sample for rollout in rollouts], pad_id=0)
     mask = batch.action_mask.float()
-    return describe(rollouts, replace(batch, logprobs=-mask, ref_logprobs=-1.5 * mask), version)
+    return rollout_metrics(rollouts, replace(batch, logprobs=-mask, ref_logprobs=-1.5 * mask), version)
 
 
-def test_a_steps_means_are_over_answers_and_its_nats_over_tokens() -> None:
+def test_rewards_are_means_over_responses_and_nats_are_means_over_tokens() -> None:
     found = describe_two()
     assert found["reward"] == 0.5
     assert (found["response_tokens"], found["tier/user/response_tokens"]) == (2.0, 3.0)
@@ -69,15 +68,15 @@ def test_a_steps_means_are_over_answers_and_its_nats_over_tokens() -> None:
     assert found["surprisal"] == found["tier/system/surprisal"] == pytest.approx(1.0)
 
 
-def test_staleness_counts_the_updates_since_an_answers_first_token() -> None:
+def test_staleness_counts_the_updates_since_the_first_token_of_a_response() -> None:
     found = describe_two(first_versions=(7, 4), version=7)
     assert (found["staleness"], found["staleness_max"]) == (1.5, 3)
 
 
-# Where they go.
+# Where they are written.
 
 
-def test_metrics_of_a_step_that_is_done_again_replace_its_line(tmp_path: Path) -> None:
+def test_the_metrics_of_a_repeated_step_replace_its_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for first in (1, 2):
         with MetricsLogger(path, TensorBoardBackend(tmp_path / "tensorboard")) as log:
@@ -89,7 +88,7 @@ def test_metrics_of_a_step_that_is_done_again_replace_its_line(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("left", [0, 1, 20, -1])
-def test_what_a_kill_left_of_a_line_breaks_neither_reading_nor_going_on(tmp_path: Path, left: int) -> None:
+def test_a_line_that_a_kill_cut_off_breaks_neither_reading_nor_resuming(tmp_path: Path, left: int) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsLogger(path) as log:
         log.write(metrics(1))
@@ -102,13 +101,13 @@ def test_what_a_kill_left_of_a_line_breaks_neither_reading_nor_going_on(tmp_path
     assert steps_in(path) == [1, 2]
 
 
-def test_a_steps_line_costs_the_same_however_long_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_a_steps_line_does_not_grow_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(metrics(step)) + "\n" for step in range(1, 2001)))
     with MetricsLogger(path) as log:
         log.write(metrics(2001))
         before = path.stat()
-        for name in ("read_log", "write_jsonl"):  # only the first line of a process may look at the others
+        for name in ("read_log", "write_jsonl"):  # only the first line of a process may read the others
             monkeypatch.delattr(f"metaalign_rl.monitoring.metrics_logger.{name}")
         log.write(metrics(2002))
     after = path.stat()
@@ -116,7 +115,7 @@ def test_a_steps_line_costs_the_same_however_long_the_run_is(tmp_path: Path, mon
     assert after.st_size - before.st_size == len(path.read_text().splitlines()[-1]) + 1
 
 
-def test_an_alarm_is_recorded_and_said_once_also_over_a_resume(
+def test_an_alarm_is_recorded_and_is_printed_once_even_after_a_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -124,22 +123,19 @@ def test_an_alarm_is_recorded_and_said_once_also_over_a_resume(
         with MetricsLogger(path) as log:
             for step in steps:
                 log.write(metrics(step, kl=0.1 if step < 25 else 5.0))
-    rang = [line["step"] for line in read_log(path) if line["alarm"]]
-    assert rang == list(range(26, 41))
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith("ALARM at step 26: exploding KL since step 24")
+    alarms = [line["step"] for line in read_log(path) if line["alarm"]]
+    assert alarms == list(range(26, 41))
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1
+    assert printed[0].startswith("ALARM at step 26: exploding KL since step 24")
 
 
 @pytest.mark.slow
-def test_every_exported_name_is_on_the_page_that_prometheus_scrapes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_exported_name_is_on_the_page_that_prometheus_scrapes(local_ray: Config, tmp_path: Path) -> None:
     import ray
 
-    monkeypatch.setenv("RAY_metrics_report_interval_ms", "200")
     config = Config(run=RunConfig(name="seen"), ppo=PPOConfig(steps=1))
-    with ray_session.connect(config), open_metrics_logger(config, RunFolder(tmp_path)) as log:
+    with open_metrics_logger(config, RunFolder(tmp_path)) as log:
         log.write(metrics(1))
         page = scrape(ray.nodes()[0], until=metric_registry.EXPORTED)
         again = scrape(ray.nodes()[0], until=[f"{metric_registry.PREFIX}step"])
@@ -150,12 +146,12 @@ def test_every_exported_name_is_on_the_page_that_prometheus_scrapes(
     assert value(page, "samples_total", run="seen") == 8
     assert value(page, "seconds_total", run="seen", part="learn") == 1.0
     assert value(page, "step_seconds_count", run="seen") == 1
-    assert value(again, "step", run="seen") == 1, "a gauge is to be on every page while PPO is on"
+    assert value(again, "step", run="seen") == 1, "a gauge must be on every page while PPO runs"
     assert value(page, "finished_total", run="seen") == 1
 
 
 def scrape(node: dict, until: Iterable[str]) -> str:
-    """The first page of metrics with all these names, of a node that listens on the loopback alone."""
+    """The first metrics page of a node that has all these names. The node listens on the loopback only."""
     assert node["NodeManagerAddress"] == "127.0.0.1"
     end = time.monotonic() + 30
     while time.monotonic() < end:
@@ -178,7 +174,7 @@ def value(page: str, name: str, **tags: str) -> float:
 
 
 class StubRun:
-    """What `wandb.init` returns, as far as it is used."""
+    """The part of a W&B run that the code uses."""
 
     def __init__(self, **options: Any) -> None:
         self.options, self.finished = options, False
@@ -193,7 +189,7 @@ class StubRun:
 
 @pytest.fixture
 def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[StubRun]:
-    """The runs that were begun on a stub of the package."""
+    """The runs that were started on a stub of the package."""
     runs: list[StubRun] = []
 
     def init(**options: Any) -> StubRun:
@@ -204,7 +200,7 @@ def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[StubRun]:
     return runs
 
 
-def test_a_resumed_run_goes_on_as_the_same_run_on_weights_and_biases(wandb_runs: list[StubRun], tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_same_run_on_weights_and_biases(wandb_runs: list[StubRun], tmp_path: Path) -> None:
     config = Config(run=RunConfig(name="seen", wandb_project="tiers"))
     for step in (1, 2):
         with open_metrics_logger(config, RunFolder(tmp_path / "run")) as log:
@@ -218,7 +214,7 @@ def test_a_resumed_run_goes_on_as_the_same_run_on_weights_and_biases(wandb_runs:
     assert first.finished and second.finished
 
 
-def test_a_project_without_the_package_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflight_refuses_a_wandb_project_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     (check,) = checks.check_wandb(Config(run=RunConfig(wandb_project="tiers")))
     assert not check.ok
@@ -226,11 +222,11 @@ def test_a_project_without_the_package_is_refused_before_anything_starts(monkeyp
     assert list(checks.check_wandb(Config())) == []
 
 
-# What is written about them.
+# Documentation.
 
 
 def documented() -> set[str]:
-    """The names in the first column of the tables of docs/metrics.md."""
+    """The names in the first column of the tables in docs/metrics.md."""
     text = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     first = re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE)
     return {name for cell in first for name in re.findall(r"`([^`]+)`", cell)}
@@ -248,7 +244,7 @@ def test_every_metric_and_every_exported_name_is_documented() -> None:
     assert documented() == known
 
 
-def test_every_metric_of_a_real_run_is_in_the_catalog(tiny_run: Path) -> None:
+def test_every_metric_of_a_run_is_in_the_registry(tiny_run: Path) -> None:
     unknown = {
         key for line in read_log(tiny_run / "metrics.jsonl") for key in line if not metric_registry.is_known(key)
     }

@@ -1,4 +1,4 @@
-"""Pages as text: hostile texts stay texts, and what a page's script reads is what was given."""
+"""HTML pages: hostile texts never become markup, and a page's script reads the data that it was given."""
 
 import json
 import re
@@ -26,7 +26,7 @@ START = Session(None, HOSTILE)  # type: ignore[arg-type]
 
 
 def script_data(page: str) -> Any:
-    """What the page's script will parse."""
+    """The data that the page's script parses."""
     (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     return json.loads(text)
 
@@ -36,7 +36,7 @@ def script_data(page: str) -> Any:
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
     )
 )
-def test_a_pages_script_reads_exactly_what_it_was_given(value: Any) -> None:
+def test_a_pages_script_reads_the_given_data_unchanged(value: Any) -> None:
     assert script_data(render("chat", {"value": value}, name="x", start=START))["value"] == value
 
 
@@ -46,7 +46,7 @@ def test_texts_never_become_markup() -> None:
     assert script_data(page)["answer"] == HOSTILE
 
 
-def test_what_a_policy_answers_never_becomes_markup(tmp_path: Path) -> None:
+def test_responses_never_become_markup(tmp_path: Path) -> None:
     judged = judge_all(build.prompts(0, 20), [HOSTILE] * 20)
     write_report(HOSTILE, Path("rows.jsonl"), tmp_path, judged, Sampling())
     page = (tmp_path / "evaluation.html").read_text("utf-8")
@@ -54,14 +54,14 @@ def test_what_a_policy_answers_never_becomes_markup(tmp_path: Path) -> None:
     assert str(escape(HOSTILE)) in page
 
 
-def test_a_page_loads_nothing(tiny_run: Path) -> None:
+def test_a_page_loads_no_other_files(tiny_run: Path) -> None:
     page = (tiny_run / "report.html").read_text("utf-8")
     assert not re.search(r'(?:src|href)="(?!#)', page)
     assert "@import" not in page
     assert "url(" not in page
 
 
-def test_the_report_of_a_run_shows_every_part(tiny_run: Path) -> None:
+def test_the_report_of_a_run_has_every_section(tiny_run: Path) -> None:
     page = (tiny_run / "report.html").read_text("utf-8")
     parts = re.findall(r'<section id="([\w-]+)"', page)
     assert parts == ["following", "training", "reward", "matrix", "held-out", "rollouts", "config"]
@@ -76,7 +76,7 @@ def test_the_report_of_a_run_shows_every_part(tiny_run: Path) -> None:
     assert set(data["reliability"]) == {"system", "user", "dialog", "overall"}
 
 
-def test_a_long_runs_curves_are_means_over_several_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_runs_curves_show_means_over_several_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metaalign_rl.report.training_curves.MAX_POINTS", 2)
     steps = [{"step": step, "kl": float(step), "samples": 4, "seconds_step": 2.0} for step in range(1, 6)]
     steps[4]["kl"] = float("nan")
@@ -87,7 +87,7 @@ def test_a_long_runs_curves_are_means_over_several_steps(tmp_path: Path, monkeyp
     assert (found.steps, found.responses, found.seconds, found.shares) == (5, 20, 10.0, {"learn": 0.5})
 
 
-def test_the_same_report_is_built_again_from_the_files_alone(tiny_run: Path) -> None:
+def test_the_report_can_be_built_again_from_the_runs_files(tiny_run: Path) -> None:
     before = (tiny_run / "report.html").read_text("utf-8")
     report.build(RunFolder(tiny_run), "overall")
     after = (tiny_run / "report.html").read_text("utf-8")

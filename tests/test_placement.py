@@ -82,7 +82,8 @@ def test_two_learners_of_an_engine_never_share_a_device():
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[None]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2})
+    head = {"num_cpus": 2, "num_gpus": 2, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=2, num_gpus=2)
     ray.init(address=cluster.address, log_to_driver=False)
     yield

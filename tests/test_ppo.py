@@ -1,4 +1,4 @@
-"""What the controller does between the actors: drawing rows, mixing rewards, shaping scores."""
+"""The parts of the PPO loop that run in the controller: prompts, rewards, chunks, checkpoints, mismatch."""
 
 import json
 from collections import Counter
@@ -34,7 +34,7 @@ def rows():
     return build.prompts(0, 600)
 
 
-def test_without_weights_every_row_is_as_likely_as_any_other(rows):
+def test_without_weights_every_row_is_equally_likely(rows):
     sampler = PromptSampler(rows, {}, seed=0)
     drawn = Counter(rows[i].relation for step in range(40) for i in sampler.draw(step, 100))
     there = Counter(row.relation for row in rows)
@@ -49,17 +49,17 @@ def test_a_tiers_weight_is_its_share_of_the_draws(rows):
     assert drawn["system"] / 4000 == pytest.approx(0.75, abs=0.03)
 
 
-def test_a_relations_weight_goes_before_its_tiers(rows):
+def test_a_relation_s_weight_overrides_its_tier_s(rows):
     sampler = PromptSampler(rows, {"system/conflict": 1.0}, seed=0)
     assert {rows[i].relation for i in sampler.draw(0, 50)} == {"conflict"}
 
 
-def test_a_step_draws_the_same_rows_again_and_the_next_step_others(rows):
+def test_a_step_always_draws_the_same_rows_and_the_next_step_others(rows):
     sampler, again = PromptSampler(rows, {}, seed=0), PromptSampler(rows, {}, seed=0)
     assert sampler.draw(3, 20) == again.draw(3, 20) != sampler.draw(4, 20)
 
 
-def test_a_step_draws_no_row_twice_while_others_are_left(rows):
+def test_a_step_draws_no_row_twice_if_there_are_enough(rows):
     drawn = PromptSampler(rows, {}, seed=0).draw(0, 200)
     assert len(set(drawn)) == 200
 
@@ -68,12 +68,12 @@ def test_a_step_draws_no_row_twice_while_others_are_left(rows):
     ("weights", "message"),
     [({"sistem": 1.0}, "did you mean 'system'"), ({"dialog/conflict": 1.0}, "no row is left to draw")],
 )
-def test_a_weight_that_fits_nothing_is_an_error_that_names_it(rows, weights, message):
+def test_a_weight_of_an_unknown_group_is_an_error_that_names_it(rows, weights, message):
     with pytest.raises(UserError, match=message):
         PromptSampler(rows, weights, seed=0)
 
 
-def test_both_sides_of_a_flip_come_in_one_step(rows):
+def test_both_sides_of_a_flip_are_in_the_same_step(rows):
     flips = {index: 10_000 + index for index, row in enumerate(rows) if row.relation == "conflict"}
     plain, flipped = (PromptSampler(rows, {}, seed=0, flips=f).draw(0, 200) for f in ({}, flips))
     assert len(flipped) == len(plain) == 200
@@ -102,7 +102,7 @@ def test_the_checks_alone_can_be_the_reward(rows):
     assert reward.probabilities == {}
 
 
-def test_a_reward_without_a_source_is_refused():
+def test_a_reward_without_a_term_is_an_error():
     with pytest.raises(UserError, match="all 0"):
         RewardWorker(RewardSpec(mode="tier"))
     with pytest.raises(UserError, match="no reward model"):
@@ -118,7 +118,7 @@ def test_a_row_without_checks_cannot_be_rewarded_by_checks(rows):
             )
 
 
-def test_rewards_can_be_normalised_in_each_tier_with_a_floor_on_the_deviation(rows):
+def test_rewards_can_be_normalized_per_tier_with_a_floor_on_the_deviation(rows):
     tiers = [next(row for row in rows if row.tier == tier) for tier in ("system", "user")]
     values = [0.0, 1.0, 0.90, 0.91]  # the user's tier is solved: its deviation is below the floor
     rollouts = [_rollout(tiers[i // 2], value) for i, value in enumerate(values)]
@@ -133,7 +133,7 @@ def test_rewards_can_be_normalised_in_each_tier_with_a_floor_on_the_deviation(ro
         ("token", "colocated", "cluster.layout: "),
     ],
 )
-def test_stale_answers_are_refused_uncorrected_and_where_engines_and_learners_take_turns(learner, layout, message):
+def test_staleness_needs_correction_and_separate_devices(learner, layout, message):
     with pytest.raises(UserError, match=message):
         Config(
             ppo=PPOConfig(staleness=1),
@@ -142,7 +142,7 @@ def test_stale_answers_are_refused_uncorrected_and_where_engines_and_learners_ta
         )
 
 
-def test_the_kl_controller_is_the_configs():
+def test_the_settings_choose_the_kl_controller():
     assert KLController.of(PPOConfig(kl_coef=0.2)) == KLController(0.2)
     adaptive = PPOConfig(kl="adaptive", kl_coef=0.2, kl_target=6.0, kl_horizon=1000)
     assert KLController.of(adaptive) == KLController(0.2, target=6.0, horizon=1000)
@@ -169,7 +169,7 @@ def test_actors_share_one_gpu_or_have_one_each(gpus, learners, engines, missing)
         assert sum(n * actor_resources(config, role, n)["num_gpus"] for role, n in counts.items()) <= gpus
 
 
-def test_kept_rollouts_are_read_back_step_by_step_and_a_step_done_again_replaces_its_own(rows, tmp_path):
+def test_kept_rollouts_are_read_by_step_and_a_repeated_step_replaces_its_own(rows, tmp_path):
     log = RolloutWriter(tmp_path / "rollouts", every=2)
     for step, value in ((1, 0.1), (2, 0.2), (4, 0.4), (4, 0.5)):
         log.write(step, [_rollout(row, value) for row in rows[:3]])
@@ -190,7 +190,7 @@ def test_the_newest_checkpoints_are_kept_and_the_best_one(tmp_path):
     assert checkpoints.last().state == {"step": 5, "gold": 0.6}
 
 
-def test_a_checkpoint_whose_writer_died_is_not_there(tmp_path):
+def test_an_incomplete_checkpoint_does_not_count(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save({"step": 1, "gold": None}, lambda checkpoint: checkpoint.policy.mkdir())
     with pytest.raises(OSError, match="the process died"):
@@ -199,7 +199,7 @@ def test_a_checkpoint_whose_writer_died_is_not_there(tmp_path):
     assert checkpoints.best() is None
 
 
-def test_what_dying_writers_left_is_swept_by_the_next_checkpoint(tmp_path):
+def test_the_next_checkpoint_removes_leftovers_of_dead_writers(tmp_path):
     """One was removing an old checkpoint, one was writing a new one."""
     checkpoints = Checkpoints(tmp_path, keep=1)
     for name in (".step-1.123.old", ".step-6.124.part"):
@@ -220,7 +220,7 @@ def _indices(samples):
     return [sample.index for sample in samples]
 
 
-def test_samples_go_on_in_complete_groups_and_in_parts_of_a_size():
+def test_samples_are_passed_on_in_complete_groups_and_chunks():
     finished = [[_sample(4)], [_sample(0), _sample(5)], [_sample(3), _sample(1)], [_sample(2)]]
     arrivals = list(complete_groups(finished, copies=2))
     assert [[_indices(group) for group in groups] for groups in arrivals] == [[], [[4, 5]], [[0, 1]], [[2, 3]]]
@@ -228,7 +228,7 @@ def test_samples_go_on_in_complete_groups_and_in_parts_of_a_size():
     assert [[_indices(group) for group in groups] for groups in in_order(arrivals, 2)] == [[[0, 1]], [[2, 3]], [[4, 5]]]
 
 
-def test_what_arrives_together_goes_on_together():
+def test_samples_that_arrive_together_stay_in_one_chunk():
     arrivals = complete_groups([[_sample(index) for index in range(6)]], copies=2)
     assert [_indices(part) for part in chunked(arrivals, 2)] == [[0, 1, 2, 3, 4, 5]]
 
@@ -256,7 +256,7 @@ def _worst(rollouts):
     return check_engines(evaluated, rollouts, version=4, config=Config(ppo=PPOConfig(max_mismatch=0.01)))
 
 
-def test_the_mismatch_is_the_worst_engines(rows):
+def test_the_mismatch_is_that_of_the_worst_engine(rows):
     rollouts = [_drawn(rows[0], engine=0, off=0.0), _drawn(rows[0], engine=1, off=0.004)]
     assert _worst(rollouts) == pytest.approx(0.004, abs=1e-6)
 
@@ -267,12 +267,12 @@ def test_one_stale_engine_of_many_is_named(rows):
         _worst(rollouts)
 
 
-def test_answers_drawn_from_other_weights_than_the_steps_stop_the_run(rows):
+def test_samples_from_another_weight_version_stop_the_run(rows):
     with pytest.raises(StaleEngine, match="rollout engine 1 sampled from weight version 3, expected version 4"):
         _worst([_drawn(rows[0], 0, 0.0), _drawn(rows[0], 1, 0.0), _drawn(rows[0], 1, 0.0, version=3)])
 
 
-def test_a_meta_prompt_that_does_not_fit_is_named_before_anything_is_rolled_out(rows):
+def test_a_meta_prompt_that_does_not_fit_is_an_error_before_training(rows):
     long = replace(rows[5], id="long", system_info="please be formal. " * 200)
     with pytest.raises(UserError, match="row 'long'"):
         PromptSource(Config(), [rows[0], long], tokenizer_of(rows))

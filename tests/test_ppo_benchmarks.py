@@ -1,4 +1,4 @@
-"""PPO's benchmarks: what they make of their measurements, and that the scripts run."""
+"""The PPO benchmarks: how they summarize measurements, and that the scripts run."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ def test_a_steps_time_is_its_own_metric_or_the_sum_of_its_parts() -> None:
     assert seconds(parts | {"seconds_step": 2.5}) == 2.5
 
 
-def test_the_first_step_does_not_count_among_the_parts() -> None:
+def test_the_medians_of_the_parts_exclude_the_first_step() -> None:
     lines = [{"step": step, "seconds_learn": took} for step, took in enumerate((9.0, 1.0, 3.0))]
     assert parts_of(lines) == {"seconds_learn": 2.0}
 
@@ -35,7 +35,7 @@ def one_round(startup: float, *steps: float) -> dict[str, Any]:
     return {"startup_s": startup, "step_s_median": steps[-1], "step_s": list(steps)}
 
 
-def test_w1_takes_medians_over_the_rounds_and_sets_ours_beside_theirs() -> None:
+def test_w1_takes_medians_over_rounds_and_compares_ours_with_theirs() -> None:
     ours = w1.summary([one_round(10, 9, 1, 1), one_round(30, 9, 2, 3), one_round(20, 9, 2, 2)])
     assert (ours["startup_s"], ours["step_s_median"], ours["samples_per_second"]) == (20, 2, 64)
     assert len(ours["step_s"]) == 9
@@ -46,7 +46,7 @@ def test_w1_takes_medians_over_the_rounds_and_sets_ours_beside_theirs() -> None:
     }
 
 
-def test_w1_runs_the_product_on_the_peers_workload(tmp_path: Path) -> None:
+def test_w1_gives_the_product_the_workload_of_the_peer(tmp_path: Path) -> None:
     longest = w1.make_ours(tmp_path, prompts=6)
     assert longest < 2 * 8 + 3  # of eight words
     inputs = [json.loads(line)["input"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
@@ -58,7 +58,7 @@ def test_w1_runs_the_product_on_the_peers_workload(tmp_path: Path) -> None:
     assert (config.model.dtype, config.ppo.prompts_per_step) == ("bfloat16", w1.SAMPLES)
 
 
-def test_w2_says_which_share_of_the_peak_a_part_reaches() -> None:
+def test_w2_computes_the_share_of_the_peak_for_each_part() -> None:
     shape = toy.Shape(hidden=64, layers=1, wide=64)
     layer = 4 * 64**2 + 3 * 64 * 64
     assert shape.flops(tokens=10, predicted=4, length=0, vocabulary=100) == 2 * (layer * 10 + 64 * 100 * 4)
@@ -69,14 +69,14 @@ def test_w2_says_which_share_of_the_peak_a_part_reaches() -> None:
     assert found["rollout"]["gflops"] < 2 * found["reference"]["gflops"] < 3 * found["rollout"]["gflops"]
 
 
-def test_w2_sorts_an_updates_time_by_kind() -> None:
+def test_w2_groups_the_time_of_an_update_by_kind() -> None:
     found = w2.by_kind({"aten::mm": 5.0, "aten::addmm": 1.0, "aten::_softmax": 2.0, "detach": 2.0}, longest=1)
     assert found["kinds"]["matrix products"] == pytest.approx(0.6)
     assert found["kinds"]["everything else"] == pytest.approx(0.2)
     assert found["operations"] == {"aten::mm": 0.5}
 
 
-def test_scaling_draws_a_panel_an_axis_and_leaves_small_parts_out() -> None:
+def test_scaling_draws_one_panel_per_axis_without_small_parts() -> None:
     parts = {"seconds_learn": 0.5, "seconds_transfer": 0.001, "seconds_step": 1.0}
     points = [{"value": value, "step_s_median": 1.0, "parts": parts} for value in (1, 2)]
     panels = scaling.panels({name: {"measured": points} for name in scaling.AXES})
@@ -84,7 +84,7 @@ def test_scaling_draws_a_panel_an_axis_and_leaves_small_parts_out() -> None:
     assert panels[0].lines == {"step": [(1, 1.0), (2, 1.0)], "learn": [(1, 0.5), (2, 0.5)]}
 
 
-def test_a_drawing_is_well_formed_and_the_largest_value_is_on_top() -> None:
+def test_a_drawing_is_well_formed_with_the_largest_value_on_top() -> None:
     svg = ElementTree.fromstring(drawing([Panel("a < b", {"step": [(1, 0.0), (2, 4.0)]})], "seconds"))
     (line,) = svg.iter("{http://www.w3.org/2000/svg}polyline")
     (_, low), (_, high) = (map(float, point.split(",")) for point in line.attrib["points"].split())
@@ -96,7 +96,7 @@ def test_a_drawing_is_well_formed_and_the_largest_value_is_on_top() -> None:
 # Chaos
 
 
-def test_kills_are_drawn_from_the_seed_in_order() -> None:
+def test_the_seed_determines_the_kills_which_are_in_order() -> None:
     kills = chaos.plan(20, steps=46, seed=0, step_seconds=0.5)
     assert kills == chaos.plan(20, steps=46, seed=0, step_seconds=0.5) != chaos.plan(20, 46, 1, 0.5)
     assert [kill.after for kill in kills] == sorted(kill.after for kill in kills)
@@ -105,7 +105,7 @@ def test_kills_are_drawn_from_the_seed_in_order() -> None:
     assert all(0 <= kill.delay <= 1 for kill in kills)
 
 
-def test_runs_are_equal_when_all_but_times_and_faults_is() -> None:
+def test_runs_are_equal_if_they_differ_only_in_times_and_faults() -> None:
     calm = [{"step": 1, "reward": 0.1, "seconds_step": 1.0}, {"step": 2, "reward": 0.2, "seconds_step": 1.0}]
     same = [line | {"seconds_step": 5.0, "faults": 3} for line in calm]
     assert chaos.compare(calm, same)["equal"]
@@ -131,7 +131,7 @@ def test_processes_are_found_below_the_driver() -> None:
 
 
 @pytest.mark.parametrize("script", ["ppo.py", "chaos.py", "gpu_learner.py", "gpu_weights.py"])
-def test_each_runs_as_a_script_from_anywhere(script: str, tmp_path: Path) -> None:
+def test_each_script_runs_from_any_folder(script: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -147,8 +147,8 @@ def run_script(script: str, output: Path, *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_the_gpu_scripts_work_on_a_cpu_too(tmp_path: Path) -> None:
-    with ThreadPoolExecutor() as both:  # they spend most of the time on starting
+def test_the_gpu_scripts_also_run_on_a_cpu(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as both:  # most of the time is startup
         training = both.submit(run_script, "gpu_learner.py", tmp_path / "learner.json", "--stages", "2")
         weights = run_script("gpu_weights.py", tmp_path / "weights.json")
         (learner,) = training.result()["measured"]
@@ -159,14 +159,14 @@ def test_the_gpu_scripts_work_on_a_cpu_too(tmp_path: Path) -> None:
 
 
 def one_run(config: Path, folder: Path) -> tuple[Timing, list[dict[str, Any]]]:
-    """Stands for a run of the product, which takes its time: every part took a second."""
+    """The result of a run that did not take place: every part took a second."""
     parts = dict.fromkeys(("seconds_rollout", "seconds_reference", "seconds_learn"), 1.0)
     lines = [{"step": step, "samples": 8, "response_tokens": 8.0, **parts} for step in (1, 2)]
     assert loader.load(Config, config, []).run.name == folder.name
     return Timing(10.0, [3.0, 3.0]), lines
 
 
-def test_scaling_runs_what_stands_at_two_axes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scaling_runs_a_point_of_several_axes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[str] = []
     monkeypatch.setattr(scaling, "train", lambda config, folder: (runs.append(folder.name), one_run(config, folder))[1])
     scaling.run(argparse.Namespace(tiny=True, json=tmp_path / "scaling.json"))
@@ -177,7 +177,9 @@ def test_scaling_runs_what_stands_at_two_axes_once(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_w2_sets_a_run_beside_the_peak_and_profiles_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_w2_compares_a_run_with_the_peak_and_profiles_an_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(w2, "train", one_run)
     w2.run(argparse.Namespace(tiny=True, json=tmp_path / "w2.json"))
     found = json.loads((tmp_path / "w2.json").read_text())

@@ -229,7 +229,7 @@ def test_pairs_with_the_same_dialog_and_tiers_give_one_prompt(tmp_path: Path) ->
 
 def test_the_stage_evaluate_is_refused_because_no_row_has_checks(many: str, tmp_path: Path) -> None:
     wanted = replace(config(many), run=RunConfig(stages=["data", "evaluate"]))
-    with pytest.raises(UserError, match="no program can check answers to them; leave evaluate and report out of"):
+    with pytest.raises(UserError, match="because no program can check responses to this data; remove evaluate"):
         data.run(wanted, tmp_path / "out")
 
 

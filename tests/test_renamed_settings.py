@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from reward.training.resume import claim
 
 from metaalign_rl.cli.evaluate import load_settings
 from metaalign_rl.config import loader
@@ -18,6 +17,7 @@ from metaalign_rl.core.files import read_json, write_json
 from metaalign_rl.pipeline.resume import claimed, used_settings
 from metaalign_rl.pipeline.run import STAGES
 from reward import cli as reward_cli
+from reward.training.checkpoint_folder import claim_checkpoint_folder
 from reward.training.config import RewardTraining
 
 CONFIG = Config(
@@ -137,9 +137,9 @@ def test_an_old_reward_training_resumes_from_its_checkpoints(tmp_path: Path) -> 
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "trainer_state.json").touch()
     write_json(tmp_path / "identity.json", {"base": "sft", "config": old})
-    assert claim(tmp_path, {"base": "sft", "config": settings}) == str(tmp_path / "checkpoint-4")
-    with pytest.raises(UserError, match="another config"):
-        claim(tmp_path, {"base": "sft", "config": settings | {"easy_first_fraction": 0.0}})
+    assert claim_checkpoint_folder(tmp_path, {"base": "sft", "config": settings}) == str(tmp_path / "checkpoint-4")
+    with pytest.raises(UserError, match="another training.s: config differ"):
+        claim_checkpoint_folder(tmp_path, {"base": "sft", "config": settings | {"easy_first_fraction": 0.0}})
 
 
 def test_an_old_option_of_reward_training_is_an_error_that_names_the_new_one(

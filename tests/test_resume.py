@@ -1,6 +1,6 @@
-"""A run of the real stack whose processes are killed: it ends as if nothing had happened.
+"""A run of the whole stack whose processes are killed gives the same result as a run without faults.
 
-In deterministic mode "as if nothing had happened" is exact, so the undisturbed tiny run is what to compare with.
+In deterministic mode the results are equal to the last bit. The tiny run is the run without faults.
 """
 
 import json
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def copied(tiny_run: Path, tmp_path: Path) -> Path:
-    """The tiny run's data and models, before PPO, in the folder of a run `killed`."""
+    """The folder of a run `killed`: a copy of the tiny run as it was before PPO."""
     folder = tmp_path / "killed"
     after = ("metrics.jsonl", "report.json", "report.html", "policy", "evaluation", "checkpoints", "rollouts")
     shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns(*after, "tensorboard"))
@@ -32,8 +32,8 @@ def copied(tiny_run: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_whose_every_process_is_killed_once_ends_with_the_same_metrics(tiny_run: Path, copied: Path) -> None:
-    """The engine, the reward worker and the learner are replaced within the run; the driver, by the same command."""
+def test_a_run_survives_a_kill_of_each_process_with_the_same_metrics(tiny_run: Path, copied: Path) -> None:
+    """The run replaces a killed engine, reward worker and learner. The same command resumes after a killed driver."""
     run = _start(copied)
     for step, process in ((1, "ray::RolloutEngine"), (2, "ray::RewardWorker"), (3, "ray::Learner")):
         _wait_until(lambda step=step: len(_steps(copied)) >= step, run)
@@ -55,7 +55,7 @@ def test_a_run_whose_every_process_is_killed_once_ends_with_the_same_metrics(tin
 
 
 def _steps(folder: Path) -> list[dict[str, float]]:
-    """What the steps measured, but not how long they took."""
+    """The metrics of the steps, without durations and faults."""
     path = folder / "metrics.jsonl"
     steps = [step for _, step in read_jsonl(path)] if path.is_file() else []
     return [{k: v for k, v in step.items() if not k.startswith("seconds") and "faults" not in k} for step in steps]
@@ -73,7 +73,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _child(run: subprocess.Popen[bytes], title: str) -> int:
-    """The process of the run that has this title; Ray gives its workers the titles of their actors."""
+    """The run's process with this title. Ray gives an actor's process the name of the actor's class."""
     return next(pid for pid in _descendants(run.pid) if title in Path(f"/proc/{pid}/cmdline").read_text())
 
 
@@ -86,6 +86,6 @@ def _descendants(pid: int) -> Iterator[int]:
 def _wait_until(condition: Callable[[], bool], run: subprocess.Popen[bytes], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert run.poll() is None, "the run ended too early; see its log.txt"
+        assert run.poll() is None, "the run ended early; see its log.txt"
         assert time.monotonic() < end, "the run took too long"
         time.sleep(0.05)

@@ -96,12 +96,12 @@ def test_train_and_evaluate_give_a_control_the_same_view(control, pairs, tmp_pat
 
 def test_the_same_command_resumes_a_killed_training_and_gives_the_same_weights(pairs, tmp_path):
     """SIGKILL, as from the out-of-memory killer, leaves no chance to clean up."""
-    flags = ("--epochs", 30, "--learning-rate", 1e-3, "--max-tokens", 128, "--batch-size", 16, "--checkpoint-steps", 10)
+    flags = ("--epochs", 12, "--learning-rate", 1e-3, "--max-tokens", 128, "--batch-size", 16, "--checkpoint-steps", 5)
     command = ("train", "--base", language_model(), "--data", pairs, *flags)
     assert run(*command, "--output", tmp_path / "whole") == 0
     words = [str(word) for word in (*command, "--output", tmp_path / "cut")]
     with subprocess.Popen([sys.executable, "-c", "from reward.cli import main; main()", *words], cwd=ROOT) as process:
-        second = tmp_path / "cut.checkpoints" / "checkpoint-20" / "trainer_state.json"
+        second = tmp_path / "cut.checkpoints" / "checkpoint-10" / "trainer_state.json"
         while process.poll() is None and not second.exists():
             time.sleep(0.01)
         process.kill()

@@ -14,7 +14,7 @@ from metaalign_rl.evaluation.gold_metrics import JudgedResponse
 
 
 def drawn(*goods: int) -> list[JudgedResponse]:
-    """Eight answers to each prompt, of which the first so many are good."""
+    """Eight responses to each prompt. The first ones are good; `goods` says how many."""
     rows = build.held_out_prompts(0, len(goods))
     verdicts = {good: Verdict({}, following=good, strict=good) for good in (True, False)}
     return [
@@ -40,7 +40,7 @@ def test_best_of_takes_the_answer_with_the_highest_value() -> None:
 
 
 def results(**means: float) -> dict[str, Any]:
-    """Two seeds of every judge; all of a judge's figures are its mean, 0.01 more or less."""
+    """Two seeds of every judge. Each metric of a judge is its mean plus or minus 0.01."""
     values = dict.fromkeys(JUDGES, 0.5) | means
     judges = {
         name: {
@@ -52,7 +52,7 @@ def results(**means: float) -> dict[str, Any]:
     return {"command": "python -m benchmarks.reward_models", "machine": "2 CPUs", "judges": judges}
 
 
-def test_each_mode_is_set_beside_the_scalar_model() -> None:
+def test_each_mode_is_compared_with_the_scalar_model() -> None:
     said = list(verdicts(results(overall=0.9, tier=0.505, composed=0.1, scalar=0.5)["judges"]))
     count = len(COMPARED)
     assert said[0] == "| compared with `scalar` | `overall` | `tier` | `composed` |"
@@ -63,7 +63,7 @@ def test_each_mode_is_set_beside_the_scalar_model() -> None:
     assert said[-1] == f"| behind on | 0 of {count} | 0 of {count} | {count} of {count} |"
 
 
-def test_the_tables_go_between_the_pages_marks_and_the_rest_stays(tmp_path: Path) -> None:
+def test_the_tables_are_written_between_the_marks_of_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"# Title\n\n{BEGIN}\nNot measured yet.\n{END}\n\nMore.\n")
     for _ in range(2):
@@ -78,7 +78,7 @@ def test_the_tables_go_between_the_pages_marks_and_the_rest_stays(tmp_path: Path
     assert "seeds 0 1" in text
 
 
-def test_a_judge_without_figures_of_a_table_has_no_line_in_it() -> None:
+def test_a_judge_without_the_metrics_of_a_table_has_no_line_in_it() -> None:
     found = results()
     for seed in found["judges"]["gold"]["seeds"].values():
         for figure in DRAWN:
@@ -88,7 +88,7 @@ def test_a_judge_without_figures_of_a_table_has_no_line_in_it() -> None:
     assert text.count("\n| `tier` |") == 5
 
 
-def test_the_page_of_the_documentation_has_the_marks(tmp_path: Path) -> None:
+def test_the_page_in_the_documentation_has_the_marks(tmp_path: Path) -> None:
     text = PAGE.read_text("utf-8")
     assert text.count(BEGIN) == text.count(END) == 1
     (tmp_path / "page.md").write_text("no marks")

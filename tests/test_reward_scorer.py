@@ -212,7 +212,7 @@ def test_an_error_names_a_hub_id_that_cannot_be_fetched(monkeypatch):
         raise LocalEntryNotFoundError("the hub cannot be reached")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    with pytest.raises(UserError, match=r"some-lab/nothing: neither a folder here nor .*\(the hub cannot be reached\)"):
+    with pytest.raises(UserError, match=r"some-lab/nothing: expected a folder or .*\(the hub cannot be reached\)"):
         Scorer.from_pretrained("some-lab/nothing")
 
 

@@ -295,7 +295,7 @@ def test_a_full_server_replies_429_with_retry_after(scorer: Scorer, monkeypatch:
 # A real server, and the client.
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """A real `metaalign-reward serve` with a token."""
     port = free_port()
@@ -329,6 +329,7 @@ def test_ppos_reward_worker_scores_through_a_server(server: Any, monkeypatch: py
 
 
 def test_after_sigterm_open_requests_are_answered(server: Any) -> None:
+    """The last test of this server, which ends here."""
     url, process = server
     rows = [{**ROW, "response": "red " * 100}] * 500
     with ThreadPoolExecutor() as pool:

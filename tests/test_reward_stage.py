@@ -14,7 +14,6 @@ from metaalign_rl.core.files import read_json, write_jsonl
 from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.pipeline.stages import reward as stage
 from metaalign_rl.pipeline.stages.reward import label_answers, training_settings
-from metaalign_rl.runtime import ray_session
 from metaalign_rl.runtime.progress import in_thread
 from reward.training.config import RewardTraining
 
@@ -75,14 +74,14 @@ def test_the_trainer_gets_the_settings_of_the_run() -> None:
 
 
 @pytest.mark.slow
-def test_several_devices_train_the_reward_model_and_then_its_controls(tmp_path: Path) -> None:
+def test_several_devices_train_the_reward_model_and_then_its_controls(local_ray: Config, tmp_path: Path) -> None:
     config = Config(
         run=RunConfig(root=str(tmp_path), stages=["reward"]),
         cluster=ClusterConfig(cpus=2, memory_gib=1.0),
         model=ModelConfig(path=str(language_model()), max_tokens=128),
         reward=RewardConfig(controls=["tier_blind"], devices=2, zero_stage=1, on_policy_prompts=0, lora_rank=2),
     )
-    with ray_session.connect(config), RunContext(config) as context:
+    with RunContext(config) as context:
         for use, seed in (("pairs", 0), ("held_out_pairs", 1)):
             write_jsonl(context.folder.rows(use), [row.to_json() for row in color_pairs(60, seed)])
         stage.run(context)

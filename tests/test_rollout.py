@@ -1,4 +1,4 @@
-"""The rollout engine, as the Ray actor that PPO runs, against transformers on the same tiny model."""
+"""The rollout engine, as a Ray actor, compared with transformers on the same tiny model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from metaalign_rl.config.schema import Config
 from metaalign_rl.core.checkpoints import tensor_names
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
@@ -58,14 +59,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
+def engine(model_folder: Path, local_ray: Config) -> Iterator[SimpleNamespace]:
     """The actor's calls, plainly; it starts with the folder's weights, as version 0."""
 
     class BreakableEngine(RolloutEngine):  # here, so that Ray ships its code: workers cannot import tests
@@ -78,7 +72,8 @@ def engine(model_folder: Path, cluster: None) -> SimpleNamespace:
     actor = ray.remote(**THREADS, **ONE_THREAD)(BreakableEngine).remote(
         str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4
     )
-    return calls_of(actor)
+    yield calls_of(actor)
+    ray.kill(actor)
 
 
 def calls_of(actor: ray.actor.ActorHandle) -> SimpleNamespace:
@@ -132,7 +127,7 @@ def engine_mismatch(model: LlamaForCausalLM, samples: list[Sample]) -> float:
     return mismatch([sample.logprobs for sample in samples], learner_logprobs(model, samples))
 
 
-def test_a_fresh_engine_holds_version_zero_and_answers_every_request_once(engine):
+def test_a_new_engine_has_version_zero_and_answers_every_request_once(engine):
     samples = draw(engine)
     assert engine.call("ready") == 0
     assert [(s.index, s.prompt_ids, s.weight_version) for s in samples] == [
@@ -141,13 +136,13 @@ def test_a_fresh_engine_holds_version_zero_and_answers_every_request_once(engine
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-def test_log_probabilities_are_the_model_s_own_at_any_sampling_temperature(engine, temperature):
+def test_log_probabilities_do_not_depend_on_the_sampling_temperature(engine, temperature):
     samples = draw(engine, temperature=temperature)
     for sample, expected in zip(samples, learner_logprobs(tiny_model(), samples), strict=True):
         assert sample.logprobs == pytest.approx(expected, abs=1e-4)
 
 
-def test_answers_end_at_the_end_token_or_at_the_limit_and_say_which(engine):
+def test_a_sample_says_whether_it_finished_or_was_cut(engine):
     samples = draw(engine, [Request(i, PROMPTS[i % 8]) for i in range(64)], max_new_tokens=12)
     assert {sample.finished for sample in samples} == {True, False}, "the test needs both kinds"
     for sample in samples:
@@ -157,21 +152,21 @@ def test_answers_end_at_the_end_token_or_at_the_limit_and_say_which(engine):
         assert sample.finished or len(sample.response_ids) == 12
 
 
-def test_text_is_the_tokenizer_s_without_special_tokens(engine):
+def test_text_has_no_special_tokens(engine):
     tokenizer = tiny_tokenizer()
     for sample in draw(engine):
         assert sample.text == tokenizer.decode(sample.response_ids, skip_special_tokens=True)
         assert "<" not in sample.text
 
 
-def test_samples_stream_as_they_finish_while_others_still_wait(engine):
+def test_samples_stream_as_they_finish(engine):
     batches = list(engine.stream(REQUESTS, Sampling(max_new_tokens=20)))  # four at a time
     assert len(batches) > 1
     assert all(batches)
     assert sorted(sample.index for batch in batches for sample in batch) == [request.index for request in REQUESTS]
 
 
-def test_greedy_answers_are_the_most_likely_tokens_each_time(engine):
+def test_greedy_responses_are_the_most_likely_tokens(engine):
     first, second = draw(engine, temperature=0.0), draw(engine, temperature=0.0)
     assert first == second
     model = tiny_model()
@@ -180,34 +175,34 @@ def test_greedy_answers_are_the_most_likely_tokens_each_time(engine):
         assert logits[len(sample.prompt_ids) - 1 : -1].argmax(-1).tolist() == sample.response_ids
 
 
-def test_a_request_s_seed_fixes_its_answer_whatever_is_drawn_beside_it(engine):
+def test_a_request_s_seed_fixes_its_response_in_any_batch(engine):
     seeded = Request(0, PROMPTS[0], seed=7)
     alone, again = draw(engine, [seeded]), draw(engine, [seeded, *REQUESTS])
     assert alone[0].response_ids == again[0].response_ids
     assert len({tuple(s.response_ids) for s in draw(engine, [Request(i, PROMPTS[0]) for i in range(8)])}) > 1
 
 
-def test_seeded_prompts_that_do_not_fit_one_step_together_are_drawn_too(engine):
+def test_seeded_prompts_may_exceed_one_engine_step(engine):
     """vLLM splits such prompts by default, which crashes it on a CPU when they have seeds."""
     requests = [Request(i, [2] * 50, seed=i) for i in range(200)]
     assert len(draw(engine, requests, max_new_tokens=2)) == 200
 
 
-def test_a_prompt_that_leaves_too_little_room_is_refused_with_its_number_and_the_remedy(engine):
+def test_a_prompt_that_is_too_long_is_an_error_with_its_number_and_the_fix(engine):
     for prompt in ([], [5] * 60):
         with pytest.raises(UserError, match=r"request 9: a prompt of (0|60) tokens and max_new_tokens=5 .*shorten"):
             draw(engine, [Request(9, prompt)], max_new_tokens=5)
     assert len(draw(engine)) == len(REQUESTS)
 
 
-def test_a_caller_that_stops_listening_leaves_nothing_behind(engine):
+def test_a_caller_that_stops_iterating_leaves_no_requests_behind(engine):
     stream = engine.stream(REQUESTS, Sampling(max_new_tokens=20))
     next(stream)
     stream.close()
     assert len(draw(engine)) == len(REQUESTS)
 
 
-def test_after_new_weights_the_engine_answers_as_the_changed_model(engine):
+def test_after_new_weights_the_engine_matches_the_changed_model(engine):
     before = draw(engine, temperature=0.0)
     for version in (1, 2):
         model = changed(version)
@@ -219,7 +214,7 @@ def test_after_new_weights_the_engine_answers_as_the_changed_model(engine):
         assert engine_mismatch(model, before) > 0.1, "the test needs weights that matter"
 
 
-def test_new_weights_take_over_between_two_tokens_of_answers_that_are_being_drawn(engine):
+def test_new_weights_apply_between_two_tokens_of_responses_in_progress(engine):
     old, new = changed(1), changed(2)
     send(engine, list(old.named_parameters()), 10)
     requests = [Request(i, PROMPTS[i % 8]) for i in range(200)]
@@ -239,15 +234,15 @@ def test_new_weights_take_over_between_two_tokens_of_answers_that_are_being_draw
         assert changes, "tokens are the old model's up to one place, and the new one's from there"
 
 
-def test_an_engine_that_waits_for_weights_is_heard_of_and_goes_on_when_they_are_there(engine):
+def test_an_engine_waiting_for_weights_sends_heartbeats_and_then_resumes(engine):
     engine.call("start_weight_update")
     stream = engine.stream(REQUESTS, Sampling())
     assert [next(stream), next(stream)] == [[], []]
-    send(engine, list(changed(1).named_parameters()), 12)  # begins anew: who started the last update never came back
+    send(engine, list(changed(1).named_parameters()), 12)  # starts over: the sender of the last update died
     assert len([sample for batch in stream for sample in batch]) == len(REQUESTS)
 
 
-def test_a_checkpoint_is_loaded_as_weights_that_were_sent(engine, model_folder):
+def test_loading_a_checkpoint_equals_sending_its_weights(engine, model_folder):
     answer = engine.call("load_checkpoint", str(model_folder), 13)
     assert answer == engine.call("load_checkpoint", str(model_folder), 13)
     samples = draw(engine)
@@ -261,7 +256,7 @@ def test_sleep_does_nothing_on_a_cpu(engine):
     engine.call("wake_up")
 
 
-def test_an_update_damaged_on_its_way_is_found_by_the_checksum(engine, monkeypatch):
+def test_the_checksum_detects_an_update_damaged_on_the_way(engine, monkeypatch):
     def fill(tensors, bucket_bytes):
         for bucket in buckets.fill(tensors, bucket_bytes):
             bucket.data[0] ^= 1
@@ -272,13 +267,13 @@ def test_an_update_damaged_on_its_way_is_found_by_the_checksum(engine, monkeypat
         send(engine, list(changed(3).named_parameters()), 3)
 
 
-def test_an_update_that_lacks_a_tensor_is_refused(engine):
+def test_an_update_that_lacks_a_tensor_is_an_error(engine):
     parameters = [(name, p) for name, p in tiny_model().named_parameters() if name != "lm_head.weight"]
     with pytest.raises(StaleEngine, match=r"weight update 4 lacks 1 of the model's .* 'lm_head.weight'"):
         send(engine, parameters, 4)
 
 
-def test_an_engine_that_confirms_new_weights_but_keeps_the_old_ones_is_caught_by_its_log_probabilities(
+def test_log_probabilities_reveal_an_engine_that_keeps_its_old_weights(
     engine,
 ):
     send(engine, list(changed(5).named_parameters()), 5)
@@ -292,7 +287,7 @@ def test_an_engine_that_confirms_new_weights_but_keeps_the_old_ones_is_caught_by
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_model_and_its_new_weights(model_folder, cluster):
+def test_a_tensor_parallel_engine_of_two_processes_accepts_new_weights(model_folder, local_ray):
     actor = ray.remote(**THREADS, **ONE_THREAD)(RolloutEngine).remote(
         str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, tensor_parallel=2
     )
@@ -303,13 +298,13 @@ def test_two_processes_share_a_model_and_its_new_weights(model_folder, cluster):
     ray.kill(actor)
 
 
-def test_a_tied_model_is_refused_on_a_cpu_with_the_remedy(tmp_path):
+def test_a_model_with_tied_embeddings_is_an_error_on_a_cpu_with_the_fix(tmp_path):
     tiny_model(tied=True).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"tied.*tie_word_embeddings=false"):
         refuse_tied_embeddings(str(tmp_path))
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path):
+def test_a_folder_without_a_model_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no such model folder"):
         tensor_names(tmp_path / "absent")
     with pytest.raises(UserError, match=r"expected \*.safetensors weights, found none"):

@@ -180,16 +180,6 @@ def test_an_address_where_nothing_answers_is_an_error(tmp_path: Path, monkeypatc
 # The tests below share one local Ray, which takes seconds to start.
 
 
-@pytest.fixture(scope="module")
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
-    config = small(tmp_path_factory.mktemp("runs"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        with ray_session.connect(config):
-            yield config
-
-
 def test_a_local_ray_has_the_configs_cpus_and_listens_on_the_loopback_only(local_ray: Config) -> None:
     import ray
 

@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import ROOT, free_port, metaalign_rl
+from conftest import ROOT, Command, free_port
 
 from metaalign_rl.core.dataflow import Sampling
 from metaalign_rl.core.errors import UserError
@@ -52,15 +52,15 @@ def test_more_options_are_passed_to_vllm_after_ours() -> None:
     assert "safetensors" in words
 
 
-def test_options_after_two_dashes_are_vllms_wherever_ours_are(tmp_path: Path) -> None:
-    done = metaalign_rl("serve", str(tmp_path), "--port", "1234", "--", "--host", "0.0.0.0")
+def test_options_after_two_dashes_are_vllms_wherever_ours_are(cli: Command, tmp_path: Path) -> None:
+    done = cli("serve", str(tmp_path), "--port", "1234", "--", "--host", "0.0.0.0")
     assert (done.returncode, done.stderr.partition(":")[0]) == (2, "error")
     assert "expected a run's folder" in done.stderr  # the options were accepted, then the folder was checked
     assert "unrecognized" not in done.stderr
 
 
-def test_another_command_passes_nothing_on() -> None:
-    assert "expected no arguments after --, found --x" in metaalign_rl("report", "runs", "--", "--x").stderr
+def test_another_command_passes_nothing_on(cli: Command) -> None:
+    assert "expected no arguments after --, found --x" in cli("report", "runs", "--", "--x").stderr
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +164,14 @@ def test_another_meta_prompt_gives_other_probabilities(client: Any) -> None:
     assert first_token("please answer in french.") != first_token("please write in capitals.")
 
 
-def test_an_endpoint_and_its_checkpoint_give_the_same_answers(server: str, tiny_run: Path, tmp_path: Path) -> None:
+def test_an_endpoint_and_its_checkpoint_give_the_same_answers(
+    cli: Command, server: str, tiny_run: Path, tmp_path: Path
+) -> None:
     rows = list(read_rows(tiny_run / "data" / "held_out_prompts.jsonl"))[:12]
     write_jsonl(tmp_path / "rows.jsonl", (row.to_json() for row in rows))
     reports = {}
     for name, model in (("endpoint", server), ("checkpoint", str(tiny_run))):
-        done = metaalign_rl("evaluate", model, "--data", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / name))
+        done = cli("evaluate", model, "--data", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / name))
         assert done.returncode == 0, done.stderr
         reports[name] = [line["answer"].strip() for _, line in read_jsonl(tmp_path / name / "answers.jsonl")]
         assert "following" in read_json(tmp_path / name / "figures.json")
@@ -180,9 +182,9 @@ def test_an_endpoint_and_its_checkpoint_give_the_same_answers(server: str, tiny_
     assert sum(one == other for one, other in pairs) >= 10
 
 
-def test_a_reward_model_is_evaluated_on_pairs(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_reward_model_is_evaluated_on_pairs(cli: Command, tiny_run: Path, tmp_path: Path) -> None:
     pairs = tiny_run / "data" / "held_out_pairs.jsonl"
-    done = metaalign_rl("evaluate", str(tiny_run / "reward"), "--data", str(pairs), "--output", str(tmp_path))
+    done = cli("evaluate", str(tiny_run / "reward"), "--data", str(pairs), "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     written = read_json(tmp_path / "figures.json")
     assert written["models"]["reward"] == read_json(tiny_run / "reward_evaluation.json")["whole"]
@@ -190,18 +192,18 @@ def test_a_reward_model_is_evaluated_on_pairs(tiny_run: Path, tmp_path: Path) ->
     assert "Reliability" in (tmp_path / "evaluation.html").read_text()
 
 
-def test_the_error_of_an_address_without_a_server_names_it(tiny_run: Path, tmp_path: Path) -> None:
+def test_the_error_of_an_address_without_a_server_names_it(cli: Command, tiny_run: Path, tmp_path: Path) -> None:
     rows = tiny_run / "data" / "held_out_prompts.jsonl"
     url = "http://127.0.0.1:9/v1"
-    done = metaalign_rl("evaluate", url, "--data", str(rows), "--output", str(tmp_path))
+    done = cli("evaluate", url, "--data", str(rows), "--output", str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {url}: expected an OpenAI-compatible endpoint")
 
 
-def test_rows_without_a_check_cannot_be_judged(tiny_run: Path, tmp_path: Path) -> None:
+def test_rows_without_a_check_cannot_be_judged(cli: Command, tiny_run: Path, tmp_path: Path) -> None:
     row = next(read_rows(tiny_run / "data" / "held_out_prompts.jsonl")).to_json()
     write_jsonl(tmp_path / "rows.jsonl", [row | {"checks": {}}])
-    done = metaalign_rl("evaluate", str(tiny_run), "--data", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path))
+    done = cli("evaluate", str(tiny_run), "--data", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path))
     assert done.returncode == 2
     assert "no check of its governing tier" in done.stderr
 

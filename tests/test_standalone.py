@@ -28,7 +28,7 @@ ROW = {"system_info": "say red", "messages": [{"role": "user", "content": "what 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of such an environment."""
+    """The interpreter of this environment."""
     folder = tmp_path_factory.mktemp("standalone")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
     python: Path = folder / "env/bin/python"
@@ -75,7 +75,7 @@ def closure(root: Distribution) -> Iterator[Distribution]:
 
 
 def link(needed: Distribution, packages: Path) -> None:
-    """Link the distribution's modules, packages and metadata."""
+    """Link a distribution's modules, packages and metadata into a folder."""
     for name in {file.parts[0] for file in needed.files or ()} - {"..", "__pycache__"}:
         target = packages / name
         if not target.exists():

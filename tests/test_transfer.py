@@ -1,7 +1,7 @@
-"""Sending weights: from learners' ends to several engines, over Ray's object store and through vLLM's own engines."""
+"""Weight sync from learners to several engines, through Ray's object store and vLLM's own transfer engines."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import ray
@@ -20,19 +20,12 @@ from metaalign_rl.weights.weight_stream import WeightStream
 WEIGHTS = [(f"layers.{layer}.weight", torch.full((100,), float(layer))) for layer in range(5)]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    yield
-    ray.shutdown()
-
-
-def start_engine(fault: str = "") -> ray.actor.ActorHandle:
-    """An engine's weight calls round a dictionary."""
+def toy_engine() -> ray.actor.ActorHandle:
+    """An engine whose weights are a dictionary."""
 
     class ToyEngine:
-        def __init__(self) -> None:
-            self.calls = []
+        def reset(self, fault: str) -> None:
+            self.calls, self.fault = [], fault
 
         def start_weight_update(self) -> None:
             self.calls.append("start")
@@ -42,9 +35,9 @@ def start_engine(fault: str = "") -> ray.actor.ActorHandle:
             from metaalign_rl.weights.buckets import Bucket, unpack
 
             self.calls.append("update")
-            if fault == "hangs":
+            if self.fault == "hangs":
                 time.sleep(60)
-            if fault == "dies":
+            if self.fault == "dies":
                 ray.actor.exit_actor()
             self.tensors |= {name: tensor.clone() for name, tensor in unpack(Bucket(**bucket))}
 
@@ -53,11 +46,11 @@ def start_engine(fault: str = "") -> ray.actor.ActorHandle:
             from metaalign_rl.weights.checksum import Digest
 
             self.calls.append("finish")
-            if fault == "refuses":
+            if self.fault == "refuses":
                 raise StaleEngine("weight update 1 lacks a tensor")
             digest = Digest()
             for name, tensor in self.tensors.items():
-                digest.add(name, tensor + 1 if fault == "damages" else tensor)
+                digest.add(name, tensor + 1 if self.fault == "damages" else tensor)
             return version, digest.hexdigest()
 
         def seen(self) -> list[str]:
@@ -66,12 +59,34 @@ def start_engine(fault: str = "") -> ray.actor.ActorHandle:
     return ray.remote(num_cpus=0)(ToyEngine).remote()
 
 
+@pytest.fixture(scope="module")
+def idle_engines() -> list[ray.actor.ActorHandle]:
+    """Engines that earlier tests started: each takes seconds to import torch."""
+    return []
+
+
+@pytest.fixture
+def start_engine(idle_engines: list[ray.actor.ActorHandle]) -> Iterator[Callable[[str], ray.actor.ActorHandle]]:
+    """Get an engine that has taken no weights yet, with a fault if one is named."""
+    healthy = []
+
+    def start(fault: str = "") -> ray.actor.ActorHandle:
+        engine = idle_engines.pop() if idle_engines else toy_engine()
+        ray.get(engine.reset.remote(fault))
+        if fault not in ("dies", "hangs"):
+            healthy.append(engine)
+        return engine
+
+    yield start
+    idle_engines.extend(healthy)
+
+
 def start_learner(rank: int) -> ray.actor.ActorHandle:
     class ToyLearner:
-        def connect_weights(self, route: SyncPlan) -> None:
+        def connect_weights(self, plan: SyncPlan) -> None:
             from metaalign_rl.weights.sender import Sender
 
-            self._sender = Sender(route, rank, lambda: iter(WEIGHTS))
+            self._sender = Sender(plan, rank, lambda: iter(WEIGHTS))
 
         def send_weights(self, version: int) -> object:
             return self._sender.send(version)
@@ -90,7 +105,7 @@ class ToyGroup:
 
 
 @pytest.fixture(scope="module")
-def learners(cluster: None) -> ToyGroup:
+def learners(local_ray: Config) -> ToyGroup:
     return ToyGroup(ranks=2)
 
 
@@ -110,7 +125,7 @@ def sync(learners: ToyGroup) -> Sync:
     return Sync(learners)
 
 
-def test_every_engine_gets_an_update_in_buckets_between_a_start_and_a_finish(sync):
+def test_every_engine_gets_an_update_in_buckets_between_a_start_and_a_finish(sync, start_engine):
     engines = {number: start_engine() for number in (0, 3)}
     sync.send(engines, version=1)
     sync.send(engines, version=2)
@@ -118,7 +133,7 @@ def test_every_engine_gets_an_update_in_buckets_between_a_start_and_a_finish(syn
         assert ray.get(engine.seen.remote()) == ["start", "update", "update", "update", "finish"] * 2
 
 
-def test_a_lost_engine_is_named_and_the_others_have_the_weights(sync):
+def test_a_lost_engine_is_named_and_the_others_get_the_weights(sync, start_engine):
     engines = {number: start_engine("dies" if number == 1 else "") for number in range(3)}
     with pytest.raises(EngineLost, match="rollout engine 1 is lost") as caught:
         sync.send(engines, version=1)
@@ -132,21 +147,20 @@ def test_a_lost_engine_is_named_and_the_others_have_the_weights(sync):
     assert [len(ray.get(engine.seen.remote())) for engine in engines.values()] == [10, 10, 10]
 
 
-def test_an_engine_that_took_something_else_is_named(sync):
+def test_an_engine_with_a_wrong_checksum_is_named(sync, start_engine):
     engines = {4: start_engine(), 5: start_engine("damages")}
     with pytest.raises(StaleEngine, match="rollout engine 5 did not apply weight update 7: expected checksum"):
         sync.send(engines, version=7)
 
 
-def test_an_engine_s_own_refusal_passes_through(sync):
+def test_an_engine_s_own_error_is_passed_on(sync, start_engine):
     with pytest.raises(StaleEngine, match="lacks a tensor"):
         sync.send({0: start_engine("refuses")}, version=1)
 
 
-def test_an_engine_that_hangs_is_lost_too(learners):
+def test_an_engine_that_hangs_counts_as_lost(learners, start_engine):
     sync = Sync(learners, timeout_s=3.0)
     engines = {1: start_engine(), 2: start_engine("hangs")}
-    ray.get([engine.seen.remote() for engine in engines.values()])  # they have started
     with pytest.raises(EngineLost, match="rollout engine 2 is lost: did not accept weights for 3 s") as caught:
         sync.send(engines, version=1)
     assert isinstance(caught.value.cause, TimeoutError)
@@ -162,16 +176,16 @@ WAYS = {
 @pytest.mark.parametrize(
     ("gpus", "layout", "backend"), [(*devices, backend) for backend in WAYS for devices in WAYS[backend]]
 )
-def test_the_devices_choose_the_way(gpus, layout, backend):
+def test_the_devices_determine_the_backend(gpus, layout, backend):
     assert backend_of(Config(cluster=ClusterConfig(gpus=gpus, layout=layout))) == backend
 
 
-def test_colocated_learners_are_as_many_as_the_engines_devices():
+def test_colocated_learners_must_match_the_engines_devices():
     with pytest.raises(UserError, match=r"learner.world_size: expected rollout.engines \* rollout.tensor_parallel = 4"):
         Config(cluster=ClusterConfig(layout="colocated"), rollout=RolloutConfig(engines=2, tensor_parallel=2))
 
 
-# vLLM's engines for GPUs, up to where the GPU comes in
+# vLLM's transfer engines for GPUs, as far as they run without one
 
 
 class Recorder:
@@ -184,7 +198,7 @@ class Recorder:
         return lambda *arguments: self.calls.append((method, *arguments))
 
 
-def test_nccl_gives_each_engine_s_devices_ranks_of_their_own(cluster):
+def test_with_nccl_each_engine_s_devices_get_their_own_ranks(local_ray):
     class RankEngine:
         def init_weight_transfer_engine(self, info: dict) -> None:
             self.info = info
@@ -198,7 +212,7 @@ def test_nccl_gives_each_engine_s_devices_ranks_of_their_own(cluster):
     assert [ray.get(e.told.remote())["rank_offset"] for e in engines.values()] == [1, 3]
 
 
-def test_vllm_s_nccl_sender_takes_our_source_and_calls_in_order(cluster, monkeypatch):
+def test_vllm_s_nccl_sender_works_with_our_weight_stream_and_client(local_ray, monkeypatch):
     from vllm.distributed.weight_transfer import nccl_engine
 
     monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: f"group of {info.world_size}")
@@ -227,7 +241,7 @@ def test_the_ipc_bucket_holds_the_largest_tensor():
 
 
 @pytest.mark.parametrize("backend", ["nccl", "ipc"])
-def test_vllm_s_receivers_take_the_checksum_of_what_they_hand_to_the_loader(backend, monkeypatch):
+def test_vllm_s_receivers_compute_the_checksum_of_loaded_tensors(backend, monkeypatch):
     from vllm.distributed.weight_transfer import ipc_engine, nccl_engine
     from vllm.model_executor.model_loader import reload
 

@@ -1,8 +1,9 @@
-"""The tutorial's commands for a CPU, taken from the page and run in its order in one folder.
+"""The tutorial's commands for a CPU, run in the order of the page in one folder.
 
-They run as they are shown. Three things are other than for a reader: `configs/quickstart.yaml` asks for little, the
-quickstart is there already, and Ray has ports and a folder of its own and stays in the foreground, so that the test can
-end it without `ray stop`, which would end every Ray on the machine.
+Three things differ from what a reader does:
+- `configs/quickstart.yaml` has tiny sizes, and the quickstart has run already.
+- Ray has its own ports and folder.
+- Ray stays in the foreground, so that the test can kill it. `ray stop` would stop every Ray on the machine.
 """
 
 import os
@@ -28,12 +29,12 @@ pytestmark = pytest.mark.slow
 
 BLOCKS = [block.text for block in blocks(DOCS / "tutorial.md", "bash") if block.mark == "run"]
 PORTS = ("6379", "8265")
-STARTING = ("No available agent", "Failed to connect to Ray")  # what Ray says of a cluster that is not all there yet
+STARTING = ("No available agent", "Failed to connect to Ray")  # Ray's messages while a cluster starts
 
 
-def test_the_tutorial_goes_through(tiny_run: Path, tmp_path: Path) -> None:
+def test_the_commands_of_the_tutorial_succeed(tiny_run: Path, tmp_path: Path) -> None:
     prepare(tmp_path, tiny_run)
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short name: sockets lie in it
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short name: it is part of the paths of sockets
         (start,) = (block for block in BLOCKS if "ray start" in block)
         at = BLOCKS.index(start)
         for block in BLOCKS[:at]:
@@ -42,13 +43,13 @@ def test_the_tutorial_goes_through(tiny_run: Path, tmp_path: Path) -> None:
         assert (tmp_path / "runs" / "mine" / "policy" / "model.safetensors").is_file()
         ports = {port: str(free_port()) for port in PORTS}
         with background(f"{replaced(start, ports).rstrip()} {own_place(folder)}", tmp_path):
-            told = [shell(replaced(block, ports), tmp_path) for block in BLOCKS[at + 1 :]]
-    assert "succeeded" in told[-1] and "ppo: " in told[-1], told[-1]
+            printed = [shell(replaced(block, ports), tmp_path) for block in BLOCKS[at + 1 :]]
+    assert "succeeded" in printed[-1] and "ppo: " in printed[-1], printed[-1]
     assert (tmp_path / "runs" / "mine-on-ray" / "policy" / "model.safetensors").is_file()
 
 
 def prepare(folder: Path, tiny_run: Path) -> None:
-    """What a reader has after `make quickstart`, at a tiny size."""
+    """Make the folder that a reader has after `make quickstart`, with tiny sizes."""
     for name in ("jobs", "metaalign_rl", "reward"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(tiny_run, folder / "runs" / "quickstart")
@@ -58,7 +59,7 @@ def prepare(folder: Path, tiny_run: Path) -> None:
 
 
 def own_place(folder: str) -> str:
-    """Options of `ray start` that keep it off what other clusters on this machine have."""
+    """Options of `ray start` that separate it from other clusters on this machine."""
     ports = (f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "ray-client-server-port"))
     return " ".join(["--block", f"--temp-dir={folder}", *ports])
 
@@ -70,14 +71,14 @@ def replaced(text: str, words: dict[str, str]) -> str:
 
 
 def environment() -> dict[str, str]:
-    """As after `source .venv/bin/activate`."""
+    """The environment after `source .venv/bin/activate`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     fresh = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {**fresh, "PATH": path, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def shell(block: str, folder: Path) -> str:
-    """What a block prints; it must end well. Ray's job agent and its dashboard take longer to start than the head."""
+    """Run a block, which must succeed; its output. Retries while Ray's job agent and dashboard still start."""
     end = time.monotonic() + 120
     while True:
         command = ["bash", "-euo", "pipefail", "-c", block]
@@ -90,7 +91,7 @@ def shell(block: str, folder: Path) -> str:
 
 @contextmanager
 def background(block: str, folder: Path) -> Iterator[None]:
-    """A block that starts Ray and does not end; at the end it and all that it started are killed, by their numbers."""
+    """Run a block that starts Ray. On leaving, kill its process and all descendants."""
     log = folder / "ray.log"
     with log.open("wb") as out:
         process = subprocess.Popen(["bash", "-c", block], cwd=folder, env=environment(), stdout=out, stderr=out)

@@ -1,4 +1,4 @@
-"""Weights in buckets, their checksums, and the errors that a stale engine raises."""
+"""Weights in buckets, their checksums, and the errors of stale engines."""
 
 import math
 
@@ -43,7 +43,7 @@ def checksum(tensors: object) -> str:
 
 @settings(max_examples=200, deadline=None)
 @given(tensors=named_tensors(), bucket_bytes=st.integers(1, 300))
-def test_unpacking_gives_back_what_was_packed_in_buckets_of_any_size(tensors, bucket_bytes):
+def test_unpacking_returns_the_packed_tensors_for_any_bucket_size(tensors, bucket_bytes):
     buckets = list(fill(iter(tensors), bucket_bytes))
     unpacked = [pair for bucket in buckets for pair in unpack(bucket)]
 
@@ -58,14 +58,14 @@ def test_unpacking_gives_back_what_was_packed_in_buckets_of_any_size(tensors, bu
         assert bucket.data.size <= bucket_bytes or len(filled) == 1
 
 
-def test_a_packed_tensor_is_a_copy_that_later_training_steps_do_not_change():
+def test_a_packed_tensor_is_a_copy():
     weight = torch.zeros(3)
     (bucket,) = fill([("w", weight)], 100)
     weight += 1
     assert dict(unpack(bucket))["w"].tolist() == [0, 0, 0]
 
 
-def test_a_tensor_is_packed_before_the_next_one_is_asked_for():
+def test_a_tensor_is_packed_before_the_next_one_is_requested():
     """Under ZeRO-3 it is gone then."""
 
     def passing():
@@ -77,7 +77,7 @@ def test_a_tensor_is_packed_before_the_next_one_is_asked_for():
     assert [t.tolist() for bucket in fill(passing(), 64) for _, t in unpack(bucket)] == [[1, 1, 1]] * 2
 
 
-def test_read_only_buckets_such_as_ray_returns_are_read_in_place_and_without_a_warning(recwarn):
+def test_read_only_buckets_are_read_in_place_without_a_warning(recwarn):
     (bucket,) = fill([("w", torch.arange(4.0))], 100)
     bucket.data.flags.writeable = False
     tensor = dict(unpack(Bucket(bucket.entries, bucket.data)))["w"]
@@ -99,11 +99,11 @@ BASE = [("a", torch.tensor([1.0, 2.0])), ("b", torch.tensor([[3.0, 4.0]]))]
         pytest.param([("a", torch.tensor([3.0, 4.0])), ("b", torch.tensor([[1.0, 2.0]]))], id="swapped"),
     ],
 )
-def test_the_checksum_sees_every_difference(other):
+def test_the_checksum_detects_every_difference(other):
     assert checksum(other) != checksum(BASE)
 
 
-def test_the_checksum_sees_a_bit_and_a_place_anywhere_in_a_large_tensor():
+def test_the_checksum_detects_a_changed_bit_and_a_moved_value_in_a_large_tensor():
     large = torch.zeros(3 * CHUNK // 4 + 5)
     found = {checksum([("w", large)])}
     for places in ([0], [1], [CHUNK // 4], [len(large) - 1], [0, 1], [CHUNK // 4, CHUNK // 2]):
@@ -113,12 +113,12 @@ def test_the_checksum_sees_a_bit_and_a_place_anywhere_in_a_large_tensor():
     assert len(found) == 7
 
 
-def test_the_checksum_of_a_tensor_does_not_depend_on_where_in_memory_it_starts():
+def test_the_checksum_does_not_depend_on_memory_alignment():
     halves = torch.arange(7, dtype=torch.float16)
     assert checksum([("w", halves[1:])]) == checksum([("w", halves[1:].clone())])
 
 
-def test_an_engine_that_answers_with_another_version_or_checksum_is_named_with_what_was_expected_and_found():
+def test_a_wrong_version_or_checksum_is_an_error_with_engine_expected_and_found():
     confirm((3, "ab"), (3, "ab"))
     with pytest.raises(StaleEngine, match="engine 1 did not apply weight update 3: expected version 3, found 2"):
         confirm((3, "ab"), (2, "ab"), engine="engine 1")
@@ -126,25 +126,25 @@ def test_an_engine_that_answers_with_another_version_or_checksum_is_named_with_w
         confirm((3, "ab"), (3, "00"), engine="engine 1")
 
 
-def test_mismatch_is_the_mean_absolute_difference_a_token_over_ragged_samples():
+def test_mismatch_is_the_mean_absolute_difference_per_token_of_ragged_samples():
     assert mismatch([[-1.0, -2.0], [], [-3.0]], [[-1.5, -2.0], [], [-2.0]]) == pytest.approx(0.5)
 
 
-def test_mismatch_of_padded_tensors_counts_masked_tokens_only():
+def test_mismatch_of_padded_tensors_counts_only_tokens_in_the_mask():
     engine = torch.tensor([[-1.0, -2.0], [-3.0, math.nan]])
     learner = torch.tensor([[-1.5, -2.0], [-2.0, 99.0]])
     mask = torch.tensor([[1, 1], [1, 0]])
     assert mismatch(engine, learner, mask) == pytest.approx(0.5)
 
 
-def test_a_mismatch_above_the_limit_or_not_a_number_says_that_the_engine_is_stale():
+def test_a_mismatch_that_is_nan_or_above_the_limit_is_an_error():
     assert_fresh(0.009, limit=0.01, version=4)
     for bad in (0.02, math.nan):
         with pytest.raises(StaleEngine, match=r"engine 0 reports weight version 4.*stale or wrong"):
             assert_fresh(bad, limit=0.01, version=4, engine="engine 0")
 
 
-def test_weights_of_half_precision_are_half_the_size():
+def test_half_precision_weights_take_half_the_bytes():
     sizes = {}
     for dtype in (torch.float32, torch.bfloat16):
         (bucket,) = fill([("w", torch.zeros(64, 100, dtype=dtype))], 30_000)

@@ -35,16 +35,17 @@ KINDS = {  # kind of operation: parts of the operations' names
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The size of the model, of a step, and of the profiled update (in samples)."""
+    """The size of the model, of a step, of the profiled update (in samples), and of the matrices of the peak."""
 
     shape: toy.Shape
     prompts: int
     new_tokens: int
     profiled: int
+    matrix: int = 2048
 
 
 FULL = Size(toy.Shape(hidden=384, layers=10, wide=1024, words=3600), prompts=256, new_tokens=128, profiled=64)
-TINY = Size(toy.Shape(hidden=64, layers=1, wide=64), prompts=8, new_tokens=8, profiled=4)
+TINY = Size(toy.Shape(hidden=64, layers=1, wide=64), prompts=8, new_tokens=8, profiled=4, matrix=256)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         }
         write_config(folder / "config.yaml", settings)
         timing, lines = train(folder / "config.yaml", folder / "run")
-        peak, profile = in_new_process(measure_peak), in_new_process(profile_update, folder, size)
+        peak, profile = in_new_process(measure_peak, size.matrix), in_new_process(profile_update, folder, size)
     last = lines[-1]
     figures = {
         "command": command(),
@@ -87,7 +88,7 @@ def in_new_process(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict
         return pool.submit(work, *arguments).result()
 
 
-def measure_peak(size: int = 2048) -> dict[str, float]:
+def measure_peak(size: int) -> dict[str, float]:
     """Return the best of six: GFLOP/s of a square matrix product by data type, and GB/s of a copy (read plus write)."""
     import torch
 

@@ -110,7 +110,7 @@ class DataConfig:
     prompts: int = setting(8_000, "Prompts to make, or the most to take of public data.", unit="rows")
     held_out_prompts: int = setting(
         1_200,
-        "Held-out prompts to make (built-in world only). The figures in report.json count the responses to them.",
+        "Held-out prompts to make (built-in world only). The metrics in report.json count the responses to them.",
         unit="rows",
     )
     held_out_pairs: int = setting(

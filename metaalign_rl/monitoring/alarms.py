@@ -66,7 +66,11 @@ class AlarmMonitor:
         self._last: dict[str, int] = {}  # by kind, the last step with an alarm
 
     def update(self, metrics: Metrics) -> list[Alarm]:
-        """Add the next step's metrics and return the alarms that start at it."""
+        """Add the next step's metrics and return the alarms that start at it.
+
+        Args:
+            metrics: with `step` and `kl`; `proxy` and `gold` may be missing.
+        """
         self._history.append(metrics)
         found = [alarm for rule in (reward_hacking, kl_explosion) if (alarm := rule(self._history)) is not None]
         new = [alarm for alarm in found if alarm.step - self._last.get(alarm.kind, -COOLDOWN - 1) > COOLDOWN]

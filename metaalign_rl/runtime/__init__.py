@@ -1,1 +1,1 @@
-"""What the driver and the actors of a run share: Ray, placement, faults, signals, setup of vLLM and DeepSpeed."""
+"""Shared by driver and actors of a run: Ray, placement, faults, signals, and the setup of vLLM and DeepSpeed."""

@@ -9,17 +9,17 @@ from metaalign_rl.weights.sync_plan import SyncPlan
 from metaalign_rl.weights.weight_stream import WeightStream
 
 
-def ipc_trainer(route: SyncPlan, rank: int, client: EnginesClient, source: WeightStream) -> Any:
+def ipc_trainer(plan: SyncPlan, rank: int, client: EnginesClient, source: WeightStream) -> Any:
     """vLLM's own sender. Each rank shares its bucket with the engine on its GPU; rank 0 makes the calls for all."""
     prepare_vllm()  # the first import of vLLM in this process
     from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
-    return WeightTransferTrainerFactory.trainer_init(init_info(route, rank, source), client=client, source=source)
+    return WeightTransferTrainerFactory.trainer_init(init_info(plan, rank, source), client=client, source=source)
 
 
-def init_info(route: SyncPlan, rank: int, source: WeightStream) -> Any:
+def init_info(plan: SyncPlan, rank: int, source: WeightStream) -> Any:
     """The size of a bucket. vLLM refuses tensors that are larger than it, so the largest tensor must fit."""
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
     largest = max(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in source.metadata())
-    return IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=max(route.bucket_bytes, largest), rank=rank)
+    return IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=max(plan.bucket_bytes, largest), rank=rank)

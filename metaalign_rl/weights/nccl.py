@@ -11,23 +11,23 @@ from metaalign_rl.weights.sync_plan import SyncPlan
 from metaalign_rl.weights.weight_stream import WeightStream
 
 
-def nccl_trainer(route: SyncPlan, rank: int, client: EnginesClient, source: WeightStream) -> Any:
+def nccl_trainer(plan: SyncPlan, rank: int, client: EnginesClient, source: WeightStream) -> Any:
     """vLLM's own sender, connected: the sender and all engines of the plan are one NCCL group."""
     prepare_vllm()  # the first import of vLLM in this process
     from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
-    return WeightTransferTrainerFactory.trainer_init(init_info(route, rank), client=client, source=source)
+    return WeightTransferTrainerFactory.trainer_init(init_info(plan, rank), client=client, source=source)
 
 
-def init_info(route: SyncPlan, rank: int) -> Any:
+def init_info(plan: SyncPlan, rank: int) -> Any:
     """The group's address and size, and the size of a bucket. Only rank 0 uses them."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
     return NCCLTrainerInitInfo(
         master_address=ray.util.get_node_ip_address(),
         master_port=_free_port(),
-        world_size=1 + len(route.engines) * route.devices,
-        packed_buffer_size_bytes=route.bucket_bytes,
+        world_size=1 + len(plan.engines) * plan.devices,
+        packed_buffer_size_bytes=plan.bucket_bytes,
         rank=rank,
     )
 

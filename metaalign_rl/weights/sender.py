@@ -27,11 +27,11 @@ class SyncResult(NamedTuple):
 class Sender:
     """Sends the policy's weights according to a plan. Exists on every rank; rank 0 sends."""
 
-    def __init__(self, route: SyncPlan, rank: int, passes: Callable[[], Iterator[tuple[str, Tensor]]]) -> None:
+    def __init__(self, plan: SyncPlan, rank: int, passes: Callable[[], Iterator[tuple[str, Tensor]]]) -> None:
         """Connect to the engines. `passes`: see `WeightStream`."""
-        self._client = EnginesClient(route.engines, route.devices, route.timeout_s)
+        self._client = EnginesClient(plan.engines, plan.devices, plan.timeout_s)
         self._source = WeightStream(passes, checked=rank == 0)
-        self._trainer = _trainer(route, rank, self._client, self._source)
+        self._trainer = _trainer(plan, rank, self._client, self._source)
 
     def send(self, version: int) -> SyncResult:
         """Give the engines the current weights as `version`. Call it on every rank."""
@@ -40,17 +40,17 @@ class Sender:
         return SyncResult(self._source.checksum, self._client.taken, dict(self._client.failed))
 
 
-def _trainer(route: SyncPlan, rank: int, client: EnginesClient, source: WeightStream) -> Any:
-    match route.backend:
+def _trainer(plan: SyncPlan, rank: int, client: EnginesClient, source: WeightStream) -> Any:
+    match plan.backend:
         case "store":
             from metaalign_rl.weights.store import StoreTrainer
 
-            return StoreTrainer(client, source, route.bucket_bytes, is_sender=rank == 0)
+            return StoreTrainer(client, source, plan.bucket_bytes, is_sender=rank == 0)
         case "nccl":
             from metaalign_rl.weights.nccl import nccl_trainer
 
-            return nccl_trainer(route, rank, client, source)
+            return nccl_trainer(plan, rank, client, source)
         case "ipc":
             from metaalign_rl.weights.ipc import ipc_trainer
 
-            return ipc_trainer(route, rank, client, source)
+            return ipc_trainer(plan, rank, client, source)
