@@ -64,7 +64,7 @@ class Config:
     steps: int = 30  # of PPO
     prompts_per_step: int = 96
     samples_per_prompt: int = 4
-    minibatch: int = 16  # prompts per optimizer step, each with all its responses
+    minibatch: int = 32  # prompts per optimizer step, each with all its responses
     epochs: int = 2  # passes over the responses of a step
     learning_rate: float = 7e-4  # of the policy in PPO
     critic_learning_rate: float = 1e-3
@@ -135,8 +135,8 @@ def train_reward(config: Config, rows: list[Row], own: Sequence[Response], folde
     own responses contain the mistakes that the reward model will see in PPO.
     """
     labelled = [
-        replace(one.row, id=f"own-{number}", response=one.text, labels={"response": labels(one.row, one.text)})
-        for number, one in enumerate(own)
+        replace(row, id=f"own-{number}", response=text, labels={"response": labels(row, text)})
+        for number, (row, _, _, text) in enumerate(own)
     ]
     settings = RewardTraining(
         learning_rate=1e-3, batch_size=16, token_weight=1.0, max_tokens=MAX_TOKENS, seed=config.seed
@@ -168,9 +168,9 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
         responses = generate(policy, tokenizer, drawn, config.samples_per_prompt)
         # 2. Reward [B]: the reward model's probability that the response is good. PPO does not use the gold checks.
         #    They only show whether a higher reward means a better response.
-        scores = scorer.score([replace(one.row, response=one.text) for one in responses])
+        scores = scorer.score([replace(row, response=text) for row, _, _, text in responses])
         rewards = torch.tensor([score.probabilities["overall"] for score in scores])
-        gold = fmean(follows(one) for one in responses)
+        gold = fmean(map(follows, responses))
         # 3. Log-probabilities and values before the update, [B, T-1]: column t is about token t+1, 0 at prompts.
         batch = to_batch(responses, tokenizer)
         with torch.no_grad():
@@ -225,7 +225,7 @@ def generate(policy: Any, tokenizer: Any, rows: Sequence[Row], copies: int) -> l
 
 def to_batch(responses: Sequence[Response], tokenizer: Any) -> Batch:
     """Prompts and responses as token ids [B, T], padded on the right, and the mask of response tokens, [B, T-1]."""
-    return make_batch([(one.prompt_ids, one.ids) for one in responses], tokenizer.pad_token_id)
+    return make_batch([(prompt_ids, ids) for _, prompt_ids, ids, _ in responses], tokenizer.pad_token_id)
 
 
 def logprobs(policy: Any, batch: Batch) -> Tensor:
@@ -277,7 +277,8 @@ def evaluate(policy: Any, reference: Any, tokenizer: Any, rows: Sequence[Row]) -
     batch = to_batch(responses, tokenizer)
     with torch.no_grad():
         batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
-    shares = {name: fmean(follows(one) for one in responses if one.row.relation == name) for name in RELATIONS}
+    groups = {name: [response for response in responses if response.row.relation == name] for name in RELATIONS}
+    shares = {name: fmean(map(follows, group)) for name, group in groups.items()}
     return {"mean": fmean(shares.values()), **shares, "KL": kl_per_response(batch)}
 
 
@@ -295,7 +296,7 @@ def report(sft: Any, ppo: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str,
         messages = [{"role": "user", "content": QUESTION}]
         row = replace(rows[0], system_info=system_info, user_info=user_info, messages=messages)
         for name, policy in policies.items():
-            found = Counter(one.text for one in generate(policy, tokenizer, [row], copies=32)).most_common(2)
+            found = Counter(response.text for response in generate(policy, tokenizer, [row], copies=32)).most_common(2)
             print(f"    {name}  " + ",  ".join(f"{count:2} x {text!r}" for text, count in found))
     return table
 

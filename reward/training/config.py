@@ -95,7 +95,7 @@ class RewardTraining(CommonTraining):
     )
     checkpoint_steps: int = setting(500, "Updates between two checkpoints to resume from.", unit="optimizer steps")
     log_steps: int = setting(10, "Updates between two lines of the log.", unit="optimizer steps")
-    bf16: bool = setting(False, "Compute in bfloat16, with the weights in float32 (GPU only).")
+    bf16: bool = setting(False, "Compute in bfloat16, with the weights in float32.")
     gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass to save memory.")
     seed: int = setting(0, "Seed of the new head, the held-out rows and the order of the rows.", unit=PLAIN)
 
