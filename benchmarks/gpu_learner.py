@@ -103,13 +103,13 @@ def measure(folder: Path, size: Size, stage: int, tokens: int, peak: float | Non
     import torch
 
     from metaalign_rl.config.learner import LearnerConfig
-    from metaalign_rl.core.dataflow import Batch
+    from metaalign_rl.learner.batch import make_batch
     from metaalign_rl.learner.worker import Learner
 
     config = LearnerConfig(zero_stage=stage, micro_batch_tokens=tokens, minibatch_size=size.samples)
     rendezvous = f"file://{folder}/rendezvous-{stage}-{tokens}"
     ids = torch.randint(1, size.shape["vocab_size"], (size.samples, size.prompt + size.response)).tolist()
-    batch = Batch.from_samples([(line[: size.prompt], line[size.prompt :]) for line in ids], pad_id=0)
+    batch = make_batch([(line[: size.prompt], line[size.prompt :]) for line in ids], pad_id=0)
     try:
         learner = Learner(config, 0, 1, rendezvous, dtype="bfloat16", seed=0)
         model = folder / "model"

@@ -145,7 +145,7 @@ def profile_update(folder: Path, size: Size) -> dict[str, Any]:
     from torch.profiler import profile as trace
 
     from metaalign_rl.config.learner import LearnerConfig
-    from metaalign_rl.core.dataflow import Batch
+    from metaalign_rl.learner.batch import make_batch
     from metaalign_rl.learner.worker import Learner
 
     learner = Learner(
@@ -158,7 +158,7 @@ def profile_update(folder: Path, size: Size) -> dict[str, Any]:
         6, vocabulary, (size.profiled, toy.PROMPT_WORDS + 2 + size.new_tokens), generator=generator
     ).tolist()
     samples = [(line[: -size.new_tokens], line[-size.new_tokens :]) for line in ids]
-    batch = learner.evaluate(Batch.from_samples(samples, pad_id=0))
+    batch = learner.evaluate(make_batch(samples, pad_id=0))
     assert batch is not None and batch.values is not None
     batch = replace(batch, advantages=torch.ones_like(batch.values), returns=batch.values + 1)
     learner.train(batch)  # warm up
