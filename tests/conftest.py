@@ -38,11 +38,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The order of the files, and which worker runs them.
 
 # The longest first, so that the workers end at about the same time.
-FIRST = ("cluster", "resume", "tutorial", "serve", "browser", "learner", "ppo_benchmarks")
+FIRST = ("cluster", "resume", "tutorial", "serve", "browser", "ppo_benchmarks")
 # These use `local_ray`: one worker runs them, in this order. Tests of test_runtime.py need that Ray does not run yet.
 ON_LOCAL_RAY = ("runtime", "metrics", "rollout", "transfer", "faults", "reward_stage")
 # These fork their ranks from a server that has imported DeepSpeed, which one worker starts.
-RANKS = ("learner_ranks", "reward_ranks")
+RANKS = ("learner", "reward_ranks")
 
 
 def group_of(path: str) -> str:
