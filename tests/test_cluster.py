@@ -231,7 +231,7 @@ def test_the_other_colocated_jobs_have_the_settings_of_the_one_that_ran(
 
 @needs_kustomize
 def test_the_disaggregated_job_has_the_settings_of_the_run_that_survived(here: Here, survivor: Path) -> None:
-    words = [*CPU, *map(shlex.quote, ONLY_PPO), *TWO_RANKS]
+    words = [*CPU, *map(shlex.quote, ONLY_PPO), *TWO_RANKS, "run.stages=[ppo]"]
     assert resolved(here, "nodes-disaggregated", *words) == settings_of(survivor)
 
 
