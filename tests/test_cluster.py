@@ -231,9 +231,8 @@ def test_the_other_colocated_jobs_have_the_settings_of_the_one_that_ran(
 
 @needs_kustomize
 def test_the_disaggregated_job_has_the_settings_of_the_run_that_survived(here: Here, survivor: Path) -> None:
-    _, *models = ONLY_PPO
-    words = [*CPU, *models, *TWO_RANKS, "run.stages=[ppo]"]  # as jobs/ppo.py, which the run was last started with
-    assert resolved(here, "nodes-disaggregated", *map(shlex.quote, words)) == settings_of(survivor)
+    words = [*CPU, *map(shlex.quote, ONLY_PPO), *TWO_RANKS, "run.stages=[ppo]"]
+    assert resolved(here, "nodes-disaggregated", *words) == settings_of(survivor)
 
 
 def test_every_job_is_one_of_these() -> None:

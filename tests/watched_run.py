@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
-from urllib.error import URLError
 
 import psutil
 from metric_pages import Series, read, scrape
@@ -27,24 +26,26 @@ class Seen:
         listeners: addresses on which its processes listened, each with the process's name.
         stranger: output and errors of a client without the token that connects to its Ray.
         owner: the same of a client with the token.
+        error: the last error of the watching process.
     """
 
     series: Series = field(default_factory=dict)
     listeners: set[tuple[str, str]] = field(default_factory=set)
     stranger: tuple[str, str] = ("", "")
     owner: tuple[str, str] = ("", "")
+    error: str = ""
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
         series = {name: sorted(labels) for name, labels in self.series.items()}
-        path.write_text(json.dumps([series, sorted(self.listeners), self.stranger, self.owner]))
+        path.write_text(json.dumps([series, sorted(self.listeners), self.stranger, self.owner, self.error]))
 
     @classmethod
     def read(cls, path: Path) -> "Seen":
         """Load what `write` saved."""
-        series, listeners, stranger, owner = json.loads(path.read_text())
+        series, listeners, stranger, owner, error = json.loads(path.read_text())
         series = {name: set(labels) for name, labels in series.items()}
-        return cls(series, {(where, who) for where, who in listeners}, tuple(stranger), tuple(owner))
+        return cls(series, {(where, who) for where, who in listeners}, tuple(stranger), tuple(owner), error)
 
 
 def watch(run: Popen) -> Seen:
@@ -52,15 +53,21 @@ def watch(run: Popen) -> Seen:
     seen, known = Seen(), set()
     while run.poll() is None:
         time.sleep(2)
-        with suppress(psutil.Error, URLError, ConnectionError, TimeoutError):
-            family = psutil.Process(run.pid).children(recursive=True)
-            seen.listeners |= set(listeners(family))
-            for page in map(scrape, metrics_ports(family)):
-                for name, labels in read(unknown_lines(page, known)).items():
-                    seen.series.setdefault(name, set()).update(labels)
-            if seen.series and not seen.owner[0]:
-                seen.stranger, seen.owner = connect_twice(family)
+        try:
+            look_at(psutil.Process(run.pid).children(recursive=True), seen, known)
+        except (psutil.Error, OSError) as error:  # something that starts or ends just now
+            seen.error = repr(error)
     return seen
+
+
+def look_at(family: list[psutil.Process], seen: Seen, known: set[str]) -> None:
+    """Add what there is to see of these processes. `known`: see `unknown_lines`."""
+    seen.listeners |= set(listeners(family))
+    for page in map(scrape, metrics_ports(family)):
+        for name, labels in read(unknown_lines(page, known)).items():
+            seen.series.setdefault(name, set()).update(labels)
+    if seen.series and not seen.owner[0]:
+        seen.stranger, seen.owner = connect_twice(family)
 
 
 def unknown_lines(page: str, known: set[str]) -> str:
