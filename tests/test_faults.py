@@ -207,6 +207,15 @@ def test_an_engine_killed_during_a_weight_sync_is_replaced(faults, tmp_path):
     assert {(sample.engine, sample.weight_version) for sample in answered(pool)} == {(0, 9), (1, 9)}
 
 
+def test_a_replacement_engine_killed_while_it_loads_is_replaced_too(faults):
+    pool = engine_pool(faults, 2)
+    pool.actors.replace_engine(EngineLost(1, RuntimeError("gone")), pool.actors.actors[1])
+    kill(pool.actors.actors[1])
+    push_version(pool, 8)
+    assert {(sample.engine, sample.weight_version) for sample in answered(pool)} == {(0, 8), (1, 8)}
+    assert faults.count == 2
+
+
 def test_a_deterministic_step_is_interrupted_and_can_be_repeated(faults):
     pool = engine_pool(faults, 2, whole_steps=True)
     with pytest.raises(StepInterrupted, match="rollout engine 0"):

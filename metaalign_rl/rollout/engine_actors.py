@@ -37,10 +37,8 @@ class EngineActors(ActorPool):
         Raises:
             TooManyFaults: an engine was lost too often.
         """
-        engines = dict(self.actors)
+        engines = self._loaded()
         try:
-            loading = {number: engine for number, engine in engines.items() if not self.deadlines[number].has_started}
-            self.ask({number: engine.ready.remote() for number, engine in loading.items()}, "loading")
             yield engines
         except EngineLost as lost:
             self.replace_engine(lost, engines[lost.number])
@@ -75,6 +73,17 @@ class EngineActors(ActorPool):
         for number, call in calls.items():
             with suppress(EngineLost):
                 self._answer(number, call, method)
+
+    def _loaded(self) -> dict[int, Any]:
+        """All engines, once their models are loaded. Engines that are lost while they load are replaced."""
+        while True:
+            engines = dict(self.actors)
+            new = {number: engine for number, engine in engines.items() if not self.deadlines[number].has_started}
+            try:
+                self.ask({number: engine.ready.remote() for number, engine in new.items()}, "loading")
+                return engines
+            except EngineLost as lost:
+                self.replace_engine(lost, engines[lost.number])
 
     def _answer(self, number: int, call: Any, method: str) -> Any:
         deadline = self.deadlines[number]
