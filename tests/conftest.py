@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,7 +74,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return GroupScheduling(config, log)
 
 
+# Before the first test, and after the last.
+
 SESSION = pytest.StashKey[pytest.Session]()
+FORK_SERVERS = pytest.StashKey[list[subprocess.Popen[bytes]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the servers that fork Ray workers; the workers of xdist share them. See `startup/fork_server.py`."""
+    if "FORK_SERVER" not in os.environ:
+        os.environ["FORK_SERVER"] = f"{mkdtemp(prefix='tests-')}/forks"
+        fork_server = load_script(ROOT / "tests" / "startup" / "fork_server.py")
+        config.stash[FORK_SERVERS] = fork_server.start(os.environ["FORK_SERVER"])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -84,6 +97,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Exit without cleaning up: threads of gloo and Ray can crash the interpreter while it shuts down."""
+    if servers := config.stash.get(FORK_SERVERS, None):
+        for server in servers:
+            server.kill()
+        rmtree(Path(os.environ["FORK_SERVER"]).parent)
     if session := config.stash.get(SESSION, None):
         sys.stdout.flush()
         sys.stderr.flush()

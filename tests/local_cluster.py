@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 from conftest import ROOT, free_port
+from processes import family
 
 RAY = str(Path(sys.executable).with_name("ray"))
 # Notice a dead node within 3 s. Ray's default is 15 s: 5 failed checks, one every 3 s.
@@ -49,10 +50,7 @@ class Node:
         self._process.wait()
 
     def _family(self) -> list[psutil.Process]:
-        if self._process.poll() is not None:
-            return []
-        root = psutil.Process(self._process.pid)
-        return [root, *root.children(recursive=True)]
+        return [] if self._process.poll() is not None else family(self._process.pid)
 
 
 class LocalCluster:

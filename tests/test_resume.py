@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY
+from processes import family
 
 from metaalign_rl.core.files import read_json, read_jsonl
 
@@ -74,13 +75,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
 
 def _child(run: subprocess.Popen[bytes], title: str) -> int:
     """The run's process with this title. Ray gives an actor's process the name of the actor's class."""
-    return next(pid for pid in _descendants(run.pid) if title in Path(f"/proc/{pid}/cmdline").read_text())
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-        yield child
-        yield from _descendants(child)
+    return next(process.pid for process in family(run.pid) if title in " ".join(process.cmdline()))
 
 
 def _wait_until(condition: Callable[[], bool], run: subprocess.Popen[bytes], seconds: float = 300) -> None:

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 from conftest import ROOT, TINY, free_port, python_path
 from docs_blocks import DOCS, blocks
+from processes import family
 
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
@@ -101,7 +101,6 @@ def background(block: str, folder: Path) -> Iterator[None]:
             time.sleep(0.2)
         yield
     finally:
-        root = psutil.Process(process.pid)
-        for one in [root, *root.children(recursive=True)]:
+        for one in family(process.pid):
             one.kill()
         process.wait()

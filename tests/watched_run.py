@@ -13,6 +13,7 @@ from subprocess import Popen
 
 import psutil
 from metric_pages import Series, read, scrape
+from processes import family
 
 LIST_KEYS = "from ray._raylet import GcsClient; print(GcsClient(address={!r}).internal_kv_keys(b'', None))"
 
@@ -54,20 +55,20 @@ def watch(run: Popen) -> Seen:
     while run.poll() is None:
         time.sleep(2)
         try:
-            look_at(psutil.Process(run.pid).children(recursive=True), seen, known)
+            look_at(family(run.pid)[1:], seen, known)
         except (psutil.Error, OSError) as error:  # something that starts or ends just now
             seen.error = repr(error)
     return seen
 
 
-def look_at(family: list[psutil.Process], seen: Seen, known: set[str]) -> None:
+def look_at(processes: list[psutil.Process], seen: Seen, known: set[str]) -> None:
     """Add what there is to see of these processes. `known`: see `unknown_lines`."""
-    seen.listeners |= set(listeners(family))
-    for page in map(scrape, metrics_ports(family)):
+    seen.listeners |= set(listeners(processes))
+    for page in map(scrape, metrics_ports(processes)):
         for name, labels in read(unknown_lines(page, known)).items():
             seen.series.setdefault(name, set()).update(labels)
     if seen.series and not seen.owner[0]:
-        seen.stranger, seen.owner = connect_twice(family)
+        seen.stranger, seen.owner = connect_twice(processes)
 
 
 def unknown_lines(page: str, known: set[str]) -> str:
@@ -87,25 +88,25 @@ def listeners(processes: Iterable[psutil.Process]) -> Iterator[tuple[str, str]]:
                     yield connection.laddr.ip, process.name()
 
 
-def metrics_ports(family: Iterable[psutil.Process]) -> Iterator[int]:
+def metrics_ports(processes: Iterable[psutil.Process]) -> Iterator[int]:
     """Ports of the metrics pages. Ray writes each node's port to a file in its session folder."""
-    for folder in set(options(family, "--session-dir=")):
+    for folder in set(options(processes, "--session-dir=")):
         for file in Path(folder).glob("metrics_export_port_*"):
             with suppress(ValueError):  # not written yet
                 yield int(file.read_text())
 
 
-def options(family: Iterable[psutil.Process], prefix: str) -> Iterator[str]:
+def options(processes: Iterable[psutil.Process], prefix: str) -> Iterator[str]:
     """The values of an option on the processes' command lines."""
-    for process in family:
+    for process in processes:
         with suppress(psutil.Error):
             yield from (word.removeprefix(prefix) for word in process.cmdline() if word.startswith(prefix))
 
 
-def connect_twice(family: list[psutil.Process]) -> tuple[tuple[str, str], tuple[str, str]]:
+def connect_twice(processes: list[psutil.Process]) -> tuple[tuple[str, str], tuple[str, str]]:
     """Output and errors of two clients of the run's Ray: one without its token, one with it."""
-    (address,) = set(options(family, "--gcs-address="))
-    (token,) = {process.environ().get("RAY_AUTH_TOKEN", "") for process in family[:1]}
+    (address,) = set(options(processes, "--gcs-address="))
+    (token,) = {process.environ().get("RAY_AUTH_TOKEN", "") for process in processes[:1]}
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with_token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     stranger, owner = (

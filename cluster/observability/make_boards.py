@@ -190,15 +190,17 @@ def ray() -> list[Panel]:
     ]
 
 
+def scorer_rate(name: str, labels: str = APPLICATION) -> str:
+    return f"rate(ray_metaalign_reward_{name}{{{labels}}}[$__rate_interval])"
+
+
+def scorer_latency(share: float) -> str:
+    return f"histogram_quantile({share}, sum by (path, le) ({scorer_rate('request_seconds_bucket')}))"
+
+
 def scorer() -> list[Panel]:
-    def rate(name: str, labels: str = APPLICATION) -> str:
-        return f"rate(ray_metaalign_reward_{name}{{{labels}}}[$__rate_interval])"
-
+    rate = scorer_rate
     refused = rate("requests_total", APPLICATION + ',status=~"429|5.."')
-
-    def quantile(share: float) -> str:
-        return f"histogram_quantile({share}, sum by (path, le) ({rate('request_seconds_bucket')}))"
-
     return [
         panel(
             "Requests per second",
@@ -221,7 +223,7 @@ def scorer() -> list[Panel]:
             "Latency",
             "Time from a request to its response, with queueing, by path.",
             "s",
-            *((quantile(share), f"{{{{path}}}} {share:.0%}") for share in (0.5, 0.95, 0.99)),
+            *((scorer_latency(share), f"{{{{path}}}} {share:.0%}") for share in (0.5, 0.95, 0.99)),
         ),
         panel(
             "Rows per second",

@@ -1,12 +1,13 @@
 """Python imports this file when a process of the tests starts. It makes importing torch, vLLM and others faster.
 
-Most of the CPU time of the tests goes into such imports.
+Most of the CPU time of the tests goes into such imports. Ray's workers need none: see `fork_server.py`.
 """
 
 import gc
 import importlib.metadata
 import json
 import os
+import sys
 from pathlib import Path
 
 # By default Python searches for garbage among all imported objects after every 700 new ones.
@@ -21,3 +22,8 @@ def packages_distributions() -> dict[str, list[str]]:
 
 if "TEST_PACKAGES" in os.environ:
     importlib.metadata.packages_distributions = packages_distributions
+
+if "FORK_SERVER" in os.environ and any(word.endswith("setup_worker.py") for word in sys.orig_argv):
+    import fork_server
+
+    fork_server.hand_over(os.environ["FORK_SERVER"])
