@@ -22,14 +22,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, DynamicCache, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, HfArgumentParser
+from transformers import get_linear_schedule_with_warmup as linear_schedule
 from transformers.utils import logging
 
 from metaalign_rl.config.learner import LearnerConfig
@@ -42,9 +43,9 @@ from metaalign_rl.learner.batch import make_batch
 from metaalign_rl.learner.losses import Penalty, PolicyObjective, Scale, ValueObjective, spread
 from metaalign_rl.learner.micro_batches import model_inputs
 from metaalign_rl.ppo.advantages import gae, token_kl, token_rewards, whiten
-from metaalign_rl.ppo.kl_controller import KLController
 from metaalign_rl.ppo.prompt_sampler import PromptSampler
 from metaalign_rl.trainers.base_model import prepare_base
+from metaalign_rl.trainers.callbacks import report_callback
 from metaalign_rl.trainers.sft import collate, tokenize
 from reward.scorer import Scorer
 from reward.training.config import RewardTraining
@@ -85,29 +86,38 @@ META_PROMPTS = (  # System Info, User Info
 
 
 class Response(NamedTuple):
-    """One sampled response. Its ids include the end token, unless it was truncated."""
+    """One sampled response: its row, which holds the text, and its tokens. The last one is the end token, if any."""
 
     row: Row
     prompt_ids: list[int]
     ids: list[int]
-    text: str
+
+    def follows(self) -> bool:
+        """Whether the response passes the gold checks of its row's governing tier and dialog."""
+        return bool(judge(self.row, self.row.response).following)
 
 
 class Optimizer:
     """AdamW with clipped gradients. The learning rate warms up, then falls to zero."""
 
     def __init__(self, model: torch.nn.Module, learning_rate: float, steps: int) -> None:
-        settings = LearnerConfig(schedule="linear", warmup_steps=steps // 20, total_steps=steps)
-        self.parameters, self.max_norm = list(model.parameters()), settings.max_grad_norm
-        self.adamw = torch.optim.AdamW(self.parameters, learning_rate, settings.betas, weight_decay=0.0)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adamw, settings.rate_factor)
+        self.parameters = list(model.parameters())
+        self.adamw = torch.optim.AdamW(self.parameters, learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self.schedule = linear_schedule(self.adamw, steps // 20, steps)
 
     def step(self, loss: Tensor) -> None:
         self.adamw.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.adamw.step()
         self.schedule.step()
+
+
+def log(stage: str, step: int, steps: int, **metrics: float) -> None:
+    """Print the metrics of a step; of a long stage, those of some 30 steps."""
+    if step % max(1, steps // 300 * 10) == 0:
+        numbers = (f"{name} {value:.3f}" for name, value in metrics.items())
+        print(f"{stage:6}  step {step:4}/{steps}", *numbers, sep="  ", flush=True)
 
 
 def train_sft(config: Config, rows: list[Row], folder: Path) -> tuple[Any, Any]:
@@ -121,8 +131,7 @@ def train_sft(config: Config, rows: list[Row], folder: Path) -> tuple[Any, Any]:
     for step, index in enumerate(torch.randperm(len(batches)).tolist(), start=1):
         loss = policy(**collate(batches[index], tokenizer.pad_token_id)).loss
         optimizer.step(loss)
-        if step % 50 == 0 or step == len(batches):
-            print(f"sft     step {step:4}/{len(batches)}  loss {loss.item():.3f}", flush=True)
+        log("sft", step, len(batches), loss=loss.item())
     policy.save_pretrained(folder / "sft")
     tokenizer.save_pretrained(folder / "sft")
     return policy, tokenizer
@@ -135,23 +144,15 @@ def train_reward(config: Config, rows: list[Row], own: Sequence[Response], folde
     own responses contain the mistakes that the reward model will see in PPO.
     """
     labelled = [
-        replace(row, id=f"own-{number}", response=text, labels={"response": labels(row, text)})
-        for number, (row, _, _, text) in enumerate(own)
+        replace(row, id=f"own-{number}", labels={"response": labels(row, row.response)})
+        for number, (row, _, _) in enumerate(own)
     ]
     settings = RewardTraining(
         learning_rate=1e-3, batch_size=16, token_weight=1.0, max_tokens=MAX_TOKENS, seed=config.seed
     )
-    train_reward_model(settings, rows + labelled, None, folder / "sft", folder / "reward", [PrintProgress()])
+    callback = report_callback(lambda update: log("reward", update.done, update.total, **update.metrics))
+    train_reward_model(settings, rows + labelled, None, folder / "sft", folder / "reward", [callback])
     return Scorer.from_pretrained(folder / "reward", dtype="float32")
-
-
-class PrintProgress(TrainerCallback):
-    """Prints the reward model's loss, and the share of pairs that it ranks correctly."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
-        if "accuracy" in logs and state.global_step % 100 == 0:
-            metrics = f"loss {logs['loss']:.3f}  accuracy {logs['accuracy']:.3f}"
-            print(f"reward  step {state.global_step:4}/{state.max_steps}  {metrics}", flush=True)
 
 
 def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any, rows: Sequence[Row]) -> Any:
@@ -160,7 +161,7 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
     updates = config.steps * config.epochs * -(-config.prompts_per_step // config.minibatch)
     policy_optimizer = Optimizer(policy, config.learning_rate, updates)
     critic_optimizer = Optimizer(critic, config.critic_learning_rate, updates)
-    sampler, kl = PromptSampler(rows, SAMPLER, config.seed), KLController(config.kl_coef)
+    sampler = PromptSampler(rows, SAMPLER, config.seed)
     for step in range(config.steps):
         began = time.monotonic()
         # 1. Rollout: several responses to each prompt, from the current policy.
@@ -168,64 +169,44 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
         responses = generate(policy, tokenizer, drawn, config.samples_per_prompt)
         # 2. Reward [B]: the reward model's probability that the response is good. PPO does not use the gold checks.
         #    They only show whether a higher reward means a better response.
-        scores = scorer.score([replace(row, response=text) for row, _, _, text in responses])
+        scores = scorer.score([response.row for response in responses])
         rewards = torch.tensor([score.probabilities["overall"] for score in scores])
-        gold = fmean(map(follows, responses))
+        gold = fmean(map(Response.follows, responses))
         # 3. Log-probabilities and values before the update, [B, T-1]: column t is about token t+1, 0 at prompts.
         batch = to_batch(responses, tokenizer)
         with torch.no_grad():
             batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
             batch.values = values(critic, batch)
         # 4. Advantages [B, T-1]: a token's reward is minus the KL penalty. The last token also gets the score.
-        token_level = token_rewards(rewards, batch.logprobs, batch.ref_logprobs, batch.action_mask, kl.value)
+        token_level = token_rewards(rewards, batch.logprobs, batch.ref_logprobs, batch.action_mask, config.kl_coef)
         advantages, batch.returns = gae(token_level, batch.values, batch.action_mask, GAMMA, LAM)
         batch.advantages = whiten(advantages, batch.action_mask)
         # 5. Update: `epochs` passes over the batch, in minibatches.
         value_loss = update(config, batch, policy, critic, policy_optimizer, critic_optimizer)
-        nats = kl_per_response(batch)
-        kl.update(nats, len(batch))  # here the coefficient is fixed; with a target, the controller would adapt it
-        print(
-            f"ppo     step {step + 1:4}/{config.steps}  reward {rewards.mean():.3f}  gold {gold:.3f}  kl {nats:.3f}  "
-            f"length {batch.response_tokens() / len(batch):.1f}  value loss {value_loss:.4f}  "
-            f"{time.monotonic() - began:.1f} s",
-            flush=True,
-        )
+        metrics = {"reward": float(rewards.mean()), "gold": gold, "kl": mean_kl(batch), "value_loss": value_loss}
+        log("ppo", step + 1, config.steps, **metrics, seconds=time.monotonic() - began)
     return policy
 
 
-@torch.no_grad()
-def generate(policy: Any, tokenizer: Any, rows: Sequence[Row], copies: int) -> list[Response]:
-    """Sample `copies` responses to each of P rows at temperature 1. The responses to a row are adjacent."""
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    asked = [encode_row(tokenizer, row, max_tokens=MAX_TOKENS - MAX_NEW_TOKENS) for row in rows]
-    width = max(map(len, asked))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in asked])  # [P, width], padded on the left
-    mask = (ids != pad).long()
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=policy.config)  # keys and values of the tokens so far
-    logits = policy(ids, mask, positions, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    cache.batch_repeat_interleave(copies)  # one pass over a prompt serves all responses to it
-    logits, mask = logits.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0)  # [B, 1, V], [B, width]
-    ended, columns = torch.zeros(len(mask), 1, dtype=torch.bool), []
-    while len(columns) < MAX_NEW_TOKENS and not ended.all():
-        token = torch.multinomial(logits[:, -1].softmax(-1), 1)  # [B, 1]
-        columns.append(token)
-        ended |= token == eos
-        mask = torch.cat([mask, torch.ones_like(token)], dim=1)
-        positions = mask.sum(1, keepdim=True) - 1
-        logits = policy(token, mask, positions, past_key_values=cache, use_cache=True).logits
-    lines = torch.cat(columns, dim=1).tolist()
-    sampled = [line[: line.index(eos) + 1] if eos in line else line for line in lines]
-    texts = tokenizer.batch_decode(sampled, skip_special_tokens=True)
-    return [
-        Response(rows[number // copies], asked[number // copies], ids, text.strip())
-        for number, (ids, text) in enumerate(zip(sampled, texts, strict=True))
-    ]
+def generate(policy: Any, tokenizer: Any, rows: Sequence[Row], copies: int = 1) -> list[Response]:
+    """Sample `copies` responses to each row at temperature 1. The responses to a row are adjacent."""
+    prompts = [encode_row(tokenizer, row, max_tokens=MAX_TOKENS - MAX_NEW_TOKENS) for row in rows]
+    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    tokens = policy.generate(
+        **padded, do_sample=True, top_k=0, num_return_sequences=copies, max_new_tokens=MAX_NEW_TOKENS
+    )
+    responses, eos = [], tokenizer.eos_token_id
+    for number, ids in enumerate(tokens[:, padded["input_ids"].shape[1] :].tolist()):
+        if eos in ids:
+            ids = ids[: ids.index(eos) + 1]
+        row = replace(rows[number // copies], response=tokenizer.decode(ids, skip_special_tokens=True).strip())
+        responses.append(Response(row, prompts[number // copies], ids))
+    return responses
 
 
 def to_batch(responses: Sequence[Response], tokenizer: Any) -> Batch:
     """Prompts and responses as token ids [B, T], padded on the right, and the mask of response tokens, [B, T-1]."""
-    return make_batch([(prompt_ids, ids) for _, prompt_ids, ids, _ in responses], tokenizer.pad_token_id)
+    return make_batch([(response.prompt_ids, response.ids) for response in responses], tokenizer.pad_token_id)
 
 
 def logprobs(policy: Any, batch: Batch) -> Tensor:
@@ -242,14 +223,9 @@ def values(critic: Any, batch: Batch) -> Tensor:
     return spread(inputs.run(critic).logits.flatten()[inputs.sources], batch.action_mask)
 
 
-def kl_per_response(batch: Batch) -> float:
-    """The mean over responses of the estimated KL to the reference, in nats."""
+def mean_kl(batch: Batch) -> float:
+    """The estimated KL to the reference in nats, as a mean over responses."""
     return float(token_kl(batch.logprobs, batch.ref_logprobs, batch.action_mask).sum(1).mean())
-
-
-def follows(response: Response) -> bool:
-    """Whether the response passes the gold checks of its row's governing tier and dialog."""
-    return bool(judge(response.row, response.text).following)
 
 
 def update(
@@ -273,19 +249,18 @@ def update(
 
 def evaluate(policy: Any, reference: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str, float]:
     """The share of responses that follow the governing preference, by relation, and the KL to the reference."""
-    responses = generate(policy, tokenizer, rows, copies=1)
+    responses = generate(policy, tokenizer, rows)
     batch = to_batch(responses, tokenizer)
     with torch.no_grad():
         batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
     groups = {name: [response for response in responses if response.row.relation == name] for name in RELATIONS}
-    shares = {name: fmean(map(follows, group)) for name, group in groups.items()}
-    return {"mean": fmean(shares.values()), **shares, "KL": kl_per_response(batch)}
+    shares = {name: fmean(map(Response.follows, group)) for name, group in groups.items()}
+    return {"mean": fmean(shares.values()), **shares, "KL": mean_kl(batch)}
 
 
-def report(sft: Any, ppo: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Print the evaluation before and after PPO, and one question under several meta-prompts."""
-    policies = {"after SFT": sft, "after PPO": ppo}
-    table = {name: evaluate(policy, sft, tokenizer, rows) for name, policy in policies.items()}
+def report(policies: dict[str, Any], tokenizer: Any, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Print the evaluation of each policy, and one question under several meta-prompts."""
+    table = {name: evaluate(policy, policies["after SFT"], tokenizer, rows) for name, policy in policies.items()}
     print(f"\n{len(rows)} held-out prompts: share of responses that follow the preference, and KL in nats per response")
     print(" " * 9, *(f"{column:>11}" for column in table["after SFT"]))
     for name, metrics in table.items():
@@ -296,8 +271,8 @@ def report(sft: Any, ppo: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str,
         messages = [{"role": "user", "content": QUESTION}]
         row = replace(rows[0], system_info=system_info, user_info=user_info, messages=messages)
         for name, policy in policies.items():
-            found = Counter(response.text for response in generate(policy, tokenizer, [row], copies=32)).most_common(2)
-            print(f"    {name}  " + ",  ".join(f"{count:2} x {text!r}" for text, count in found))
+            texts = Counter(response.row.response for response in generate(policy, tokenizer, [row], copies=32))
+            print(f"    {name}  " + ",  ".join(f"{count:2} x {text!r}" for text, count in texts.most_common(2)))
     return table
 
 
@@ -306,8 +281,7 @@ def run(config: Config, folder: Path) -> dict[str, dict[str, float]]:
     torch.manual_seed(config.seed)
     rows = prompts(config.seed, 6_000)
     sft, tokenizer = train_sft(config, demonstrations(config.seed, config.demonstrations, follow_rate=0.6), folder)
-    asked = [rows[start : start + 100] for start in range(0, config.own_responses, 100)]  # one large cache is slow
-    own = [response for part in asked for response in generate(sft, tokenizer, part, copies=1)]
+    own = generate(sft, tokenizer, rows[: config.own_responses])
     scorer = train_reward(config, pairs(config.seed, config.pairs, held_out=False), own, folder)
     # The critic starts from the reward model, which can recognize a good response. It gets a new head of one output.
     critic = AutoModelForTokenClassification.from_pretrained(
@@ -315,15 +289,13 @@ def run(config: Config, folder: Path) -> dict[str, dict[str, float]]:
     )
     torch.nn.init.normal_(critic.score.weight, std=0.01)  # so values start near 0
     ppo = train_ppo(config, sft, critic, scorer, tokenizer, rows)
-    return report(sft, ppo, tokenizer, held_out_prompts(config.seed, config.held_out))
+    return report({"after SFT": sft, "after PPO": ppo}, tokenizer, held_out_prompts(config.seed, config.held_out))
 
 
 def main(words: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in fields(Config):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
-    config = Config(**vars(parser.parse_args(words)))
+    parser = HfArgumentParser(Config, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    (config,) = parser.parse_args_into_dataclasses(words)
     sys.modules.setdefault("deepspeed", None)  # if it is installed, transformers would import it
     logging.set_verbosity_error()
     logging.disable_progress_bar()
