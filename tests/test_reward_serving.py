@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -328,16 +328,22 @@ def test_ppos_reward_worker_scores_through_a_server(server: Any, monkeypatch: py
         assert one.proxy == pytest.approx(other.proxy, abs=1e-5)
 
 
-def wait_for_queue(url: str) -> None:
-    """Wait until the server has tokens to score."""
+def queued_tokens(url: str) -> float:
+    """How many tokens the server has yet to score."""
+    page = httpx.get(f"{url}/metrics", headers=TOKEN).text
+    (line,) = [line for line in page.splitlines() if line.startswith("metaalign_reward_queue_tokens ")]
+    return float(line.split()[1])
+
+
+def open_request(url: str, rows: list[dict[str, Any]], pool: ThreadPoolExecutor) -> Future[httpx.Response]:
+    """A request that the server has queued. A request that is answered before that is seen is sent again."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        page = httpx.get(f"{url}/metrics", headers=TOKEN).text
-        (line,) = [line for line in page.splitlines() if line.startswith("metaalign_reward_queue_tokens ")]
-        if float(line.split()[1]) > 0:
-            return
-        time.sleep(0.01)
-    raise AssertionError("the request did not reach the queue")
+        reply = pool.submit(httpx.post, f"{url}/score", json={"rows": rows}, headers=TOKEN, timeout=60)
+        while not reply.done():
+            if queued_tokens(url) > 0:
+                return reply
+    raise AssertionError("no request was seen in the queue")
 
 
 def test_after_sigterm_open_requests_are_answered(server: Any) -> None:
@@ -345,8 +351,7 @@ def test_after_sigterm_open_requests_are_answered(server: Any) -> None:
     url, process = server
     rows = [{**ROW, "response": "red " * 100}] * 500
     with ThreadPoolExecutor() as pool:
-        reply = pool.submit(httpx.post, f"{url}/score", json={"rows": rows}, headers=TOKEN, timeout=60)
-        wait_for_queue(url)
+        reply = open_request(url, rows, pool)
         process.send_signal(signal.SIGTERM)
         assert len(reply.result().json()["scores"]) == 500
     assert process.wait(30) in (0, -signal.SIGTERM)

@@ -1,9 +1,9 @@
-"""Starts Ray workers, and those of multiprocessing, as forks of one process that has imported their packages.
+"""Starts Ray workers as forks of one process that has imported their packages.
 
 A new worker needs up to 9 s of CPU time to import torch, vLLM, DeepSpeed and Ray, and the tests start some 100 of them.
 
-    raylet ─> Python ─> sitecustomize.py: `hand_over` ─ command, environment, open files ─> `serve`
-                        waits until the worker ends                                         └─> fork: the worker
+    raylet ─> Python ─> sitecustomize.py: `hand_over` ─ command, environment, standard streams ─> `serve`
+                        waits until the worker ends                                               └─> fork: the worker
 """
 
 import ctypes
@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -56,46 +55,29 @@ def start(address: str) -> list[subprocess.Popen[bytes]]:
 
 
 def hand_over(address: str) -> None:
-    """Have a server run this process's command, and end as the command ends. Return if no server can run it."""
-    files = [number for number in map(int, os.listdir("/proc/self/fd")) if is_open(number)]
-    words, environment = command_and_environment()
+    """Have a server run this process's command, and end with it. Return if no server can run it.
+
+    Ray's command is `python setup_worker.py default_worker.py OPTION... --serialized-runtime-env-context=JSON`.
+    """
+    words, environment = [], dict(os.environ)
+    for word in sys.orig_argv[2:]:
+        if word.startswith(CONTEXT):
+            environment |= json.loads(word.removeprefix(CONTEXT)).get("env_vars", {})
+        elif not word.startswith("--language="):
+            words.append(word)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         try:
             server.connect(f"{address}-{environment.get('OMP_NUM_THREADS')}")
         except OSError:
             return
         request = {
-            "words": words, "environment": environment, "folder": os.getcwd(), "niceness": os.nice(0),
-            "path": [*environment.get("PYTHONPATH", "").split(os.pathsep), *sys.path], "pid": os.getpid(),
-            "files": files,
+            "words": words, "environment": environment, "folder": os.getcwd(),
+            "path": [*environment.get("PYTHONPATH", "").split(os.pathsep), *sys.path],
+            "niceness": os.nice(0), "pid": os.getpid(),
         }  # fmt: skip
-        socket.send_fds(server, [json.dumps(request).encode()], files)
-        status = server.recv(1)  # nothing comes if the worker is killed
-    os._exit(status[0] if status else 1)
-
-
-def is_open(number: int) -> bool:
-    """Whether this process has the file of this number, other than the list of its files."""
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
-
-
-def command_and_environment() -> tuple[list[str], dict[str, str]]:
-    """What this process runs: a program or `-c CODE`, then its arguments. Also the variables that it runs with.
-
-    Ray's command is `python setup_worker.py default_worker.py OPTION... --serialized-runtime-env-context=JSON`.
-    multiprocessing's is `python OPTION... -c "from multiprocessing.spawn import spawn_main; ..." ...`.
-    """
-    words, environment = sys.orig_argv, dict(os.environ)
-    if "-c" in words:
-        return words[words.index("-c") :], environment
-    for word in words:
-        if word.startswith(CONTEXT):
-            environment |= json.loads(word.removeprefix(CONTEXT)).get("env_vars", {})
-    return [word for word in words[2:] if not word.startswith((CONTEXT, "--language="))], environment
+        socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
+        server.recv(1)  # nothing comes: it returns when the worker has ended
+    os._exit(0)
 
 
 def serve(address: str) -> NoReturn:
@@ -137,44 +119,20 @@ def import_packages() -> None:
 def run_worker(connection: socket.socket, workers: Path) -> NoReturn:
     """Become the worker that was asked for, and run it. `workers`: see `processes.worker_of`."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    message, received, _, _ = socket.recv_fds(connection, 2**20, 253)
+    message, streams, _, _ = socket.recv_fds(connection, 2**20, 3)
     request = json.loads(message)
-    connection = socket.socket(fileno=out_of_the_way(connection.detach()))
     kill_when_closed(connection)
     (workers / str(request["pid"])).write_text(str(os.getpid()))
-    for file, number in zip(map(out_of_the_way, received), request["files"], strict=True):
-        os.dup2(file, number)
-        os.close(file)
+    for stream, number in zip(streams, (0, 1, 2), strict=True):
+        os.dup2(stream, number)
+        os.close(stream)
     os.chdir(request["folder"])
     os.nice(request["niceness"] - os.nice(0))
     set_environment(request["environment"])
     sys.path[:] = request["path"]
-    status = run_command(request["words"])
-    connection.send(bytes([status]))
-    sys.exit(status)
-
-
-def run_command(words: list[str]) -> int:
-    """Run `-c CODE ARGUMENT...` or `PROGRAM ARGUMENT...`. Returns the exit status."""
-    sys.argv = words
-    try:
-        if words[0] == "-c":
-            exec(words.pop(1), {"__name__": "__main__"})
-        else:
-            runpy.run_path(words[0], run_name="__main__")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def out_of_the_way(file: int) -> int:
-    """Give an open file a number that no worker's file has."""
-    moved = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 512)
-    os.close(file)
-    return moved
+    sys.argv = request["words"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit()
 
 
 def set_environment(variables: dict[str, str]) -> None:

@@ -1,7 +1,6 @@
 """Python imports this file when a process of the tests starts. It makes importing torch, vLLM and others faster.
 
-Most of the CPU time of the tests goes into such imports. Workers of Ray and multiprocessing need none:
-see `fork_server.py`.
+Most of the CPU time of the tests goes into such imports. Ray's workers need none: see `fork_server.py`.
 """
 
 import gc
@@ -24,7 +23,7 @@ def packages_distributions() -> dict[str, list[str]]:
 if "TEST_PACKAGES" in os.environ:
     importlib.metadata.packages_distributions = packages_distributions
 
-if "FORK_SERVER" in os.environ and any("setup_worker.py" in word or "spawn_main" in word for word in sys.orig_argv):
+if "FORK_SERVER" in os.environ and any(word.endswith("setup_worker.py") for word in sys.orig_argv):
     import fork_server
 
     fork_server.hand_over(os.environ["FORK_SERVER"])
