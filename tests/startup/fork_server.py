@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -122,7 +123,7 @@ def run_worker(connection: socket.socket, workers: Path) -> NoReturn:
     message, streams, _, _ = socket.recv_fds(connection, 2**20, 3)
     request = json.loads(message)
     kill_when_closed(connection)
-    (workers / str(request["pid"])).write_text(str(os.getpid()))
+    replace_text(workers / str(request["pid"]), str(os.getpid()))
     for stream, number in zip(streams, (0, 1, 2), strict=True):
         os.dup2(stream, number)
         os.close(stream)
@@ -133,6 +134,13 @@ def run_worker(connection: socket.socket, workers: Path) -> NoReturn:
     sys.argv = request["words"]
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that others may read at any time."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def set_environment(variables: dict[str, str]) -> None:
@@ -153,7 +161,10 @@ def kill_when_closed(connection: socket.socket) -> None:
     set_signal = 10  # F_SETSIG
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, set_signal, signal.SIGKILL)
-    fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC)
+    fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    with suppress(BlockingIOError):  # raised if it is open: nothing is ever sent
+        connection.recv(1)
+        os._exit(1)  # it was gone before
 
 
 if __name__ == "__main__":
