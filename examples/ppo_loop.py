@@ -86,7 +86,7 @@ META_PROMPTS = (  # System Info, User Info
 
 
 class Response(NamedTuple):
-    """One sampled response: its row, which holds the text, and its tokens. The last one is the end token, if any."""
+    """One sampled response. `row` holds its text. `ids` ends with the end token, unless the response was cut off."""
 
     row: Row
     prompt_ids: list[int]
@@ -114,7 +114,7 @@ class Optimizer:
 
 
 def log(stage: str, step: int, steps: int, **metrics: float) -> None:
-    """Print the metrics of a step; of a long stage, those of some 30 steps."""
+    """Print the metrics of a step. A long stage prints about every 30th part."""
     if step % max(1, steps // 300 * 10) == 0:
         numbers = (f"{name} {value:.3f}" for name, value in metrics.items())
         print(f"{stage:6}  step {step:4}/{steps}", *numbers, sep="  ", flush=True)
@@ -172,7 +172,7 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
         scores = scorer.score([response.row for response in responses])
         rewards = torch.tensor([score.probabilities["overall"] for score in scores])
         gold = fmean(map(Response.follows, responses))
-        # 3. Log-probabilities and values before the update, [B, T-1]: column t is about token t+1, 0 at prompts.
+        # 3. Log-probabilities and values before the update, [B, T-1]: column t belongs to token t+1. Prompts are 0.
         batch = to_batch(responses, tokenizer)
         with torch.no_grad():
             batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
@@ -277,7 +277,7 @@ def report(policies: dict[str, Any], tokenizer: Any, rows: Sequence[Row]) -> dic
 
 
 def run(config: Config, folder: Path) -> dict[str, dict[str, float]]:
-    """Run all stages, keep their models in `folder` and return the metrics of the table."""
+    """Run all stages and return the metrics of the table. `folder` is for models that are only needed meanwhile."""
     torch.manual_seed(config.seed)
     rows = prompts(config.seed, 6_000)
     sft, tokenizer = train_sft(config, demonstrations(config.seed, config.demonstrations, follow_rate=0.6), folder)

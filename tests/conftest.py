@@ -100,7 +100,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if servers := config.stash.get(FORK_SERVERS, None):
         for server in servers:
             server.kill()
-        rmtree(Path(os.environ["FORK_SERVER"]).parent)
+            server.wait()
+        rmtree(Path(os.environ["FORK_SERVER"]).parent, ignore_errors=True)
     if session := config.stash.get(SESSION, None):
         sys.stdout.flush()
         sys.stderr.flush()

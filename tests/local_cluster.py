@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -46,7 +47,8 @@ class Node:
     def kill(self) -> None:
         """Kill all its processes, as when a machine loses power."""
         for process in self._family():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # a worker ends with the process that it runs for
+                process.kill()
         self._process.wait()
 
     def _family(self) -> list[psutil.Process]:

@@ -336,13 +336,14 @@ def queued_tokens(url: str) -> float:
 
 
 def open_request(url: str, rows: list[dict[str, Any]], pool: ThreadPoolExecutor) -> Future[httpx.Response]:
-    """A request that the server has queued. A request that is answered before that is seen is sent again."""
+    """A request that the server has queued. If the answer comes first, it is sent again."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         reply = pool.submit(httpx.post, f"{url}/score", json={"rows": rows}, headers=TOKEN, timeout=60)
         while not reply.done():
             if queued_tokens(url) > 0:
                 return reply
+        reply.result().raise_for_status()
     raise AssertionError("no request was seen in the queue")
 
 

@@ -13,9 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT, TINY, free_port, python_path
 from docs_blocks import DOCS, blocks
@@ -102,5 +103,6 @@ def background(block: str, folder: Path) -> Iterator[None]:
         yield
     finally:
         for one in family(process.pid):
-            one.kill()
+            with suppress(psutil.NoSuchProcess):  # a worker ends with the process that it runs for
+                one.kill()
         process.wait()

@@ -1,6 +1,7 @@
 """Starts Ray workers as forks of one process that has imported their packages.
 
-A new worker needs up to 9 s of CPU time to import torch, vLLM, DeepSpeed and Ray, and the tests start some 100 of them.
+A new worker spends up to 9 s of CPU time on importing them. A fork imports only Ray and the project. The tests start
+some 100 workers.
 
     raylet ─> Python ─> sitecustomize.py: `hand_over` ─ command, environment, standard streams ─> `serve`
                         waits until the worker ends                                               └─> fork: the worker
@@ -44,7 +45,9 @@ CONTEXT = "--serialized-runtime-env-context="
 
 
 def start(address: str) -> list[subprocess.Popen[bytes]]:
-    """Start the servers."""
+    """Start the servers. On a machine with a GPU there are none: a fork could not use CUDA."""
+    if Path("/dev/nvidiactl").exists():
+        return []
     single = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}  # a fork has one thread
     return [
         subprocess.Popen(
@@ -56,23 +59,33 @@ def start(address: str) -> list[subprocess.Popen[bytes]]:
 
 
 def hand_over(address: str) -> None:
-    """Have a server run this process's command, and end with it. Return if no server can run it.
+    """Ask a server to run this command, and exit when the worker exits. Return if no server can run it.
 
     Ray's command is `python setup_worker.py default_worker.py OPTION... --serialized-runtime-env-context=JSON`.
     """
-    words, environment = [], dict(os.environ)
+    words, context = [], {}
     for word in sys.orig_argv[2:]:
         if word.startswith(CONTEXT):
-            environment |= json.loads(word.removeprefix(CONTEXT)).get("env_vars", {})
+            context = json.loads(word.removeprefix(CONTEXT))
         elif not word.startswith("--language="):
             words.append(word)
+    environment, folder = os.environ | context.get("env_vars", {}), os.getcwd()
+    match context.get("command_prefix", []):
+        case []:
+            pass
+        case ["cd", folder, "&&"]:  # of a job with a working directory
+            pass
+        case _:
+            return
+    if context.get("py_executable", sys.executable) != sys.executable or context.get("override_worker_entrypoint"):
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         try:
             server.connect(f"{address}-{environment.get('OMP_NUM_THREADS')}")
         except OSError:
             return
         request = {
-            "words": words, "environment": environment, "folder": os.getcwd(),
+            "words": words, "environment": environment, "folder": folder,
             "path": [*environment.get("PYTHONPATH", "").split(os.pathsep), *sys.path],
             "niceness": os.nice(0), "pid": os.getpid(),
         }  # fmt: skip
@@ -89,7 +102,7 @@ def serve(address: str) -> NoReturn:
     listener.listen(64)
     connection, _ = listener.accept()
     import_packages()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended workers leave nothing behind
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that ended workers do not become zombies
     while True:
         if not os.fork():
             listener.close()
@@ -99,8 +112,11 @@ def serve(address: str) -> NoReturn:
 
 
 def import_packages() -> None:
-    """Import what the run's actors import, except two: Ray, which reads the environment when it is imported, and the
-    project itself, which a job may import from another folder.
+    """Import what the run's actors import, except Ray, which needs its own environment, and the project itself, which
+    a job may import from another folder.
+
+    Other packages keep what they read from the server's environment: in all workers, huggingface_hub is offline and
+    torch does not compile.
     """
     from metaalign_rl.runtime.vllm_setup import prepare_vllm
 
