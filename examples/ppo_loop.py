@@ -114,8 +114,8 @@ class Optimizer:
 
 
 def log(stage: str, step: int, steps: int, **metrics: float) -> None:
-    """Print the metrics of a step. A long stage prints about every 30th part."""
-    if step % max(1, steps // 300 * 10) == 0:
+    """Print the metrics of a step. A long stage prints some 30 lines."""
+    if step % max(1, steps // 300 * 10) == 0:  # the reward trainer reports every 10th step
         numbers = (f"{name} {value:.3f}" for name, value in metrics.items())
         print(f"{stage:6}  step {step:4}/{steps}", *numbers, sep="  ", flush=True)
 
@@ -172,7 +172,7 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
         scores = scorer.score([response.row for response in responses])
         rewards = torch.tensor([score.probabilities["overall"] for score in scores])
         gold = fmean(map(Response.follows, responses))
-        # 3. Log-probabilities and values before the update, [B, T-1]: column t belongs to token t+1. Prompts are 0.
+        # 3. Log-probabilities and values before the update, [B, T-1]: column t belongs to token t+1, 0 at prompts.
         batch = to_batch(responses, tokenizer)
         with torch.no_grad():
             batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
@@ -184,14 +184,16 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
         # 5. Update: `epochs` passes over the batch, in minibatches.
         value_loss = update(config, batch, policy, critic, policy_optimizer, critic_optimizer)
         metrics = {"reward": float(rewards.mean()), "gold": gold, "kl": mean_kl(batch), "value_loss": value_loss}
-        log("ppo", step + 1, config.steps, **metrics, seconds=time.monotonic() - began)
+        metrics |= {"length": batch.response_tokens() / len(batch), "seconds": time.monotonic() - began}
+        log("ppo", step + 1, config.steps, **metrics)
     return policy
 
 
 def generate(policy: Any, tokenizer: Any, rows: Sequence[Row], copies: int = 1) -> list[Response]:
     """Sample `copies` responses to each row at temperature 1. The responses to a row are adjacent."""
-    prompts = [encode_row(tokenizer, row, max_tokens=MAX_TOKENS - MAX_NEW_TOKENS) for row in rows]
-    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    prompt_ids = [encode_row(tokenizer, row, max_tokens=MAX_TOKENS - MAX_NEW_TOKENS) for row in rows]
+    padded = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
+    # PPO needs samples of the policy's full distribution. By default transformers keeps the 50 most likely tokens.
     tokens = policy.generate(
         **padded, do_sample=True, top_k=0, num_return_sequences=copies, max_new_tokens=MAX_NEW_TOKENS
     )
@@ -200,7 +202,7 @@ def generate(policy: Any, tokenizer: Any, rows: Sequence[Row], copies: int = 1) 
         if eos in ids:
             ids = ids[: ids.index(eos) + 1]
         row = replace(rows[number // copies], response=tokenizer.decode(ids, skip_special_tokens=True).strip())
-        responses.append(Response(row, prompts[number // copies], ids))
+        responses.append(Response(row, prompt_ids[number // copies], ids))
     return responses
 
 
@@ -277,9 +279,9 @@ def report(policies: dict[str, Any], tokenizer: Any, rows: Sequence[Row]) -> dic
 
 
 def run(config: Config, folder: Path) -> dict[str, dict[str, float]]:
-    """Run all stages and return the metrics of the table. `folder` is for models that are only needed meanwhile."""
+    """Run all stages and return the metrics of the table. `folder` holds the models between stages."""
     torch.manual_seed(config.seed)
-    rows = prompts(config.seed, 6_000)
+    rows = prompts(config.seed, max(6_000, config.own_responses))
     sft, tokenizer = train_sft(config, demonstrations(config.seed, config.demonstrations, follow_rate=0.6), folder)
     own = generate(sft, tokenizer, rows[: config.own_responses])
     scorer = train_reward(config, pairs(config.seed, config.pairs, held_out=False), own, folder)
@@ -296,6 +298,8 @@ def main(words: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """The command line."""
     parser = HfArgumentParser(Config, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     (config,) = parser.parse_args_into_dataclasses(words)
+    if config.held_out < len(RELATIONS):
+        parser.error(f"--held-out is {config.held_out}: it must be at least {len(RELATIONS)}, one row per relation")
     sys.modules.setdefault("deepspeed", None)  # if it is installed, transformers would import it
     logging.set_verbosity_error()
     logging.disable_progress_bar()

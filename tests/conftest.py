@@ -99,6 +99,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Exit without cleaning up: threads of gloo and Ray can crash the interpreter while it shuts down."""
     if servers := config.stash.get(FORK_SERVERS, None):
         for server in servers:
+            if server.poll() is not None:
+                print("tests/startup/fork_server.py ended early: Ray workers started slowly", file=sys.stderr)
             server.kill()
             server.wait()
         rmtree(Path(os.environ["FORK_SERVER"]).parent, ignore_errors=True)

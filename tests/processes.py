@@ -8,7 +8,7 @@ import psutil
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and all its descendants. `startup/fork_server.py` runs Ray workers in other processes: they belong."""
+    """A process and all its descendants, and the Ray workers that `startup/fork_server.py` runs for them."""
     root = psutil.Process(pid)
     processes = [root, *root.children(recursive=True)]
     for process in list(processes):

@@ -69,13 +69,13 @@ def test_all_stages_run_without_ray_vllm_and_deepspeed_and_a_seed_repeats_the_nu
     steps = [line for line in lines if line.startswith("ppo ")]
     assert len(steps) == 2 * TINY["steps"]
     for line in steps:
-        found = re.search(r"step +\d/2  reward (\S+)  gold (\S+)  kl (\S+)  value_loss (\S+)  seconds (\S+)$", line)
+        found = re.search(r"step +\d/2  reward (\S+)  gold (\S+)  kl (\S+)  value_loss (\S+)  length (\S+)", line)
         assert found, line
-        reward, gold, _, value_loss, seconds = map(float, found.groups())
+        reward, gold, _, value_loss, length = map(float, found.groups())
         assert 0 < reward < 1
         assert 0 <= gold <= 1
+        assert 1 <= length <= 32
         assert 0 < value_loss < 1
-        assert seconds > 0
     assert [line.split()[0] for line in lines if line.startswith("after ")] == ["after"] * 4
 
 
@@ -106,3 +106,11 @@ def test_ppo_raises_a_reward_that_can_be_counted(loop: ModuleType, models: tuple
     config = loop.Config(steps=12, learning_rate=0.01, critic_learning_rate=0.01, kl_coef=0.0, **small)
     loop.train_ppo(config, policy, critic, CountsCapitals(), tokenizer, prompts(0, 200))
     assert fmean(rewards[-3:]) > fmean(rewards[:3]) + 0.05, rewards
+
+
+def test_too_few_held_out_rows_are_an_error_before_training(
+    loop: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        loop.main(["--held-out", "5"])
+    assert "--held-out is 5: it must be at least 6" in capsys.readouterr().err

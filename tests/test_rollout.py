@@ -228,6 +228,7 @@ def test_new_weights_apply_between_two_tokens_of_responses_in_progress(engine):
     for sample in samples:
         drawn = torch.tensor(sample.logprobs)
         by = {10: learner_logprobs(old, [sample])[0], 11: learner_logprobs(new, [sample])[0]}
+        # The two models differ by whole nats. At an unlikely token, rounding alone exceeds 1e-4.
         fits = {version: (drawn - torch.tensor(by[version])).abs() < 1e-3 for version in by}
         assert fits[sample.first_version][0] and fits[sample.weight_version][-1]
         changes = [k for k in range(len(drawn) + 1) if fits[10][:k].all() and fits[11][k:].all()]

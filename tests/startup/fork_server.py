@@ -40,7 +40,7 @@ PACKAGES = (
     "vllm.v1.worker.cpu_worker",
 )
 THREADS = (1, 2)  # OMP_NUM_THREADS is read when torch is imported, so each number has its own server
-KEPT = "FORK_SERVER"  # the first variable of the environment; to set titles, Ray must find it where it was
+KEPT = "FORK_SERVER"  # must stay first in the environment: Ray sets process titles by overwriting memory from there
 CONTEXT = "--serialized-runtime-env-context="
 
 
@@ -48,7 +48,10 @@ def start(address: str) -> list[subprocess.Popen[bytes]]:
     """Start the servers. On a machine with a GPU there are none: a fork could not use CUDA."""
     if Path("/dev/nvidiactl").exists():
         return []
-    single = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}  # a fork has one thread
+    single = {
+        "OPENBLAS_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    }  # a fork lacks other threads
     return [
         subprocess.Popen(
             [sys.executable, __file__, f"{address}-{threads}"],

@@ -1,6 +1,7 @@
 """Python imports this file when a process of the tests starts. It makes importing torch, vLLM and others faster.
 
-Most of the CPU time of the tests goes into such imports. Ray's workers need none: see `fork_server.py`.
+Most of the CPU time of the tests goes into such imports. Ray's workers skip most of them: see
+`fork_server.py`.
 """
 
 import gc
