@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, load_script
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
+from benchmarks.example import read_table
 from metaalign_rl.config.schema import ModelConfig
 from metaalign_rl.core.dataflow import RELATIONS, Row
 from metaalign_rl.core.meta_prompt import load_tokenizer
@@ -77,6 +78,8 @@ def test_all_stages_run_without_ray_vllm_and_deepspeed_and_a_seed_repeats_the_nu
         assert 1 <= length <= 32
         assert 0 < value_loss < 1
     assert [line.split()[0] for line in lines if line.startswith("after ")] == ["after"] * 4
+    printed = read_table(done.stdout)
+    assert printed == {name: {k: round(v, 2) for k, v in figures.items()} for name, figures in first.items()}
 
 
 def test_generate_samples_from_the_same_probabilities_that_the_update_computes(
