@@ -9,14 +9,19 @@
 
 Run `python examples/ppo_loop.py`, or change settings: `python examples/ppo_loop.py --seed 1 --steps 40`.
 
-The data is the built-in world: short questions, and preferences that a program can check. The meta-prompt, the prompt
-sampler, the reward model, the advantages and the losses come from metaalign_rl and reward. `metaalign-rl run` trains
-with the same loop on actors: vLLM engines sample, reward workers score, DeepSpeed learners compute log-probabilities
-and update.
+The data is the built-in world: short questions, and preferences that a program can check. A row states preferences in
+up to two tiers: System Info (the provider's) and User Info (the user's). The governing preference is the one that must
+be followed. If the tiers conflict, it is System Info's. A row's relation says how its tiers relate, for example
+`conflict` or `distractor` (a preference that must be ignored). The gold checks are the programs.
+
+The meta-prompt, the prompt sampler, the reward model, the advantages and the losses come from metaalign_rl and reward.
+`metaalign-rl run` trains with the same loop on actors: vLLM engines sample, reward workers score, DeepSpeed learners
+compute log-probabilities and update.
 """
 
 import argparse
 import copy
+import math
 import sys
 import tempfile
 import time
@@ -31,6 +36,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, HfArgumentParser
 from transformers import get_linear_schedule_with_warmup as linear_schedule
+from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from metaalign_rl.config.learner import LearnerConfig
@@ -56,20 +62,20 @@ from reward.training.train import train as train_reward_model
 class Config:
     """Each setting is a flag of the command line, such as `--kl-coef 0.03`."""
 
-    seed: int = 0
-    hidden_size: int = 128  # of policy, reward model and critic; each has two layers
-    demonstrations: int = 12_000  # rows for SFT; 60% of the responses follow the governing preference
-    pairs: int = 18_000  # rows for the reward model
-    own_responses: int = 2_000  # sampled from the SFT policy and labelled by the gold checks; for the reward model
-    held_out: int = 600  # rows for the evaluation
-    steps: int = 30  # of PPO
-    prompts_per_step: int = 96
-    samples_per_prompt: int = 4
-    minibatch: int = 32  # prompts per optimizer step, each with all its responses
-    epochs: int = 2  # passes over the responses of a step
-    learning_rate: float = 7e-4  # of the policy in PPO
-    critic_learning_rate: float = 1e-3
-    kl_coef: float = 0.015  # penalty per nat of KL to the SFT policy; scores are between 0 and 1
+    seed: int = HfArg(default=0, help="of the data, the weights and the samples")
+    hidden_size: int = HfArg(default=128, help="of policy, reward model and critic; each has two layers")
+    demonstrations: int = HfArg(default=12_000, help="rows for SFT; 60%% of the responses follow the preference")
+    pairs: int = HfArg(default=18_000, help="rows for the reward model")
+    own_responses: int = HfArg(default=2_000, help="of the SFT policy, labelled by the checks, for the reward model")
+    held_out: int = HfArg(default=600, help="rows for the evaluation")
+    steps: int = HfArg(default=30, help="of PPO")
+    prompts_per_step: int = HfArg(default=96, help="of PPO")
+    samples_per_prompt: int = HfArg(default=4, help="responses to each prompt")
+    minibatch: int = HfArg(default=32, help="prompts per optimizer step, each with all its responses")
+    epochs: int = HfArg(default=2, help="passes over the responses of a step")
+    learning_rate: float = HfArg(default=7e-4, help="of the policy in PPO")
+    critic_learning_rate: float = HfArg(default=1e-3, help="of the critic")
+    kl_coef: float = HfArg(default=0.015, help="penalty per nat of KL to the SFT policy; scores are between 0 and 1")
 
 
 MAX_TOKENS, MAX_NEW_TOKENS = 160, 32  # of prompt and response together, and of the response
@@ -83,6 +89,10 @@ META_PROMPTS = (  # System Info, User Info
     ("you must be formal.", "i want you to be casual."),
     ("our guests have weak eyes.", "please answer in french."),
 )
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Show the text above as it is, and the default of each flag."""
 
 
 class Response(NamedTuple):
@@ -140,8 +150,8 @@ def train_sft(config: Config, rows: list[Row], folder: Path) -> tuple[Any, Any]:
 def train_reward(config: Config, rows: list[Row], own: Sequence[Response], folder: Path) -> Scorer:
     """Train a reward model from the SFT policy's weights, save it in `folder/reward` and return its scorer.
 
-    Pairs give a Bradley-Terry loss. Labelled responses give a cross-entropy for each tier and `overall`. The policy's
-    own responses contain the mistakes that the reward model will see in PPO.
+    Pairs give a Bradley-Terry loss. Their responses and the policy's own are labelled, which gives a cross-entropy for
+    each tier and `overall`. The policy's own contain the mistakes that the reward model will see in PPO.
     """
     labelled = [
         replace(row, id=f"own-{number}", labels={"response": labels(row, row.response)})
@@ -158,7 +168,7 @@ def train_reward(config: Config, rows: list[Row], own: Sequence[Response], folde
 def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any, rows: Sequence[Row]) -> Any:
     """Train a copy of the SFT policy. Shapes: B responses per step, of at most T tokens with their prompts."""
     policy, reference = copy.deepcopy(sft), sft
-    updates = config.steps * config.epochs * -(-config.prompts_per_step // config.minibatch)
+    updates = config.steps * config.epochs * math.ceil(config.prompts_per_step / config.minibatch)
     policy_optimizer = Optimizer(policy, config.learning_rate, updates)
     critic_optimizer = Optimizer(critic, config.critic_learning_rate, updates)
     sampler = PromptSampler(rows, SAMPLER, config.seed)
@@ -214,7 +224,8 @@ def to_batch(responses: Sequence[Response], tokenizer: Any) -> Batch:
 def logprobs(policy: Any, batch: Batch) -> Tensor:
     """[B, T-1]: the log-probability of each of the N response tokens."""
     inputs = model_inputs(batch, share_prompts=True)  # responses to one prompt share the pass over it
-    hidden = inputs.run(policy.model).last_hidden_state.flatten(0, 1)[inputs.sources]  # [N, H]
+    hidden = inputs.run(policy.model).last_hidden_state.flatten(0, 1)  # [all tokens, H]
+    hidden = hidden[inputs.sources]  # [N, H], at the token before each response token: it predicts that token
     chosen = policy.lm_head(hidden).log_softmax(-1).gather(-1, inputs.tokens[:, None])[:, 0]  # [N, V] to [N]
     return spread(chosen, batch.action_mask)
 
@@ -233,13 +244,18 @@ def mean_kl(batch: Batch) -> float:
 def update(
     config: Config, batch: Batch, policy: Any, critic: Any, policy_optimizer: Optimizer, critic_optimizer: Optimizer
 ) -> float:
-    """Train policy and critic on the batch and return the mean value loss."""
+    """Train policy and critic on the batch and return the mean value loss.
+
+    The losses are means over response tokens, with a clip range of 0.2:
+    policy: -min(r A, clip(r, 0.8, 1.2) A), with advantage A and r = exp(logprob - logprob before the update);
+    value: max((v - R)^2, (clip(v, v0 - 0.2, v0 + 0.2) - R)^2) / 2, with return R and value v0 before the update.
+    """
     policy_objective, value_objective = PolicyObjective(LearnerConfig()), ValueObjective(LearnerConfig())
     no_entropy, no_penalty = torch.zeros(()), Penalty(0.0, "k1")  # no entropy bonus; the KL is in the rewards
     copies, losses = config.samples_per_prompt, []
     for _ in range(config.epochs):
         for chosen in torch.randperm(config.prompts_per_step).split(config.minibatch):
-            part = batch.select((chosen[:, None] * copies + torch.arange(copies)).flatten().tolist())
+            part = batch.select([prompt * copies + number for prompt in chosen.tolist() for number in range(copies)])
             scale = Scale(tokens=part.response_tokens(), samples=len(part), ranks=1)  # a loss is a mean over tokens
             policy_loss, _ = policy_objective(logprobs(policy, part), no_entropy, part, scale, no_penalty)
             policy_optimizer.step(policy_loss)
@@ -296,7 +312,7 @@ def run(config: Config, folder: Path) -> dict[str, dict[str, float]]:
 
 def main(words: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """The command line."""
-    parser = HfArgumentParser(Config, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = HfArgumentParser(Config, description=__doc__, formatter_class=HelpFormatter)
     (config,) = parser.parse_args_into_dataclasses(words)
     if config.held_out < len(RELATIONS):
         parser.error(f"--held-out is {config.held_out}: it must be at least {len(RELATIONS)}, one row per relation")
