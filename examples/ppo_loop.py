@@ -42,7 +42,8 @@ from transformers.utils import logging
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import ModelConfig
 from metaalign_rl.core.dataflow import RELATIONS, Batch, Row
-from metaalign_rl.core.meta_prompt import encode_row, load_tokenizer
+from metaalign_rl.core.meta_prompt import encode_row
+from metaalign_rl.core.tokenizers import load_tokenizer
 from metaalign_rl.data.gold import judge, labels
 from metaalign_rl.data.world.build import demonstrations, held_out_prompts, pairs, prompts
 from metaalign_rl.learner.batch import make_batch

@@ -11,33 +11,23 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
-from metaalign_rl.core.checkpoints import disable_dropout, read_config, require_loadable
+from metaalign_rl.core.checkpoints import disable_dropout, local_checkpoint, read_config
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder
-from metaalign_rl.core.meta_prompt import META_PROMPT_VERSION, install
-
-# The files to download from the Hugging Face hub: no pickles and no code.
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-
-
-def local_checkpoint(path: str | Path) -> Path:
-    """The checkpoint's folder, checked; a model on the Hugging Face hub (`owner/name`) is downloaded first.
-
-    Raises:
-        UserError: there is no such folder or model, or see `metaalign_rl.core.checkpoints.require_loadable`.
-    """
-    folder = Path(path).expanduser()
-    if not folder.exists():
-        folder = _fetch(str(path))
-    require_loadable(folder)
-    return folder
+from metaalign_rl.core.meta_prompt import META_PROMPT_VERSION
+from metaalign_rl.core.tokenizers import (
+    load_tokenizer,
+    prepare_model,
+    prepare_tokenizer,
+    read_tokenizer,
+    without_added_tokens,
+)
 
 
 def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -45,15 +35,15 @@ def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     The model is in float32 and has no dropout. A base that already is such a reward model keeps its head.
 
-    The tokenizer gets the meta-prompt's chat template and a padding token that differs from the end token.
-    transformers reads the score at the last token that is not padding, so the end token must not count as padding.
+    The tokenizer gets the meta-prompt's chat template and a padding token that no text contains. transformers reads
+    the score at the last token that is not padding, so a token of the text must not count as padding.
 
     Raises:
         UserError: see `local_checkpoint`, or transformers cannot load the model as a sequence classifier.
     """
     folder = local_checkpoint(base)
     with _quiet(), _loading(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = read_tokenizer(folder)
         config = AutoConfig.from_pretrained(
             folder,
             num_labels=len(LABELS),
@@ -69,8 +59,10 @@ def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # the base may have a head of another size
         )
-    _set_padding(model, tokenizer)
-    install(tokenizer)
+    prepare_tokenizer(tokenizer)
+    prepare_model(model, tokenizer)
+    tokenizer.padding_side = "right"
+    without_added_tokens(tokenizer)
     model.config.use_cache = False  # nothing is generated
     model.config.metaalign = {
         "meta_prompt_version": META_PROMPT_VERSION,
@@ -106,7 +98,7 @@ def load(
             f"{version}; train it again"
         )
     with _loading(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
         model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype or "auto", use_safetensors=True)
     return model.to(device).eval(), tokenizer
 
@@ -173,32 +165,6 @@ def export_scalar(source: str | Path, output: str | Path) -> None:
     model.config.id2label, model.config.label2id = {0: "overall"}, {"overall": 0}
     model.config.problem_type = "regression"  # without an activation: readers get the logit
     replace_folder(output, lambda folder: save(model, tokenizer, folder))
-
-
-def _fetch(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    owner, _, rest = name.partition("/")
-    if not rest or "/" in rest or owner in (".", "..", "~", "") or Path(owner).exists():
-        raise UserError(f"{name}: no such folder")
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (OSError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{name}: expected a folder or a model on the Hugging Face hub, found neither ({reason})"
-        ) from None
-
-
-def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    tokenizer.padding_side = "right"
-    for config in (model.config, model.config.get_text_config()):
-        config.pad_token_id = tokenizer.pad_token_id
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from metaalign_rl.core.batching import batches_by_length, pad
 from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.meta_prompt import encode_row
+from metaalign_rl.core.meta_prompt import encode_answer
 from reward.answers import answer_row
 from reward.inference.fast_layers import use_fast_layers
 from reward.inference.packed_forward import pack_logits, supports_packing
@@ -109,7 +109,8 @@ class Scorer:
     def encode(self, row: AnyRow, place: str) -> list[int]:
         """The token ids that the model reads for one row. `place` names the row in errors."""
         row = answer_row(row, place)
-        return encode_row(self.tokenizer, row, max_tokens=self.max_tokens, response=row.response, place=place)
+        assert row.response is not None
+        return encode_answer(self.tokenizer, row, row.response, max_tokens=self.max_tokens, place=place).ids
 
     def score_tokens(self, texts: Sequence[list[int]], *, batch_tokens: int = BATCH_TOKENS) -> list[Score]:
         """Score texts that `encode` made."""

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from benchmarks.example import read_table
 from metaalign_rl.config.schema import ModelConfig
 from metaalign_rl.core.dataflow import RELATIONS, Row
-from metaalign_rl.core.meta_prompt import load_tokenizer
+from metaalign_rl.core.tokenizers import load_tokenizer
 from metaalign_rl.data.world.build import demonstrations, prompts
 from metaalign_rl.trainers.base_model import prepare_base
 from reward.score import Score

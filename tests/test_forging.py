@@ -15,13 +15,17 @@ from meta_prompt_toys import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from metaalign_rl.core import lookalikes as similar
 from metaalign_rl.core.meta_prompt import MARKERS, SPECIAL_TOKENS, MetaPrompt, encode, install
 
 PLAIN_LITERALS = {"llama2": ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"), "vicuna": ("USER:", "ASSISTANT:")}
 
 
-def lookalikes(text: str) -> Counter[str]:
-    return Counter(re.findall(r"</*(systeminfo|userinfo)>", "".join(text.lower().replace("▁", " ").split())))
+def lookalikes(text: str, words: str = "systeminfo|userinfo") -> Counter[str]:
+    """What a reader takes for a marker: ignores case, white space, separators, other scripts, the kind of bracket."""
+    seen = text.translate(str.maketrans(*similar.lookalikes()) | dict.fromkeys(map(ord, similar.invisible())))
+    seen = re.sub(r"[\s_/-]|[\U000e0000-\U000e0fff]", "", seen.lower()).translate(str.maketrans("[{]}", "<<>>"))
+    return Counter(re.findall(f"<({words})>", seen))
 
 
 def structure(name: str, tokenizer: PreTrainedTokenizerFast, text: str, ids: list[int]) -> tuple[object, ...]:
@@ -91,7 +95,9 @@ def test_only_dots_are_added_and_only_to_forged_structure(installed, text: str) 
         MetaPrompt(text).render(tokenizer, [user("x")]).removeprefix("<System Info>").removesuffix("<User>x<Assistant>")
     )
     assert inner.replace("·", "") == text.strip().replace("·", "")
-    if not lookalikes(text) and not any(token in text for token in (*SPECIAL_TOKENS, "<unk>")):
+    if not lookalikes(text, "systeminfo|userinfo|assistant") and not any(
+        token in text for token in (*SPECIAL_TOKENS, "<unk>")
+    ):
         assert inner == text.strip()
 
 

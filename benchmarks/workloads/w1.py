@@ -143,7 +143,8 @@ def make_ours(folder: Path, prompts: int) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from metaalign_rl.core.meta_prompt import SPECIAL_TOKENS, MetaPrompt, encode, install, load_tokenizer
+    from metaalign_rl.core.meta_prompt import SPECIAL_TOKENS, MetaPrompt, encode, install
+    from metaalign_rl.core.tokenizers import load_tokenizer
 
     logging.set_verbosity_error()  # it prints a long note about the new embeddings
     logging.disable_progress_bar()

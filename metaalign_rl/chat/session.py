@@ -10,8 +10,10 @@ from typing import Any
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.core.checkpoints import find_policy
 from metaalign_rl.core.dataflow import Row
-from metaalign_rl.core.meta_prompt import MetaPrompt, encode, load_tokenizer
+from metaalign_rl.core.meta_prompt import MetaPrompt, encode, without_reasoning
+from metaalign_rl.core.prepare import prepared_policy
 from metaalign_rl.core.rows import read_rows
+from metaalign_rl.core.tokenizers import end_ids, load_tokenizer
 from metaalign_rl.core.views import active_tiers
 
 Messages = list[dict[str, str]]
@@ -61,7 +63,7 @@ class ChatPolicy:
         import reward
 
         logging.disable_progress_bar()
-        path = find_policy(run)
+        path = prepared_policy(run)
         self._tokenizer = load_tokenizer(path)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
@@ -92,14 +94,17 @@ class ChatPolicy:
                 ids, attention_mask=torch.ones_like(ids), generation_config=self._decoding(temperature)
             )
         text: str = self._tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
-        return text.strip()
+        return without_reasoning(text)
 
     def _decoding(self, temperature: float) -> Any:
         """Greedy decoding, or the model's full distribution. The checkpoint's own generation config is not used."""
         from transformers import GenerationConfig
 
         how: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
-        ends = {"eos_token_id": self._tokenizer.eos_token_id, "pad_token_id": self._tokenizer.pad_token_id}
+        ends = {
+            "eos_token_id": end_ids(self._tokenizer, self._model.generation_config),
+            "pad_token_id": self._tokenizer.pad_token_id,
+        }
         return GenerationConfig(max_new_tokens=self._max_new_tokens, **ends, **how)
 
     def _score(self, meta: MetaPrompt, messages: Messages, answer: str) -> Mapping[str, float]:

@@ -13,6 +13,7 @@ from metaalign_rl.core.checkpoints import find_checkpoint, is_checkpoint, is_rew
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_json, write_jsonl, write_text
+from metaalign_rl.core.prepare import prepared_policy
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.data.gold import judge
 from metaalign_rl.evaluation.endpoint import Endpoint, TierFormat
@@ -70,7 +71,7 @@ def evaluate(
         raise UserError(f"--control {controls[0][0]}: only a reward model has controls, and {model} is a policy")
     _require_checks(rows, data)
     if path is not None:
-        name, judged = model, _judge_checkpoint(path, rows, config, sampling)
+        name, judged = model, _judge_checkpoint(prepared_policy(path), rows, config, sampling)
     else:
         endpoint = Endpoint(model, served, tiers)
         name, judged = endpoint.model, _judge_endpoint(endpoint, rows, sampling)

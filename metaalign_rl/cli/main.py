@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   metaalign-rl run configs/quickstart.yaml run.name=mine ppo.steps=100   # change settings by their keys
   metaalign-rl preflight configs/verih.yaml data.path=verih.jsonl        # check prerequisites
   metaalign-rl plan configs/quickstart.yaml --model 7B --gpus 64         # propose a layout, estimate memory and time
+  metaalign-rl prepare HuggingFaceTB/SmolLM2-135M-Instruct --output base # make any language model a start
   metaalign-rl config --describe                                         # list every setting
   metaalign-rl data validate rows.jsonl                                  # check a data file
   metaalign-rl report runs/quickstart                                    # print a run's results again

@@ -1,4 +1,4 @@
-"""The commands that use a trained policy: `evaluate`, `chat` and `serve`.
+"""The commands that prepare a model or use a trained one: `prepare`, `evaluate`, `chat` and `serve`.
 
 Imports no heavy packages: each command imports what it needs.
 """
@@ -8,13 +8,34 @@ from pathlib import Path
 
 from metaalign_rl.cli.arguments import Commands, add_command, add_words
 from metaalign_rl.core.arguments import at_least_one, name_and_folder, port, temperature
+from metaalign_rl.core.errors import UserError
 
 
 def add_policy_commands(commands: Commands) -> None:
-    """Add the three commands to the command line."""
+    """Add the commands to the command line."""
+    _add_prepare(commands)
     _add_evaluate(commands)
     _add_chat(commands)
     _add_serve(commands)
+
+
+def _add_prepare(commands: Commands) -> None:
+    text = "install the meta-prompt's chat template and special tokens in a language model, without training it"
+    prepare = add_command(commands, "prepare", text, _prepare, "HuggingFaceTB/SmolLM2-135M-Instruct --output base")
+    add = prepare.add_argument
+    add("model", metavar="MODEL", help="folder of a checkpoint, GGUF file, or model on the Hugging Face hub")
+    add("--output", type=Path, required=True, metavar="DIR", help="new folder for the prepared model")
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from metaalign_rl.core.prepare import prepare_checkpoint
+
+    output: Path = args.output.expanduser()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output}: expected a new or empty folder; give another one, or remove it")
+    changes = prepare_checkpoint(args.model, output)
+    print(*(f"- {change}" for change in changes or ["nothing to change"]), sep="\n")
+    print(f"prepared model: {output}")
 
 
 def _add_evaluate(commands: Commands) -> None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# The files to download from the Hugging Face hub: no pickles and no code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether the folder holds a model: it has a `config.json`."""
     return (folder / "config.json").is_file()
@@ -41,12 +45,16 @@ def is_reward_model(checkpoint: Path) -> bool:
 def find_checkpoint(path: Path) -> Path:
     """The policy of a run if `path` is a run's folder, else the checkpoint at `path` itself.
 
+    A model on the Hugging Face hub (`owner/name`) is downloaded first.
+
     Raises:
         UserError: there is no checkpoint in either place.
     """
     for folder in (path / "policy", path):
         if is_checkpoint(folder):
             return folder.absolute()
+    if not path.exists() and _is_hub_id(str(path)):
+        return local_checkpoint(path)
     raise UserError(
         f"{path}: expected a run's folder with a policy, or a checkpoint's folder, found no config.json; check the path"
     )
@@ -74,6 +82,19 @@ def newest_trainer_checkpoint(folder: Path) -> Path | None:
     """
     complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+def local_checkpoint(path: str | Path) -> Path:
+    """The checkpoint's folder, checked; a model on the Hugging Face hub (`owner/name`) is downloaded first.
+
+    Raises:
+        UserError: there is no such folder or model, or see `require_loadable`.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        folder = _fetch(str(path))
+    require_loadable(folder)
+    return folder
 
 
 def require_loadable(folder: Path) -> None:
@@ -148,6 +169,27 @@ def tensors_of(folder: Path) -> "Iterator[tuple[str, Tensor]]":
         with safe_open(file, framework="pt") as tensors:
             for name in sorted(tensors.keys()):
                 yield name, tensors.get_tensor(name)
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a path that does not exist may be the name of a model on the hub, `owner/name`."""
+    owner, _, rest = name.partition("/")
+    return bool(rest) and "/" not in rest and owner not in (".", "..", "~", "") and not Path(owner).exists()
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if not _is_hub_id(name):
+        raise UserError(f"{name}: no such folder")
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{name}: expected a folder or a model on the Hugging Face hub, found neither ({reason})"
+        ) from None
 
 
 def disable_dropout(config: Any) -> None:

@@ -117,11 +117,13 @@ class Sample:
         response_ids: the response's tokens, including the end token if the model ended the response.
         logprobs: the engine's log-probability of each response token, in nats, under the model's own distribution
             (temperature 1), whatever the sampling temperature.
-        text: the response decoded, without special tokens.
+        text: the response decoded, without special tokens and without reasoning (`<think>…</think>`).
         finished: True if the model ended the response, False if it was truncated at `max_new_tokens`.
         weight_version: version of the weights that sampled the last token.
         engine: index of the engine, from 0.
         first_version: version of the weights that sampled the first token; older if new weights arrived in between.
+        retokenized: whether `text` has other tokens than `response_ids` when it is encoded again. The reward model
+            reads the tokens of `text`.
     """
 
     index: int
@@ -133,6 +135,7 @@ class Sample:
     weight_version: int
     engine: int = 0
     first_version: int = 0
+    retokenized: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,19 +6,18 @@ vLLM's chat server all render the same text. `metaalign_rl.core.chat_template` i
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from metaalign_rl.core.chat_template import (
     MARKERS,
     META_PROMPT_VERSION,
     SPECIAL_TOKENS,
-    apply,
     install,
     require_installed,
 )
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.template_probe import apply, read_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,27 +26,17 @@ __all__ = [
     "MARKERS",
     "META_PROMPT_VERSION",
     "SPECIAL_TOKENS",
+    "AnswerTokens",
     "MetaPrompt",
     "encode",
+    "encode_answer",
     "encode_row",
     "install",
-    "load_tokenizer",
+    "retokenized",
+    "without_reasoning",
 ]
 
 Messages = Sequence[Mapping[str, str]]
-
-
-def load_tokenizer(checkpoint: Path) -> Any:
-    """The tokenizer of a checkpoint that has the meta-prompt's chat template.
-
-    Raises:
-        UserError: the chat template is another one, or of another version.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    require_installed(tokenizer)
-    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -75,23 +64,71 @@ class MetaPrompt:
         return apply(tokenizer, chat, self.user_info, generation_prompt=response is None)
 
 
-def encode_row(
-    tokenizer: "PreTrainedTokenizerBase", row: Row, *, max_tokens: int, response: str | None = None, place: str = ""
-) -> list[int]:
-    """Token ids of a row's meta-prompt and dialog, at most `max_tokens`; see `encode`.
+def without_reasoning(response: str) -> str:
+    """The answer in a reasoning model's response: the text after `</think>`; empty if the reasoning has no end."""
+    _, end, answer = response.rpartition("</think>")
+    return "" if not end and answer.lstrip().startswith("<think>") else answer.strip()
 
-    SFT, the reward model and PPO all read a row in this way.
+
+def retokenized(
+    tokenizer: "PreTrainedTokenizerBase", responses: Sequence[Sequence[int]], texts: Sequence[str]
+) -> list[bool]:
+    """Whether the text of each sampled response has other tokens than were sampled, when it is encoded again.
+
+    The reward model reads the tokens of the text.
 
     Args:
-        response: the text ends with this response; without one, with the generation prompt.
+        responses: the sampled tokens; special tokens do not count.
+    """
+    turn, special = read_turn(tokenizer), set(tokenizer.all_special_ids)
+    anchored = [f"{turn.end}{turn.lead}{text}" for text in texts]  # see _tokens_after
+    encoded = tokenizer(anchored, add_special_tokens=False)["input_ids"] if anchored else []
+    pairs = zip(responses, encoded, strict=True)
+    return [[i for i in ids if i not in special] != [i for i in again if i not in special] for ids, again in pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTokens:
+    """Token ids of a rendered text, `ids`. The answer with its end of turn is `ids[start:end]`.
+
+    The tokens before `start` are those of the prompt alone. So SFT and the reward model read the tokens that the policy
+    sees in PPO. Some templates write more after the end of a turn, such as a line break.
+    """
+
+    ids: list[int]
+    start: int
+    end: int
+
+
+def encode_row(tokenizer: "PreTrainedTokenizerBase", row: Row, *, max_tokens: int, place: str = "") -> list[int]:
+    """Token ids of a row's meta-prompt, its dialog and the generation prompt, at most `max_tokens`; see `encode`.
+
+    Args:
         place: names the row in errors; by default with its id.
 
     Raises:
         UserError: see `encode`.
     """
     meta = MetaPrompt(row.system_info, row.user_info)
-    place = place or f"row {row.id!r}"
-    return encode(tokenizer, meta, row.messages, max_tokens=max_tokens, response=response, place=place)
+    return encode(tokenizer, meta, row.messages, max_tokens=max_tokens, place=place or f"row {row.id!r}")
+
+
+def encode_answer(
+    tokenizer: "PreTrainedTokenizerBase", row: Row, response: str, *, max_tokens: int, place: str = ""
+) -> AnswerTokens:
+    """Token ids of a row's meta-prompt, its dialog and a response, at most `max_tokens`; see `encode`.
+
+    SFT, the reward model and PPO all read a row with a response in this way. Reasoning before `</think>` is left out if
+    the model's template has it.
+
+    Args:
+        place: names the row in errors; by default with its id.
+
+    Raises:
+        UserError: see `encode`; or the tokenizer has no exact tokens for the response after the prompt.
+    """
+    meta = MetaPrompt(row.system_info, row.user_info)
+    return _encode(tokenizer, meta, row.messages, max_tokens, response, place or f"row {row.id!r}")
 
 
 def encode(
@@ -119,22 +156,32 @@ def encode(
     Raises:
         UserError: see `MetaPrompt.render`; or the tiers and the response leave no room for the dialog.
     """
+    return _encode(tokenizer, meta, messages, max_tokens, response, place).ids
 
-    def tokens_of(dialog: Messages) -> list[int]:
+
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase",
+    meta: MetaPrompt,
+    messages: Messages,
+    max_tokens: int,
+    response: str | None,
+    place: str,
+) -> AnswerTokens:
+    def tokens_of(dialog: Messages) -> AnswerTokens:
         text = meta.render(tokenizer, dialog, response)
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        return ids
+        if response is not None:
+            return _answer_tokens(tokenizer, text)
+        ids = _tokens(tokenizer, text)
+        return AnswerTokens(ids, len(ids), len(ids))
 
-    def attempt(dialog: Messages) -> list[int] | None:
-        ids = tokens_of(dialog)
-        return ids if len(ids) <= max_tokens else None
+    def attempt(dialog: Messages) -> AnswerTokens | None:
+        found = tokens_of(dialog)
+        return found if len(found.ids) <= max_tokens else None
 
     try:
-        ids = attempt(messages)
-        if ids is None:
-            ids = _cut(messages, attempt)
-        if ids is None:
-            taken = len(tokens_of([{**messages[-1], "content": ""}]))
+        found = attempt(messages) or _cut(messages, attempt)
+        if found is None:
+            taken = len(tokens_of([{**messages[-1], "content": ""}]).ids)
             raise UserError(
                 f"max_tokens={max_tokens} leaves no room for the dialog: the tiers"
                 f"{'' if response is None else ' and the response'} take {taken} tokens; "
@@ -142,11 +189,36 @@ def encode(
             )
     except UserError as error:
         raise UserError(f"{place}: {error}" if place else str(error)) from None
+    return found
+
+
+def _tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
     return ids
 
 
-def _cut(messages: Messages, attempt: Callable[[Messages], list[int] | None]) -> list[int] | None:
-    """The ids of the longest end of the dialog that fits; None if no end fits."""
+def _answer_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> AnswerTokens:
+    turn = read_turn(tokenizer)
+    boundary = text.rindex(turn.prompt) + len(turn.prompt)
+    prompt, ids = _tokens(tokenizer, text[:boundary]), _tokens(tokenizer, text)
+    end_id = tokenizer.convert_tokens_to_ids(turn.end)
+    if ids[: len(prompt)] != prompt:  # a token spans the boundary: the policy could not have sampled it
+        ids = prompt + _tokens_after(tokenizer, turn.end, text[boundary:])
+    return AnswerTokens(ids, len(prompt), ids.index(end_id, len(prompt)) + 1)
+
+
+def _tokens_after(tokenizer: "PreTrainedTokenizerBase", anchor: str, text: str) -> list[int]:
+    """Token ids of a text that follows other text: some tokenizers begin a text with a space of their own."""
+    ids = _tokens(tokenizer, f"{anchor}{text}")
+    ids = ids[ids.index(tokenizer.convert_tokens_to_ids(anchor)) + 1 :]
+    found = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if found != text:
+        raise UserError(f"tokenizer {tokenizer.name_or_path!r}: expected tokens for {text!r}, found those of {found!r}")
+    return ids
+
+
+def _cut(messages: Messages, attempt: Callable[[Messages], AnswerTokens | None]) -> AnswerTokens | None:
+    """The tokens of the longest end of the dialog that fits; None if no end fits."""
     assert messages, "a dialog has a message"
     starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
     starts = starts or [len(messages) - 1]
@@ -159,18 +231,18 @@ def _cut(messages: Messages, attempt: Callable[[Messages], list[int] | None]) ->
     return cut or kept
 
 
-def _most(limit: int, attempt: Callable[[int], list[int] | None]) -> tuple[int, list[int] | None]:
-    """The largest number up to `limit` whose attempt succeeds, with its ids; (0, None) if 1 fails.
+def _most(limit: int, attempt: Callable[[int], AnswerTokens | None]) -> tuple[int, AnswerTokens | None]:
+    """The largest number up to `limit` whose attempt succeeds, with its tokens; (0, None) if 1 fails.
 
     It doubles the number, then bisects. So the cost depends on the length that fits, not on the dialog's length.
     """
-    low, high, ids = 0, limit + 1, None
+    low, high, tokens = 0, limit + 1, None
     number = 1
     while high - low > 1:
         found = attempt(number)
         if found is None:
             high = number
         else:
-            low, ids = number, found
+            low, tokens = number, found
         number = (low + high) // 2 if high <= limit else min(2 * low, limit)
-    return low, ids
+    return low, tokens

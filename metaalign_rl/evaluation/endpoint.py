@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.meta_prompt import MARKERS
+from metaalign_rl.core.meta_prompt import MARKERS, without_reasoning
 
 TierFormat = Literal["template", "message"]
 MAX_REQUESTS = 32  # concurrent requests
@@ -47,7 +47,7 @@ class Endpoint:
         with ThreadPoolExecutor(MAX_REQUESTS) as pool:
             completions = pool.map(lambda row: self._complete(row, sampling), rows)
             # Servers decode token by token, which leaves a space before the first word.
-            yield from ((completion.choices[0].message.content or "").strip() for completion in completions)
+            yield from (without_reasoning(completion.choices[0].message.content or "") for completion in completions)
 
     def _require_user_info_is_read(self, rows: Sequence[Row]) -> None:
         """Compare the prompt's length with and without User Info: a template may silently drop it."""

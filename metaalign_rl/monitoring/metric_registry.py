@@ -22,6 +22,7 @@ RESPONSE_METRICS = {
 STEP_METRICS = {
     "step": "the last finished step",
     "unfinished": "share of responses truncated at rollout.max_new_tokens",
+    "retokenized": "share of responses whose text has other tokens than were sampled",
     "entropy": "the policy's exact entropy, nats per token",
     "mismatch": "mean absolute difference of log p of engine and learner on the same tokens, nats, of the worst engine",
     "staleness": "mean number of updates between the weights that sampled a response's first token and the learners'",

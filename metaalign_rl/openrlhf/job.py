@@ -104,7 +104,7 @@ def prompts(config: Config, rows: list[Row], policy: Path) -> list[dict[str, str
     Raises:
         UserError: a rendered prompt is too long. OpenRLHF would cut its left end, which has the meta-prompt.
     """
-    from metaalign_rl.core.meta_prompt import load_tokenizer
+    from metaalign_rl.core.tokenizers import load_tokenizer
     from metaalign_rl.ppo.prompt_sampler import PromptSampler
 
     tokenizer, sampler = load_tokenizer(policy), PromptSampler(rows, config.ppo.sampler, config.run.seed)

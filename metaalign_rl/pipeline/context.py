@@ -4,16 +4,17 @@ The engines take seconds to start, so they are started once for all stages.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
-from metaalign_rl.core.chat_template import require_saved
+from metaalign_rl.core.chat_template import is_installed
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.meta_prompt import encode_row, load_tokenizer
+from metaalign_rl.core.meta_prompt import encode_row
+from metaalign_rl.core.prepare import prepare_checkpoint
 from metaalign_rl.core.rows import read_rows
+from metaalign_rl.core.tokenizers import load_tokenizer
 from metaalign_rl.rollout.engine_pool import EnginePool
 from metaalign_rl.runtime.faults import FaultLog
 
@@ -71,20 +72,21 @@ class RunContext:
         return list(read_rows(path))
 
     def start_policy(self) -> Path:
-        """The checkpoint that PPO starts from: the run's SFT model, or else `model.path`.
+        """The checkpoint that PPO starts from: the run's SFT model, or else `model.path`, prepared if it is not.
 
         Raises:
-            UserError: there is neither, or `model.path` is no folder or has no meta-prompt template.
+            UserError: there is neither, or `model.path` cannot be prepared.
         """
         path = self.config.model.path
         if self.folder.sft.is_dir():
             return self.folder.sft
         if not path:
             raise UserError("model.path: there is no policy to start from; run the stage sft, or give a checkpoint")
-        if not Path(path).is_dir():
-            raise UserError(f"model.path: expected a checkpoint folder without the stage sft, found {path!r}")
-        _require_template(path)
-        return Path(path).absolute()
+        if is_installed(Path(path)):
+            return Path(path).absolute()
+        if not self.folder.base.is_dir():
+            prepare_checkpoint(path, self.folder.base)
+        return self.folder.base
 
     def scorer(self) -> Path | str | None:
         """What scores PPO's responses: `reward.url`, or else the reward model, if there is one."""
@@ -95,14 +97,3 @@ class RunContext:
         if self.config.reward.path:
             return Path(self.config.reward.path).absolute()
         return self.folder.reward if self.folder.reward.is_dir() else None
-
-
-@cache
-def _require_template(path: str) -> None:
-    try:
-        require_saved(Path(path))
-    except UserError as error:
-        raise UserError(
-            f"model.path: expected a checkpoint with the meta-prompt's template, found {path!r}; "
-            f"run the stage sft ({error})"
-        ) from None

@@ -56,8 +56,9 @@ def compare(run: Path, device: str = "", prompt_tokens: float | None = None) -> 
 
 def mean_prompt_tokens(folder: RunFolder, rows: int = 500) -> float:
     """The mean length in tokens of the first `rows` prompts of a run."""
-    from metaalign_rl.core.meta_prompt import encode_row, load_tokenizer
+    from metaalign_rl.core.meta_prompt import encode_row
     from metaalign_rl.core.rows import read_rows
+    from metaalign_rl.core.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(folder.policy if folder.policy.is_dir() else folder.sft)
     lengths = []

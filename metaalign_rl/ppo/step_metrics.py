@@ -48,6 +48,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch, version: int) -> 
     return metrics | {
         "samples": len(rollouts),
         "unfinished": fmean(not rollout.sample.finished for rollout in rollouts),
+        "retokenized": fmean(rollout.sample.retokenized for rollout in rollouts),
         "staleness": fmean(behind),
         "staleness_max": max(behind),
     }

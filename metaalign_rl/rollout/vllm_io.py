@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.meta_prompt import retokenized, without_reasoning
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -57,8 +58,10 @@ def to_samples(
     from vllm.logprobs import FlatLogprobs
 
     texts = tokenizer.batch_decode([output.outputs[0].token_ids for output in outputs], skip_special_tokens=True)
+    texts = [without_reasoning(text) for text in texts]
+    differ = retokenized(tokenizer, [output.outputs[0].token_ids for output in outputs], texts)
     samples = []
-    for request, output, (first, last), text in zip(requests, outputs, versions, texts, strict=True):
+    for request, output, (first, last), text, differs in zip(requests, outputs, versions, texts, differ, strict=True):
         answer = output.outputs[0]
         assert answer.finish_reason in ("stop", "length"), answer.finish_reason
         assert isinstance(answer.logprobs, FlatLogprobs)
@@ -70,6 +73,7 @@ def to_samples(
                 response_ids=list(answer.token_ids),
                 logprobs=answer.logprobs.logprobs,
                 text=text,
+                retokenized=differs,
                 finished=answer.finish_reason == "stop",
                 weight_version=last,
                 engine=engine,

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from metaalign_rl.core.checkpoints import find_policy
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.net import is_loopback, listen, url_of
 
@@ -33,10 +32,11 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
         UserError: there is no policy, or it lacks the template; the server cannot listen on the address, or other
             machines could reach it without an API key; or see `check_options`.
     """
-    from metaalign_rl.core.meta_prompt import load_tokenizer
+    from metaalign_rl.core.prepare import prepared_policy
+    from metaalign_rl.core.tokenizers import load_tokenizer
     from metaalign_rl.runtime.vllm_setup import prepare_vllm
 
-    path = find_policy(policy)
+    path = prepared_policy(policy)
     check_options(options)
     require_key(host, os.environ, options)
     listen(host, port).close()

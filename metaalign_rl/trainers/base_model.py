@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metaalign_rl.config.schema import ModelConfig
-from metaalign_rl.core import meta_prompt
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder
+from metaalign_rl.core.prepare import prepare_checkpoint
+from metaalign_rl.core.tokenizers import prepare_model, prepare_tokenizer
 
 POSITIONS = 8192  # of a new model; more than a run's max_tokens, so that the model can be trained further
 
@@ -23,28 +24,27 @@ def prepare_base(config: ModelConfig, demonstrations: list[Row], seed: int, fold
         seed: of a new model's weights.
 
     Raises:
-        UserError: the checkpoint at `config.path` cannot be loaded.
+        UserError: the checkpoint at `config.path` cannot be used; see `prepare_checkpoint`.
     """
-    model, tokenizer = _load(config.path) if config.path else _new(config, demonstrations, seed)
-    meta_prompt.install(tokenizer)
+    if config.path:
+        try:
+            prepare_checkpoint(config.path, folder)
+        except UserError as error:
+            raise UserError(f"model.path: {error}") from None
+    else:
+        _write_new(config, demonstrations, seed, folder)
+
+
+def _write_new(config: ModelConfig, demonstrations: list[Row], seed: int, folder: Path) -> None:
+    model, tokenizer = _new(config, demonstrations, seed)
+    prepare_tokenizer(tokenizer)
+    prepare_model(model, tokenizer)
 
     def fill(target: Path) -> None:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
 
     replace_folder(folder, fill)
-
-
-def _load(path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
-        return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        kind = "as a folder" if Path(path).is_dir() else "as a hub id"
-        raise UserError(f"model.path: cannot load {path!r} {kind}: {reason}; give another checkpoint") from None
 
 
 def _new(

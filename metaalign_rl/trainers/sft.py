@@ -11,7 +11,7 @@ from metaalign_rl.config.schema import ModelConfig, SFTConfig
 from metaalign_rl.core.checkpoints import newest_trainer_checkpoint
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import replace_folder
-from metaalign_rl.core.meta_prompt import encode_row
+from metaalign_rl.core.meta_prompt import encode_answer
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.runtime import deepspeed_config, deepspeed_setup
 from metaalign_rl.runtime.progress import ProgressUpdate, in_thread, stream
@@ -67,7 +67,10 @@ class SFTWorker:
 
         tokenizer = AutoTokenizer.from_pretrained(base)
         samples = [tokenize(row, tokenizer, max_tokens) for row in read_rows(rows)]
-        model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, attn_implementation="sdpa")
+        # In bfloat16 most updates would be too small to change a weight. On a GPU, DeepSpeed casts copies.
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa"
+        )
         trainer = Trainer(
             model=model,
             args=self._arguments(config, checkpoints, seed),
@@ -106,11 +109,12 @@ class SFTWorker:
 
 
 def tokenize(row: Row, tokenizer: Any, max_tokens: int) -> dict[str, list[int]]:
-    """`input_ids` of prompt and response, and `labels` with the prompt set to `IGNORED`."""
+    """`input_ids` of prompt and response, and `labels`: the response with its end of turn, `IGNORED` elsewhere."""
     assert row.response is not None
-    ids = encode_row(tokenizer, row, max_tokens=max_tokens, response=row.response)
-    length = len(tokenizer(row.response, add_special_tokens=False)["input_ids"]) + 1  # with the end token
-    return {"input_ids": ids, "labels": [IGNORED] * (len(ids) - length) + ids[-length:]}
+    found = encode_answer(tokenizer, row, row.response, max_tokens=max_tokens)
+    labels = [IGNORED] * len(found.ids)
+    labels[found.start : found.end] = found.ids[found.start : found.end]
+    return {"input_ids": found.ids, "labels": labels}
 
 
 def collate(samples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:

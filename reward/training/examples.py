@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from metaalign_rl.core.batching import Line, lay_out, pad
 from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.meta_prompt import encode_row
+from metaalign_rl.core.meta_prompt import encode_answer
 from reward.answers import labelled_answers
 
 RewardBatch = dict[str, Tensor]
@@ -75,9 +75,7 @@ def make_example(row: Row, tokenizer: PreTrainedTokenizerBase, max_tokens: int) 
             f"row {row.id!r}: expected 'chosen' and 'rejected', or a 'response' with 'labels'; found neither"
         )
     labelled_answers(row)  # refuses labels of a missing answer
-    texts = tuple(
-        encode_row(tokenizer, row, max_tokens=max_tokens, response=getattr(row, answer)) for answer in answers
-    )
+    texts = tuple(encode_answer(tokenizer, row, getattr(row, answer), max_tokens=max_tokens).ids for answer in answers)
     if is_pair and texts[0] == texts[1]:
         raise UserError(
             f"row {row.id!r}: 'chosen' and 'rejected' are the same tokens; remove the row or make the answers differ"
