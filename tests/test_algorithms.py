@@ -100,7 +100,7 @@ def token_rewards(answer: Answer, kl_coef: float) -> list[float]:
 @given(step=steps)
 @settings(deadline=None, max_examples=30)
 def test_rloo_subtracts_the_mean_of_the_prompt_s_other_responses(step):
-    """R(y_i) - 1/(k-1) Σ_{j≠i} R(y_j), with R = r - β log π/π_ref of the whole answer (arXiv:2402.14740)."""
+    """R(y_i) - 1/(k-1) Σ_{j≠i} R(y_j), with R = r - β log π/π_ref of the complete answer (arXiv:2402.14740)."""
 
     def worth(answer: Answer) -> float:
         return answer.score - 0.1 * sum(answer.kl())

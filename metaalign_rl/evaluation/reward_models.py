@@ -76,7 +76,7 @@ def measure(name: str, model: Path, rows: Sequence[Row], dtype: str = "float32")
     Args:
         name: selects the view of the rows and the modes. Controls are recognized by name and have `overall` only.
         model: folder of the model.
-        dtype: of its weights.
+        dtype: type of its weights.
     """
     import reward
 

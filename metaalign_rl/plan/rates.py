@@ -23,7 +23,7 @@ class Device:
         memory_gib: of a GPU; None for CPUs, which use the machine's memory.
         train, forward, decode: FLOP/s by dtype, of forward and backward passes, of forward passes only, and of
             decoding.
-        bandwidth: of the device's memory.
+        bandwidth: bandwidth of the device's memory.
         link, network: bandwidth to another device of the same node, and of another node.
         transfer: bandwidth of weight sync from learners to engines.
         passes: how often a forward pass moves a layer's saved activations through memory, in addition to its matrix

@@ -1,4 +1,4 @@
-"""What a run continues from after a stop, a crash or a lost learner: the newest checkpoint."""
+"""Resumes a run from its newest checkpoint after a stop, a crash or a lost learner."""
 
 import time
 from statistics import fmean

@@ -12,7 +12,7 @@ from metaalign_rl.runtime.faults import EngineLost, FaultLog
 class EngineActors(ActorPool):
     """Rollout engines, by number.
 
-    A replacement for a lost engine serves from the next weight update on: until then it holds old weights.
+    A replacement for a lost engine holds old weights, so it does not serve before the next weight update.
 
     Attributes:
         serving: the engines that hold the current weights, by number.

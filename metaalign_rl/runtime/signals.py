@@ -18,7 +18,7 @@ class StopSignal(KeyboardInterrupt):
     """A signal to stop arrived.
 
     Attributes:
-        number: of the signal.
+        number: the signal's number.
     """
 
     def __init__(self, number: int) -> None:

@@ -9,7 +9,7 @@ from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder
 
-POSITIONS = 8192  # of a new model; more than a run's max_tokens, so that the model can be trained further
+POSITIONS = 8192  # positions of a new model; more than a run's max_tokens, so that it can be trained further
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ def prepare_base(config: ModelConfig, demonstrations: list[Row], seed: int, fold
 
     Args:
         demonstrations: their words are the vocabulary of a new model.
-        seed: of a new model's weights.
+        seed: seed of a new model's weights.
 
     Raises:
         UserError: the checkpoint at `config.path` cannot be loaded.

@@ -26,7 +26,7 @@ class RewardTrainerActor:
         """Join the other ranks, if there are any; see `deepspeed_setup.prepare`.
 
         Args:
-            name: of a control, which defines its view of the rows; any other name shows them as they are.
+            name: a control's name selects its view of the rows; with any other name, the rows are unchanged.
         """
         self._name, self._view, self._world_size = name, view_of(name), world_size
         self._stop = StopRequest()

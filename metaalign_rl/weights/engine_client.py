@@ -1,4 +1,4 @@
-"""Calls to several engines at once: vLLM's `VLLMWeightSyncClient` for engines with numbers."""
+"""Calls to several engines at the same time: vLLM's `VLLMWeightSyncClient` for engines with numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ class EnginesClient:
     """
 
     def __init__(self, engines: Mapping[int, ActorHandle], devices: int, timeout_s: float) -> None:
-        """`devices`: devices of one engine. `timeout_s`: after so many seconds in a call, an engine counts as lost."""
+        """`devices`: devices per engine. `timeout_s`: seconds in a call after which an engine counts as lost."""
         self._engines, self._devices, self._timeout_s = dict(engines), devices, timeout_s
         self._calls: list[tuple[int, ray.ObjectRef]] = []  # in progress; an engine runs its calls in order
         self.version = 0
