@@ -168,7 +168,7 @@ def test_plan_prints_settings_that_the_config_accepts(workplace: Path, capsys: p
     page = capsys.readouterr().out
     assert "A policy of 7.62B parameters in bfloat16" in page
     assert "Layout: 64 x NVIDIA H100 SXM on 8 nodes" in page
-    assert "not measured on such a device" in page
+    assert "not measured on this kind of device" in page
     words = page.partition("add to `metaalign-rl run CONFIG`:")[2].partition("\n\n")[0].split()
     assert main.main([*asked, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
