@@ -277,7 +277,7 @@ def test_the_value_loss_takes_the_worse_of_the_value_and_the_clipped_value(value
     assert loss.item() == pytest.approx(mean_loss(squared), rel=1e-5)
 
 
-GATES: dict[str, Callable[[float, float], float]] = {  # of the engine's and the learner's probability of a drawn token
+GATES: dict[str, Callable[[float, float], float]] = {  # from the engine's and the learner's probability of a token
     "ratio": lambda p, q: q / p,
     "binary_kl": lambda p, q: p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)),
     "tv": lambda p, q: abs(p - q),

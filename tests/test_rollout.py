@@ -38,7 +38,7 @@ def tiny_model(*, tied: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
-        model.lm_head.weight[EOS] *= 2  # answers of all lengths: some end by themselves
+        model.lm_head.weight[EOS] *= 2  # answers of all lengths: some end before the limit
     return model
 
 

@@ -20,7 +20,7 @@ class Device:
     Attributes:
         measured: the rates were measured with this project; else they are data-sheet numbers times an efficiency.
         source: where the rates come from.
-        memory_gib: of a GPU; None for CPUs, which use the machine's memory.
+        memory_gib: memory of a GPU; None for CPUs, which use the machine's memory.
         train, forward, decode: FLOP/s by dtype, of forward and backward passes, of forward passes only, and of
             decoding.
         bandwidth: bandwidth of the device's memory.

@@ -82,7 +82,7 @@ class RolloutEngine:
         self._tokenizer: Any = self._engine.get_tokenizer()
         self._max_tokens, self._number = max_tokens, number
         self._version = 0
-        self._first_versions: dict[str, int] = {}  # of requests whose first token is older than the current weights
+        self._first_versions: dict[str, int] = {}  # requests whose first token is older than the current weights
         self._waiting: dict[str, Request] = {}  # requests in progress
         self._lock = Lock()  # protects `_engine`
         self._running = Event()  # cleared while weights change

@@ -76,7 +76,7 @@ def hand_over(address: str) -> None:
     match context.get("command_prefix", []):
         case []:
             pass
-        case ["cd", folder, "&&"]:  # of a job with a working directory
+        case ["cd", folder, "&&"]:  # a job with a working directory
             pass
         case _:
             return
