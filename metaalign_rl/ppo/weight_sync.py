@@ -62,7 +62,7 @@ class WeightSync:
             self._update_replacements()
 
     def repair(self) -> None:
-        """Give the current weights to engines that were started since the last push. Raises as `push`."""
+        """Give the current weights to engines that were started since the last push. Raises the same errors as `push`."""
         with self._lock:
             self._update_replacements()
 

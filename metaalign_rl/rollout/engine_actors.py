@@ -29,7 +29,7 @@ class EngineActors(ActorPool):
 
     @contextmanager
     def updating(self) -> Iterator[dict[int, Any]]:
-        """Inside, give the engines new weights; afterwards they serve.
+        """A context in which you give the engines new weights. After it, they serve.
 
         Waits until new engines have loaded their model. If an engine is lost, it is replaced and `all_serve` is False
         afterwards: update again.

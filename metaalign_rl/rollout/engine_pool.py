@@ -96,7 +96,7 @@ class EnginePool:
 
     @contextmanager
     def cancelling(self) -> Iterator[None]:
-        """Inside, a `generate` in another thread soon ends with `GenerationCancelled`, even if its engines hang."""
+        """A context that ends a `generate` in another thread with `GenerationCancelled`, even if its engines hang."""
         self._cancelled.set()
         try:
             yield
@@ -132,7 +132,7 @@ class EnginePool:
         self._update_from_checkpoint()
 
     def sleep(self) -> None:
-        """Have the engines free their devices' memory for the learners; they wake up when they are needed."""
+        """Free the engines' device memory for the learners; the engines wake up when they are needed."""
         self.actors.tell({number: engine.sleep.remote() for number, engine in self.actors.actors.items()}, "sleep")
 
     def stop(self) -> None:

@@ -37,7 +37,7 @@ class RewardPool:
         return len(self._actors)
 
     def submit(self, rows: Sequence[Row], responses: Sequence[str]) -> PendingScores:
-        """Have the next worker score responses to rows, without waiting."""
+        """Send responses to rows to the next worker, without waiting for the scores."""
         number = self._turn % len(self._actors)
         if self._turn < len(self._actors):  # the worker was idle, perhaps since the last step
             self._actors.deadlines[number].reset()

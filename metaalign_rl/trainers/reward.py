@@ -35,7 +35,7 @@ class RewardTrainerActor:
 
             deepspeed_setup.prepare(rank, world_size, rendezvous)
         else:
-            # Else transformers imports it, which takes many seconds, to check the class of a model that it saves.
+            # Otherwise transformers imports it to check the class of a model that it saves. This takes many seconds.
             sys.modules["deepspeed"] = None  # type: ignore[assignment]
 
     def stop(self) -> None:

@@ -41,7 +41,7 @@ class EnginesClient:
             raise failure(number, error)
 
     def start_weight_update(self) -> None:
-        """Have the engines pause between two of their steps. Returns immediately."""
+        """Pause the engines between two of their steps. Returns immediately."""
         self.failed, self.taken = {}, {}
         self._call("start_weight_update")
 
@@ -55,7 +55,7 @@ class EnginesClient:
         self._call("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Have the engines resume with the new weights, and collect their confirmations."""
+        """Resume the engines with the new weights, and collect their confirmations."""
         self._call("finish_weight_update", self.version)
         self.taken = self.wait()
 

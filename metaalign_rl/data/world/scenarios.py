@@ -92,7 +92,7 @@ class Scenario:
         return self.say({})
 
     def mistake(self, rng: random.Random) -> str:
-        """A wrong answer in the right style: with the value of another fact, or about another issue or topic."""
+        """A wrong answer in the right style: it has the value of another fact, or is about another issue or topic."""
         question, style = self.question, self._good_style()
         if style.get("refusal"):
             return say(
