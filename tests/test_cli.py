@@ -184,7 +184,7 @@ def test_plan_for_this_machine_has_nothing_to_change(workplace: Path, capsys: py
     page = capsys.readouterr().out
     assert "Layout: 1 CPU, used by all roles in turns" in page
     assert "The config has all of these settings already." in page
-    assert "from rates measured on a CPU" in page
+    assert "rates are measured on a CPU" in page
 
 
 def test_load_reads_back_what_config_prints(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
