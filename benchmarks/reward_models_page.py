@@ -19,7 +19,7 @@ JUDGES = {
     "gold": "the checks of the rows: the best that a reward model can do",
 }
 ACCURACY = ("accuracy", "conflict", "distractor", "flips", "tier flips")
-WORDING = ("paraphrases, right", "paraphrases, consistent", "over-refusal", "refusals")
+WORDING = ("paraphrases, right", "paraphrases, alike", "over-refusal", "refusals")
 CALIBRATION = ("ece", "length bias")
 LENGTH = "length in the data"  # a property of the pairs, so the same for every model
 DRAWN = ("pairs drawn", "best of 8, following", "best of 8, conflict", "best of 8, distractor")

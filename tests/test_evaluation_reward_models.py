@@ -93,8 +93,8 @@ def test_a_metric_that_the_data_or_a_control_cannot_have_is_null(model: Path) ->
     for name in names:
         assert found[name]["ece"] is found[name]["over-refusal"] is found[name]["flips"] is None
         assert found[name]["paraphrases, right"] is not None
-    assert found["reward"]["paraphrases, consistent"] is not None
-    assert found["preference_blind"]["paraphrases, consistent"] is None  # true by construction
+    assert found["reward"]["paraphrases, alike"] is not None
+    assert found["preference_blind"]["paraphrases, alike"] is None  # true by construction
 
 
 def table(page: str) -> dict[str, list[str]]:

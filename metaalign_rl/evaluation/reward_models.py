@@ -21,7 +21,7 @@ COMPARED = (  # a metric's name, its path in a report, and its meaning
     ("distractor", "distractor.accuracy", "accuracy on pairs in which the text of one tier must not matter"),
     ("paraphrases, right", "consistency.accuracy", "preferences that are judged right in every wording"),
     (
-        "paraphrases, consistent",
+        "paraphrases, alike",
         "consistency.alike",
         "preferences with the same outcome in every wording, right or wrong",
     ),
