@@ -11,7 +11,7 @@ call. Results in the output file are not measured again. Interrupted runs resume
 
 Results per seed:
     following, conflict, distractor: sampled at temperature 1, and with the suffix `_greedy` decoded greedily
-    seconds: of the PPO stage
+    seconds: duration of the PPO stage
     kl: the mean over the last quarter of the steps, in nats per response
     kl_target: only with adaptive KL
 """

@@ -203,12 +203,12 @@ def merge(policies: Sequence[Path], output: Path) -> Path:
 
 
 BASELINES = {
-    "sft": Baseline("SFT on noisy demonstrations; all but `sft_clean` start from it", sft),
+    "sft": Baseline("SFT on noisy demonstrations; all others except `sft_clean` start from it", sft),
     "sft_clean": Baseline(
         "SFT on demonstrations that all follow the governing preference; a reference, not a competitor", sft_clean
     ),
     "best_of_8": Baseline(
-        "best of 8 responses of the SFT policy by the reward model, at inference (8 times the cost)", best_of("sft")
+        "at inference, the best of 8 responses of the SFT policy by the reward model (8 times the cost)", best_of("sft")
     ),
     "ppo_best_of_8": Baseline("the same for the PPO policy", best_of("policy")),
     "sft_best_of_8": Baseline("SFT on the best of 8 responses, with as many sampled responses as PPO", sft_best_of),
@@ -220,10 +220,10 @@ BASELINES = {
     "flips": Baseline("PPO, both sides of a conflict flip pair in one step", ppo("flips", "ppo.flips=true")),
     "dpo": Baseline("DPO on the reward model's training pairs", dpo("dpo")),
     "dpo_nll": Baseline(
-        "DPO plus the likelihood of the chosen responses, which is SFT on about 33,000 responses that all follow",
+        "DPO plus a likelihood term, which is SFT on the about 33,000 chosen responses; all of them follow",
         dpo("dpo-nll", "--nll-weight", "1", "--learning-rate", "1e-4"),
     ),
-    "soup": Baseline("mean weights of one policy per tier, each trained for half of the steps", soup),
+    "soup": Baseline("one policy per tier, each trained for half of the steps; then the mean of their weights", soup),
 }
 
 

@@ -22,16 +22,17 @@ COLUMNS = ("following", "conflict", "distractor", "following_greedy", "conflict_
 NOT_RIVALS = ("ppo", "sft_clean", "ppo_best_of_8")
 VARIANTS = ("mode_tier", "mode_composed", "per_tier", "flips")
 WHY = {  # shown where PPO is not ahead
-    "best_of_8": "It samples eight responses and gives the one that PPO's reward model selects. So it is limited by "
-    "that model. PPO moves most of the selection into the weights. It gives its first response, at an "
-    "eighth of the cost. `ppo_best_of_8` is PPO with as many responses to choose from.",
-    "dpo_nll": "Its loss has the likelihood of about 33,000 responses that all follow. The built-in world gives such "
-    "pairs. Human preferences seldom do. Like `sft_clean`, it learns from correct demonstrations. PPO never sees any.",
+    "best_of_8": "It samples eight responses and returns the one that PPO's reward model selects, so that model "
+    "limits it. PPO learns most of this selection. It returns its first response, at an eighth of the cost. "
+    "`ppo_best_of_8` is PPO with as many responses to choose from.",
+    "dpo_nll": "Its loss contains the likelihood of about 33,000 responses that all follow. The built-in world has "
+    "such pairs. Human preference data rarely has them. Like `sft_clean`, it learns from correct demonstrations. PPO "
+    "never sees any.",
     "mode_tier": "Both scores come from one model. On the 33,280 rollouts of one run, with the threshold 0.5, they "
     "agree on 97%.",
     "per_tier": "The rewards of the two tiers have a similar spread here: 0.29 for system and 0.27 for user over one "
-    "run. Dividing by it changes little.",
-    "flips": "Without it, about 40 of the 128 prompts of a step are also conflicts, in no special order.",
+    "run. So dividing by the spread changes little.",
+    "flips": "Without this setting, about 40 of the 128 prompts of a step are also conflicts, in no special order.",
 }
 COLORS = ("#2f6fde", "#d9822b", "#188150", "#9a4fc4", "#c43b3b", "#17899b", "#7a7a2a", "#5d6778")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 360, 40, 190, 12, 28
@@ -45,13 +46,13 @@ from the built-in world and the small model of the quickstart.
 
 ## Methods
 
-For each seed, one quickstart run gives the SFT policy and the reward model. Every method but `sft_clean` starts from
-them. Methods that sample responses for training sample as many as PPO.
+For each seed, one quickstart run gives the SFT policy and the reward model. Every method except `sft_clean` starts from
+them. Methods that train on sampled responses sample as many as PPO.
 """
 RESULTS_HEAD = """## Results
 
 All policies are evaluated on the same held-out rows by the checks of these rows. Values are means over the seeds, with
-the lowest and the highest in brackets. Answers are sampled at temperature 1, except in the columns marked greedy.
+the lowest and the highest in brackets. Responses are sampled at temperature 1, except in the columns marked greedy.
 `conflict` and `distractor` are strict: the losing tier, or the distractor, must not be followed
 ([evaluation.md](evaluation.md) defines all columns).
 """
@@ -72,20 +73,22 @@ SAME = "- The runs used the `reward.learning_rate` of the shipped config."
 HOW = """- The results come from several calls. Each process had one CPU (`cluster.cpus=1`) and its own `--output`. The
   files were merged. For seed 0, the quickstart (`sft`, `ppo`), `sft_clean`, `best_of_8` and `sft_best_of_8` had two
   CPUs.
-- `dpo` and `ppo_best_of_8` were added while the rest ran. For seeds 0 and 1, `dpo_nll` ran under the name `dpo`, with
-  the same settings.
+- `dpo` and `ppo_best_of_8` were added while the others were running. For seeds 0 and 1, `dpo_nll` ran under the name
+  `dpo`, with the same settings.
 - A first setting of DPO (learning rate 3e-4, beta 0.1) broke the policy (following 0.233 on seed 0) and was replaced.
 """
 AHEAD = """## Is PPO with the preference-conditioned reward ahead?
 
-The tables compare `ppo` with each other policy. In each seed both start from the same SFT policy and reward model.
+The tables compare `ppo` with each of the other policies. In each seed both start from the same SFT policy and reward
+model.
 
-- **ahead**: the worst seed of `ppo` is above the best seed of the other. **behind**: the reverse.
+- **ahead**: the worst seed of `ppo` is above the best seed of the other. **behind**: the opposite.
 - **in every seed**: it is ahead or behind in every seed, but the ranges overlap.
 - **undecided**: neither is ahead in every seed.
 
-Numbers are the mean difference over the seeds, then the smallest and the largest where the ranges overlap. Three seeds
-say little about small differences. The remarks interpret the results; none was tested separately.
+Each cell has the mean difference over the seeds. If the ranges overlap, it also has the smallest and the largest
+difference. Three seeds say little about small differences. The remarks are interpretations; none of them was tested
+separately.
 """
 
 
@@ -141,7 +144,7 @@ def verdicts(found: dict[str, Any]) -> Iterator[str]:
     yield AHEAD
     yield _compared(found, rivals)
     if variants:
-        yield "Compared with its own variants, whose rewards also read the meta-prompt:\n"
+        yield "The next table compares `ppo` with its own variants, whose rewards also read the meta-prompt:\n"
         yield _compared(found, variants)
 
 

@@ -6,8 +6,8 @@ Both runs have the same config in deterministic mode. In the second run `kill -9
 worker, a learner or the driver. The seed decides the times and the targets. After the driver is killed, the same
 command runs again.
 
-The metrics must be equal: all keys but `seconds_*` and `*faults` exactly, and each step once. If they are not, the exit
-status is 1. The results also have the kills and the faults that the run noticed.
+The metrics must be exactly equal, except the keys `seconds_*` and `*faults`, and each step must be there once. If not,
+the exit status is 1. The results also have the kills and the faults that the run noticed.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--kills", type=int, default=20, help="default: 20")
-    parser.add_argument("--seed", type=int, default=0, help="of the times and the targets (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times and the targets (default: 0)")
     args = parser.parse_args()
     steps = 2 * args.kills + QUIET
     with tempfile.TemporaryDirectory() as name:
@@ -196,7 +196,7 @@ class Disturbed:
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """Yield the ids of a process's descendants, without those that end meanwhile."""
+    """Yield the ids of a process's descendants, without those that have ended before they are read."""
     try:
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:

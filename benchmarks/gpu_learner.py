@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny model and batch, to test the script")
-    parser.add_argument("--peak-tflops", type=float, help="of the device in bfloat16; needed for MFU")
+    parser.add_argument("--peak-tflops", type=float, help="peak rate of the device in bfloat16; needed for MFU")
     parser.add_argument("--stages", type=int, nargs="+", default=STAGES, choices=STAGES, help="default: 1 2 3")
     args = parser.parse_args()
     if args.device == "cpu":

@@ -21,7 +21,7 @@ JUDGES = {
 ACCURACY = ("accuracy", "conflict", "distractor", "flips", "tier flips")
 WORDING = ("paraphrases, right", "paraphrases, alike", "over-refusal", "refusals")
 CALIBRATION = ("ece", "length bias")
-LENGTH = "length in the data"  # of the pairs, so the same for every model
+LENGTH = "length in the data"  # a property of the pairs, so the same for every model
 DRAWN = ("pairs drawn", "best of 8, following", "best of 8, conflict", "best of 8, distractor")
 COMPARED = ("accuracy", "conflict", "distractor", "flips", "paraphrases, right", *DRAWN)
 LABELS = {"pairs drawn": "sampled pairs"}  # where a metric's name on the page differs from the results
@@ -43,11 +43,12 @@ QUESTION = """### Does scoring by tier help?
 The table compares the three modes with `scalar`, which learns only the label `overall`. `overall` shows what the labels
 by tier add in training. `tier` and `composed` show what they add when responses are scored.
 
-- **ahead**: the worst seed is above the best seed of `scalar`. **behind**: the reverse.
+- **ahead**: the worst seed is above the best seed of `scalar`. **behind**: the opposite.
 - **in every seed**: it is ahead or behind in every seed, but the ranges overlap.
 - **undecided**: neither is ahead in every seed.
 
-Numbers are the mean difference over the seeds, then the smallest and the largest where the ranges overlap.
+Each cell has the mean difference over the seeds. If the ranges overlap, it also has the smallest and the largest
+difference.
 """
 
 
@@ -100,7 +101,7 @@ def table(judges: dict[str, Any], figures: Sequence[str]) -> str:
 def length_of(judges: dict[str, Any]) -> str:
     """Say what the length bias of a perfect model would be."""
     found = next(filter(None, (values(entry, LENGTH) for entry in judges.values())), None)
-    return f"\n`{LENGTH}`, the value of a perfect model, is {spread(found)}.\n" if found else ""
+    return f"\nThe `{LENGTH}`, which is the length bias of a perfect model, is {spread(found)}.\n" if found else ""
 
 
 def verdicts(judges: dict[str, Any]) -> Iterator[str]:

@@ -9,8 +9,8 @@ sets of texts are `mixed`, with 10 to 500 tokens, and `shared_prefix`, with 16 a
 prompt. `ours_processes` is the scorer with one process per core.
 
 Results per set, data type and system:
-    tokens_per_second: of the texts, computed or shared
-    max_score_difference: of the logits, from the scorer's logits in float32
+    tokens_per_second: tokens of the texts per second, computed or shared
+    max_score_difference: largest difference from the scorer's logits in float32
     share_of_peak: 2 floating-point operations per parameter and token, over the rate of a matrix product in that type
 """
 

@@ -60,10 +60,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--size", choices=SIZES, default="13m", help="parameters of the backbone (default: 13m)")
     parser.add_argument("--clients", type=int, default=64, help="default: 64")
-    parser.add_argument("--seconds", type=float, default=60, help="of load after the warm-up (default: 60)")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds of load after the warm-up (default: 60)")
     parser.add_argument("--warm-up", type=float, default=10, help="seconds of the warm-up (default: 10)")
     parser.add_argument(
-        "--queue-tokens", type=int, default=262_144, help="of the server; a small value makes it answer 429"
+        "--queue-tokens", type=int, default=262_144, help="limit of the server's queue; a small one makes it answer 429"
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -10,9 +10,9 @@
 Run `python examples/ppo_loop.py`, or change settings: `python examples/ppo_loop.py --seed 1 --steps 40`.
 
 The data is the built-in world: short questions, and preferences that a program can check. A row states preferences in
-up to two tiers: System Info (the provider's) and User Info (the user's). The governing preference is the one that must
-be followed. If the tiers conflict, it is System Info's. A row's relation says how its tiers relate, for example
-`conflict` or `distractor` (a preference that must be ignored). The gold checks are the programs.
+up to two tiers: System Info (the provider's) and User Info (the user's). A response must follow the governing
+preference. If the tiers conflict, it is System Info's. A row's relation says how its tiers relate, for example
+`conflict` or `distractor` (a preference that must be ignored). The programs are called gold checks.
 
 The meta-prompt, the prompt sampler, the reward model, the advantages and the losses come from metaalign_rl and reward.
 `metaalign-rl run` trains with the same loop on actors: vLLM engines sample, reward workers score, DeepSpeed learners
@@ -63,24 +63,24 @@ from reward.training.train import train as train_reward_model
 class Config:
     """Each setting is a flag of the command line, such as `--kl-coef 0.03`."""
 
-    seed: int = HfArg(default=0, help="of the data, the weights and the samples")
-    hidden_size: int = HfArg(default=128, help="of policy, reward model and critic; each has two layers")
+    seed: int = HfArg(default=0, help="seed of the data, the weights and the samples")
+    hidden_size: int = HfArg(default=128, help="hidden size of each model; every model has two layers")
     demonstrations: int = HfArg(default=12_000, help="rows for SFT; 60%% of the responses follow the preference")
     pairs: int = HfArg(default=18_000, help="rows for the reward model")
-    own_responses: int = HfArg(default=2_000, help="of the SFT policy, labelled by the checks, for the reward model")
+    own_responses: int = HfArg(default=2_000, help="SFT policy's responses, labelled by checks, for the reward model")
     held_out: int = HfArg(default=600, help="rows for the evaluation")
-    steps: int = HfArg(default=30, help="of PPO")
-    prompts_per_step: int = HfArg(default=96, help="of PPO")
+    steps: int = HfArg(default=30, help="PPO steps")
+    prompts_per_step: int = HfArg(default=96, help="prompts per PPO step")
     samples_per_prompt: int = HfArg(default=4, help="responses to each prompt")
     minibatch: int = HfArg(default=32, help="prompts per optimizer step, each with all its responses")
     epochs: int = HfArg(default=2, help="passes over the responses of a step")
-    learning_rate: float = HfArg(default=7e-4, help="of the policy in PPO")
-    critic_learning_rate: float = HfArg(default=1e-3, help="of the critic")
+    learning_rate: float = HfArg(default=7e-4, help="learning rate of the policy in PPO")
+    critic_learning_rate: float = HfArg(default=1e-3, help="learning rate of the critic")
     kl_coef: float = HfArg(default=0.015, help="penalty per nat of KL to the SFT policy; scores are between 0 and 1")
 
 
-MAX_TOKENS, MAX_NEW_TOKENS = 160, 32  # of prompt and response together, and of the response
-GAMMA, LAM = 1.0, 0.95  # of generalized advantage estimation
+MAX_TOKENS, MAX_NEW_TOKENS = 160, 32  # for prompt and response together, and for the response
+GAMMA, LAM = 1.0, 0.95  # for generalized advantage estimation
 # Share of each group of prompts in PPO, by governing tier and relation. Hard groups get more.
 SAMPLER = {"system/system_only": 0.04, "user/user_only": 0.04, "system/agree": 0.06, "user/agree": 0.06}
 SAMPLER |= {"system/conflict": 0.33, "system/distractor": 0.22, "user/distractor": 0.22, "dialog/neutral": 0.03}
@@ -125,7 +125,7 @@ class Optimizer:
 
 
 def log(stage: str, step: int, steps: int, **metrics: float) -> None:
-    """Print the metrics of a step. A long stage prints some 30 lines."""
+    """Print the metrics of a step. A long stage prints about 30 lines."""
     if step % max(1, steps // 300 * 10) == 0:  # the reward trainer reports every 10th step
         numbers = (f"{name} {value:.3f}" for name, value in metrics.items())
         print(f"{stage:6}  step {step:4}/{steps}", *numbers, sep="  ", flush=True)
@@ -152,7 +152,8 @@ def train_reward(config: Config, rows: list[Row], own: Sequence[Response], folde
     """Train a reward model from the SFT policy's weights, save it in `folder/reward` and return its scorer.
 
     Pairs give a Bradley-Terry loss. Their responses and the policy's own are labelled, which gives a cross-entropy for
-    each tier and `overall`. The policy's own contain the mistakes that the reward model will see in PPO.
+    each tier and `overall`. The policy's own responses contain the mistakes that the reward model
+    will see in PPO.
     """
     labelled = [
         replace(row, id=f"own-{number}", labels={"response": labels(row, row.response)})
@@ -167,7 +168,7 @@ def train_reward(config: Config, rows: list[Row], own: Sequence[Response], folde
 
 
 def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any, rows: Sequence[Row]) -> Any:
-    """Train a copy of the SFT policy. Shapes: B responses per step, of at most T tokens with their prompts."""
+    """Train a copy of the SFT policy. Shapes: B responses per step, T tokens in the longest sequence."""
     policy, reference = copy.deepcopy(sft), sft
     updates = config.steps * config.epochs * math.ceil(config.prompts_per_step / config.minibatch)
     policy_optimizer = Optimizer(policy, config.learning_rate, updates)
@@ -183,12 +184,12 @@ def train_ppo(config: Config, sft: Any, critic: Any, scorer: Any, tokenizer: Any
         scores = scorer.score([response.row for response in responses])
         rewards = torch.tensor([score.probabilities["overall"] for score in scores])
         gold = fmean(map(Response.follows, responses))
-        # 3. Log-probabilities and values before the update, [B, T-1]: column t belongs to token t+1, 0 at prompts.
+        # 3. Log-probabilities and values before the update, [B, T-1]. Column t belongs to token t+1. Prompts have 0.
         batch = to_batch(responses, tokenizer)
         with torch.no_grad():
             batch.logprobs, batch.ref_logprobs = logprobs(policy, batch), logprobs(reference, batch)
             batch.values = values(critic, batch)
-        # 4. Advantages [B, T-1]: a token's reward is minus the KL penalty. The last token also gets the score.
+        # 4. Advantages [B, T-1]. Each token's reward is the negative KL penalty. The last token also gets the score.
         token_level = token_rewards(rewards, batch.logprobs, batch.ref_logprobs, batch.action_mask, config.kl_coef)
         advantages, batch.returns = gae(token_level, batch.values, batch.action_mask, GAMMA, LAM)
         batch.advantages = whiten(advantages, batch.action_mask)
@@ -232,7 +233,7 @@ def logprobs(policy: Any, batch: Batch) -> Tensor:
 
 
 def values(critic: Any, batch: Batch) -> Tensor:
-    """[B, T-1]: before each response token, the critic's estimate of the sum of rewards from there on."""
+    """[B, T-1]: the critic's estimate of the sum of rewards from each response token to the end."""
     inputs = model_inputs(batch, share_prompts=True)
     return spread(inputs.run(critic).logits.flatten()[inputs.sources], batch.action_mask)
 

@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected")
     evaluate.add_argument("--output", type=Path, help="JSON report (default: standard output)")
     evaluate.add_argument("--mode", choices=MODES, default="tier", help="score that ranks a pair (default: tier)")
-    _add_control(evaluate, "the model is this control: hide what it was trained without, and use mode overall")
+    _add_control(evaluate, "evaluate the model as this control: hide what it does not see, and use mode overall")
     _add_model(evaluate)
 
     serve = _command(commands, "serve", _serve, "score over HTTP: POST /score, /get_reward, /classify")
@@ -195,7 +195,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected, or labels")
     train.add_argument("--eval-data", type=Path, help="JSONL of rows whose loss is logged after each epoch")
     train.add_argument("--output", type=Path, required=True, help="folder for the model; must be new or empty")
-    _add_control(train, "train a control: hide the meta-prompt, hide the tier of each text, or train overall alone")
+    _add_control(
+        train, "train a control: without the meta-prompt, without each text's tier, or with the label overall only"
+    )
     _add_training(train)
 
     export = _command(commands, "export", _export, "write a checkpoint for tools that load only one label")
@@ -215,7 +217,7 @@ def _add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> Non
     parser.add_argument("--model", required=True, help="reward model's folder or hub id")
     device = "for example cpu or cuda:1 (default: the machine's accelerator, or the CPU)"
     if several:
-        parser.add_argument("--device", nargs="+", help=f"{device}; several start one process each: cuda:0 cuda:1")
+        parser.add_argument("--device", nargs="+", help=f"{device}; with several, each gets a process: cuda:0 cuda:1")
     else:
         parser.add_argument("--device", help=device)
     parser.add_argument(
@@ -253,7 +255,10 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
         help="how long a request waits for others to share its batch (default: 5)",
     )
     parser.add_argument(
-        "--queue-tokens", type=int, default=262_144, help="tokens that may wait; further requests get status 429"
+        "--queue-tokens",
+        type=int,
+        default=262_144,
+        help="tokens that may wait; further requests get status 429 (default: 262144)",
     )
 
 

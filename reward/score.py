@@ -47,7 +47,7 @@ def combine(score: Score | Mapping[str, float], row: Row, mode: Mode) -> float:
     - `tier`: p_g · p_dialog, where g is the row's governing tier; p_dialog if that is the dialog.
     - `overall`: p_overall.
     - `composed`: p_dialog · Π_t f_t over the active tiers, from the highest priority to the lowest. The first tier
-      counts fully: f = p. A lower tier counts as far as the higher ones are satisfied: f_t = 1 - ½ · P_t · (1 - p_t),
+      counts fully: f = p. A lower tier counts less if the higher ones are not satisfied: f_t = 1 - ½ · P_t · (1 - p_t),
       where P_t is the product of the higher tiers' p. Disobeying a lower tier therefore costs at most half, and in a
       conflict the answer that obeys the higher tier wins. With a weight above ½, a larger p of the higher tier could
       lower the value. With a weight of 1, both answers to a perfect conflict would be worth 0.

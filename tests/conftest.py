@@ -1,4 +1,4 @@
-"""What several test files share: the command line, a run of the whole stack, a local Ray, and the files' order."""
+"""Shared by several test files: the command line, a run of the complete stack, a local Ray, and the files' order."""
 
 import importlib.metadata
 import importlib.util
@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Let each worker take a whole group at a time."""
+    """Give each worker a complete group at a time."""
     from xdist.scheduler import LoadFileScheduling
 
     class GroupScheduling(LoadFileScheduling):
@@ -173,7 +173,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-# A run of the whole stack.
+# A run of the complete stack.
 
 
 @pytest.fixture(scope="session")
@@ -213,7 +213,7 @@ def tiny_run(watched_run: "tuple[Path, Seen]") -> Path:
 
 @pytest.fixture(scope="session")
 def seen(watched_run: "tuple[Path, Seen]") -> "Seen":
-    """What was seen of the run from outside."""
+    """The observations of the run from outside."""
     return watched_run[1]
 
 

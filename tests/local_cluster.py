@@ -135,7 +135,7 @@ class LocalCluster:
         assert self.status(job) == status, self.logs(job)
 
     def logs(self, job: str) -> str:
-        """What `ray job logs` prints."""
+        """The output of `ray job logs`."""
         found: str = self.ask(f"/api/jobs/{job}/logs")["logs"]
         return found
 

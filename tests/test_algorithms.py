@@ -100,7 +100,7 @@ def token_rewards(answer: Answer, kl_coef: float) -> list[float]:
 @given(step=steps)
 @settings(deadline=None, max_examples=30)
 def test_rloo_subtracts_the_mean_of_the_prompt_s_other_responses(step):
-    """R(y_i) - 1/(k-1) Σ_{j≠i} R(y_j), with R = r - β log π/π_ref of the whole answer (arXiv:2402.14740)."""
+    """R(y_i) - 1/(k-1) Σ_{j≠i} R(y_j), with R = r - β log π/π_ref of the complete answer (arXiv:2402.14740)."""
 
     def worth(answer: Answer) -> float:
         return answer.score - 0.1 * sum(answer.kl())
@@ -277,7 +277,7 @@ def test_the_value_loss_takes_the_worse_of_the_value_and_the_clipped_value(value
     assert loss.item() == pytest.approx(mean_loss(squared), rel=1e-5)
 
 
-GATES: dict[str, Callable[[float, float], float]] = {  # of the engine's and the learner's probability of a drawn token
+GATES: dict[str, Callable[[float, float], float]] = {  # from the engine's and the learner's probability of a token
     "ratio": lambda p, q: q / p,
     "binary_kl": lambda p, q: p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)),
     "tv": lambda p, q: abs(p - q),

@@ -168,7 +168,7 @@ def test_plan_prints_settings_that_the_config_accepts(workplace: Path, capsys: p
     page = capsys.readouterr().out
     assert "A policy of 7.62B parameters in bfloat16" in page
     assert "Layout: 64 x NVIDIA H100 SXM on 8 nodes" in page
-    assert "not measured on such a device" in page
+    assert "not measured on this kind of device" in page
     words = page.partition("add to `metaalign-rl run CONFIG`:")[2].partition("\n\n")[0].split()
     assert main.main([*asked, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
@@ -184,7 +184,7 @@ def test_plan_for_this_machine_has_nothing_to_change(workplace: Path, capsys: py
     page = capsys.readouterr().out
     assert "Layout: 1 CPU, used by all roles in turns" in page
     assert "The config has all of these settings already." in page
-    assert "from rates measured on a CPU" in page
+    assert "rates are measured on a CPU" in page
 
 
 def test_load_reads_back_what_config_prints(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""A tiny run of the whole stack: Ray actors, vLLM rollouts, a trained reward model, DeepSpeed updates."""
+"""A tiny run of the complete stack: Ray actors, vLLM rollouts, a trained reward model, DeepSpeed updates."""
 
 import shutil
 import subprocess

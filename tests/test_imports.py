@@ -101,7 +101,7 @@ def test_a_job_is_a_short_script(name: str) -> None:
     assert set(imports(path)) == {"sys", "metaalign_rl.cli.job.run_stages"}
 
 
-def test_what_a_job_imports_first_imports_no_module_that_a_script_beside_it_hides() -> None:
+def test_what_a_job_imports_first_imports_no_module_that_a_script_next_to_it_hides() -> None:
     scripts = {path.stem for path in under("jobs")}
     assert (
         not {name.split(".")[0] for name in loaded_at_start(("metaalign_rl.cli.job", "metaalign_rl.openrlhf.script"))}

@@ -86,7 +86,7 @@ def test_sharing_a_pass_over_the_prompt_does_not_change_an_update(folder):
 
 
 def test_the_engine_s_log_probabilities_can_replace_the_learner_s_pass(folder):
-    """Then the update tells how far they are from the learner's own, before it moves."""
+    """The update then reports how far they are from the learner's own, before its first step."""
     judge = make_learner(folder)
     samples = make_samples()
     batch = judge.evaluate(make_batch(samples, pad_id=0))

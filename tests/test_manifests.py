@@ -30,7 +30,7 @@ from manifests import (
 
 pytestmark = needs_kustomize
 KUBERNETES = "1.37"
-SCHEMAS = ROOT.parent / "shared" / "kuberay-crds"  # of KubeRay 1.7.0
+SCHEMAS = ROOT.parent / "shared" / "kuberay-crds"  # from KubeRay 1.7.0
 
 # The schemas are KubeRay's, so the repository does not copy them. The other tests of the manifests run without them.
 needs_schemas = pytest.mark.skipif(not SCHEMAS.is_dir(), reason=f"needs KubeRay's schemas in {SCHEMAS}")

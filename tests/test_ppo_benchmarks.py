@@ -48,7 +48,7 @@ def test_w1_takes_medians_over_rounds_and_compares_ours_with_theirs() -> None:
 
 def test_w1_gives_the_product_the_workload_of_the_peer(tmp_path: Path) -> None:
     longest = w1.make_ours(tmp_path, prompts=6)
-    assert longest < 2 * 8 + 3  # of eight words
+    assert longest < 2 * 8 + 3  # eight words
     inputs = [json.loads(line)["input"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in (tmp_path / "data" / "prompts.jsonl").read_text().splitlines()]
     assert [row["messages"][0]["content"] for row in rows] == inputs

@@ -1,4 +1,4 @@
-"""A run of the whole stack whose processes are killed gives the same result as a run without faults.
+"""A run of the complete stack whose processes are killed gives the same result as a run without faults.
 
 In deterministic mode the results are equal to the last bit. The tiny run is the run without faults.
 """

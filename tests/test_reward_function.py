@@ -1,4 +1,4 @@
-"""A user's reward function: it reads whole rows, counts by its weight, and never fails silently."""
+"""A user's reward function: it reads complete rows, counts by its weight, and never fails silently."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def scored(folder: Path, text: str) -> list[float]:
     return UserFunction(written(folder, text))(ROWS, ["red", "red"])
 
 
-def test_a_function_reads_the_whole_row(tmp_path: Path) -> None:
+def test_a_function_reads_the_complete_row(tmp_path: Path) -> None:
     assert scored(tmp_path, BY_TAG) == [1.0, 0.0]
 
 

@@ -53,7 +53,7 @@ def test_responses_that_are_all_good_or_all_bad_become_labelled_responses() -> N
 
 
 def test_responses_that_differ_only_in_outer_white_space_are_merged() -> None:
-    """The template strips them, so the reward model could not tell them apart."""
+    """The template strips them, so the reward model could not distinguish them."""
     assert [row.response for row in label_answers(ROW, ["it is rome.", "\x1f it is rome."])] == ["it is rome."]
 
 

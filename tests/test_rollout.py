@@ -38,7 +38,7 @@ def tiny_model(*, tied: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
-        model.lm_head.weight[EOS] *= 2  # answers of all lengths: some end by themselves
+        model.lm_head.weight[EOS] *= 2  # answers of all lengths: some end before the limit
     return model
 
 
@@ -88,7 +88,7 @@ def calls_of(actor: ray.actor.ActorHandle) -> SimpleNamespace:
 
 
 def send(engine: SimpleNamespace, parameters: object, version: int) -> None:
-    """What a learner does, in buckets of 50 kB, of which the tiny model fills several."""
+    """Send weights as a learner does, in buckets of 50 kB. The tiny model fills several."""
     sent = Sender(SyncPlan("store", {0: engine.actor}, 1, 50_000, 60.0), rank=0, passes=lambda: iter(parameters)).send(
         version
     )
@@ -105,7 +105,7 @@ def draw(engine: SimpleNamespace, requests: list[Request] = REQUESTS, **sampling
 
 @torch.no_grad()
 def learner_logprobs(model: LlamaForCausalLM, samples: list[Sample]) -> list[list[float]]:
-    """What transformers says of each sample's response tokens."""
+    """transformers' log-probabilities of each sample's response tokens."""
     result = []
     for sample in samples:
         ids = torch.tensor([sample.prompt_ids + sample.response_ids])
@@ -228,7 +228,7 @@ def test_new_weights_apply_between_two_tokens_of_responses_in_progress(engine):
     for sample in samples:
         drawn = torch.tensor(sample.logprobs)
         by = {10: learner_logprobs(old, [sample])[0], 11: learner_logprobs(new, [sample])[0]}
-        # The two models differ by whole nats. At an unlikely token, rounding alone exceeds 1e-4.
+        # The two models differ by 1 nat or more. At an unlikely token, rounding alone exceeds 1e-4.
         fits = {version: (drawn - torch.tensor(by[version])).abs() < 1e-3 for version in by}
         assert fits[sample.first_version][0] and fits[sample.weight_version][-1]
         changes = [k for k in range(len(drawn) + 1) if fits[10][:k].all() and fits[11][k:].all()]

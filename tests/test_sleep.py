@@ -1,4 +1,4 @@
-"""An engine that shares a GPU with its learners gives the memory away and takes it back. vLLM is a stand-in here."""
+"""An engine that shares a GPU with its learners frees its memory and allocates it again. vLLM is replaced by a fake."""
 
 from threading import Event, Lock
 
@@ -9,7 +9,7 @@ from metaalign_rl.rollout.engine import RolloutEngine
 
 
 class RecordingEngine:
-    """vLLM's engine, as far as it is called."""
+    """A fake of vLLM's engine that records the calls."""
 
     def __init__(self) -> None:
         self.calls: list[object] = []

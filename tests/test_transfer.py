@@ -95,7 +95,7 @@ def start_learner(rank: int) -> ray.actor.ActorHandle:
 
 
 class ToyGroup:
-    """What a send needs of `LearnerGroup`."""
+    """The part of `LearnerGroup` that a send uses."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks = [start_learner(rank) for rank in range(ranks)]
@@ -185,7 +185,7 @@ def test_colocated_learners_must_match_the_engines_devices():
         Config(cluster=ClusterConfig(layout="colocated"), rollout=RolloutConfig(engines=2, tensor_parallel=2))
 
 
-# vLLM's transfer engines for GPUs, as far as they run without one
+# vLLM's transfer engines for GPUs: the parts that run without a GPU
 
 
 class Recorder:

@@ -1,4 +1,4 @@
-"""What another process sees of a running quickstart: its metrics, its open ports, and who may connect to its Ray."""
+"""A running quickstart as another process sees it: its metrics, its open ports, and who may connect to its Ray."""
 
 import json
 import os
@@ -20,7 +20,7 @@ LIST_KEYS = "from ray._raylet import GcsClient; print(GcsClient(address={!r}).in
 
 @dataclass
 class Seen:
-    """What was seen of a run from outside.
+    """The observations of a run from outside.
 
     Attributes:
         series: the series on the metrics page of its Ray.

@@ -1,6 +1,6 @@
 """W1: compare PPO with OpenRLHF and RLOO with TRL. `benchmarks/peers/openrlhf_on_cpu/w1.py` describes the workload.
 
-Each round runs the systems one after the other. Ours is `metaalign-rl run` on a config as a user would write it. It
+Each round runs the systems one after the other. Ours is `metaalign-rl run` with a config like a user's. It
 reads the same prompts with the project's chat template, which adds two tokens to each.
 """
 

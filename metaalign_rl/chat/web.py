@@ -10,7 +10,7 @@ from metaalign_rl.core.net import listen, url_of
 from metaalign_rl.pages.render import render
 
 TOKEN_BYTES = 16
-MOST_CHARACTERS = 20_000  # of one text
+MOST_CHARACTERS = 20_000  # per text
 
 
 def serve(start: Session, name: str, host: str, port: int) -> None:

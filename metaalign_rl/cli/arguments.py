@@ -1,4 +1,4 @@
-"""What the commands' parsers share. Imports no heavy packages."""
+"""Helpers shared by the commands' parsers. Imports no heavy packages."""
 
 import argparse
 from collections.abc import Callable

@@ -52,8 +52,8 @@ def _add_evaluate(commands: Commands) -> None:
     add("--tiers", choices=("template", "message"), default="template", help="how an endpoint gets the tiers: "
         "through the meta-prompt's chat template (default), or as the text of a system message")  # fmt: skip
     add("--control", action="append", default=[], type=name_and_folder, metavar="NAME=DIR",
-        help="model to compare a reward model with, in addition to its run's controls; repeatable. The NAME "
-        "tier_blind, preference_blind or scalar says what it was trained on")  # fmt: skip
+        help="model to compare a reward model with, in addition to its run's controls; repeatable. With the NAME "
+        "tier_blind, preference_blind or scalar it is evaluated as that control")  # fmt: skip
     add_words(evaluate, "settings for vLLM, such as cluster.gpus=1 model.dtype=bfloat16")
 
 

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 from metaalign_rl.core.settings import Documentation, documentation
 
-_SECTION_WEIGHT = 0.5  # of the section's similarity, compared with the last part's
+_SECTION_WEIGHT = 0.5  # weight of the section's similarity, compared with the last part's
 _NEAR = 0.6  # similarity of last parts from which a key is suggested
 
 

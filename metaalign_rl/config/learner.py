@@ -25,7 +25,7 @@ class LearnerConfig:
     weight_decay: float = setting(0.0, "AdamW's weight decay.", unit=PLAIN)
     schedule: Literal["constant", "linear"] = setting(
         "constant",
-        "Schedule of the learning rates after the warm-up. `linear` lets them fall to zero by the end of the run.",
+        "Schedule of the learning rates after the warm-up. With `linear` they fall to zero by the end of the run.",
     )
     warmup_steps: int = setting(
         0, "Optimizer steps over which the learning rates rise from zero.", unit="optimizer steps"
@@ -43,27 +43,27 @@ class LearnerConfig:
     epochs: int = setting(1, "Passes over each batch of samples.", unit="passes")
     minibatch_size: int = setting(
         128,
-        "Samples per optimizer step, over all ranks. A batch that is not a multiple of it is cut into nearly equal "
+        "Samples per optimizer step, over all ranks. A batch that is not a multiple of it is split into nearly equal "
         "minibatches of at most this many samples.",
         unit="samples",
         level="core",
     )
     micro_batch_tokens: int = setting(
         16384,
-        "Tokens, with padding, of one forward and backward pass on one rank. A longer sequence gets a pass of its own.",
+        "Tokens, with padding, of one forward and backward pass on one rank. A longer sequence gets its own pass.",
         unit="tokens",
         level="core",
     )
     share_prompts: bool = setting(
         False,
-        "Responses to the same prompt share one pass over the prompt. Worth it when prompts are longer than responses; "
-        "longer responses cost more, because attention must skip the other responses.",
+        "Compute each prompt once for all its responses. This is faster if prompts are longer than responses. With "
+        "longer responses it costs more, because attention must skip the other responses.",
     )
     old_logprobs: Literal["learner", "engine"] = setting(
         "learner",
-        "Source of the old log-probabilities: `learner` computes them in an extra pass over every batch, `engine` uses "
-        "those that the rollout engine returned and saves that pass. With `engine`, the ratio of new to old "
-        "probabilities also corrects what the learner and the engine compute differently.",
+        "Source of the old log-probabilities: `learner` computes them in an extra pass over every batch, `engine` "
+        "takes them from the rollout engine and saves that pass. With `engine`, the ratio of new to old probabilities "
+        "also corrects the numerical difference between learner and engine.",
     )
     clip_low: float = setting(
         0.2, "Lower clip range: the policy ratio is clipped to [1 - clip_low, 1 + clip_high].", unit=PLAIN
@@ -87,8 +87,8 @@ class LearnerConfig:
     correction: Literal["off", "token", "sequence"] = setting(
         "off",
         "Importance weights for responses from other weights than the learner's: the probability of each token under "
-        "the learner divided by that under the rollout engine. `token` and `sequence` say what is kept within bounds; "
-        "`off` treats the responses as the learner's own. docs/ppo.md has the formulas.",
+        "the learner divided by its probability under the rollout engine. The bounds apply to each token (`token`) or "
+        "to the complete response (`sequence`). `off` uses no such weights. docs/ppo.md has the formulas.",
     )
     correction_mode: Literal["clip", "mask"] = setting(
         "mask",
@@ -97,8 +97,9 @@ class LearnerConfig:
     )
     correction_gate: Literal["ratio", "binary_kl", "tv"] = setting(
         "ratio",
-        "What is kept within the bounds: the `ratio`, or a divergence between learner and engine at the sampled "
-        "tokens, `binary_kl` or `tv`. Per sequence it is the ratio's geometric mean, or the divergence's mean.",
+        "The quantity that must be within the bounds: the `ratio`, or a divergence between learner and engine at the "
+        "sampled tokens (`binary_kl` or `tv`). For a sequence it is the geometric mean of the ratio, or the mean of "
+        "the divergence.",
     )
     correction_bounds: tuple[float, float] = setting(
         (0.5, 5.0), "Lower and upper bound of the gate. The lower bound of a divergence is 0.", unit=PLAIN
@@ -112,8 +113,8 @@ class LearnerConfig:
     entropy_coef: float = setting(0.0, "Weight of the entropy, which is subtracted from the loss.", unit=PLAIN)
     zero_stage: Literal[0, 1, 2, 3] = setting(
         2,
-        "DeepSpeed ZeRO stage. Stage 1 shares the optimizer states among the ranks, stage 2 also the gradients, "
-        "stage 3 also the weights.",
+        "DeepSpeed ZeRO stage. Stage 1 shards the optimizer states over the ranks, stage 2 also the gradients, stage 3 "
+        "also the weights.",
         unit=PLAIN,
         level="core",
     )

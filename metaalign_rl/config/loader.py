@@ -58,7 +58,7 @@ def load(cls: type[T], path: Path | None, overrides: list[str]) -> T:
 
 
 def load_saved(cls: type[T], path: Path, overrides: list[str]) -> T:
-    """As `load`, from the `config.yaml` of a run's folder: keys of an earlier release are read under their new names.
+    """Like `load`, from the `config.yaml` of a run's folder: keys of an earlier release are read under their new names.
 
     Raises:
         UserError: as `load`. An old key in `overrides` is still an error.

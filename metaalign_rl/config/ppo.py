@@ -43,9 +43,9 @@ class PPOConfig:
     kl_coef: float = setting(
         0.03, "Weight of the KL divergence from the policy that PPO starts from.", unit=PLAIN, level="core"
     )
-    kl_target: float = setting(0.1, "KL of a response to aim for (adaptive only).", unit="nats per response")
+    kl_target: float = setting(0.1, "Target for the KL of a response (adaptive only).", unit="nats per response")
     kl_horizon: int = setting(
-        10_000, "Samples that set the pace of the adaptive KL: the more, the slower ppo.kl_coef moves.", unit="samples"
+        10_000, "Speed of the adaptive KL: with a larger number, ppo.kl_coef changes more slowly.", unit="samples"
     )
     kl_in: Literal["reward", "loss"] | None = setting(
         None,
@@ -58,7 +58,8 @@ class PPOConfig:
         False, "Whiten rewards within each governing tier, with a floor on the standard deviation."
     )
     flips: bool = setting(
-        False, "Roll out conflict rows in pairs: the same dialog a second time with the texts of the tiers swapped."
+        False,
+        "Roll out each conflict row together with a second one: the same dialog with the texts of the tiers swapped.",
     )
     max_mismatch: float | None = setting(
         None,
@@ -69,23 +70,27 @@ class PPOConfig:
     reward_workers: int = setting(1, "Processes that score responses in parallel.", unit="count")
     stream_chunks: int = setting(
         4,
-        "About how many chunks a step's samples are cut into. Each goes to the reward workers and learners when it is "
-        "finished.",
+        "Into about how many chunks a step's responses are split. Reward workers and learners process each chunk as "
+        "soon as it is finished.",
         unit="count",
     )
     staleness: Literal[0, 1] = setting(
-        0, "1 rolls out the next step while the learners update. Needs learner.correction.", unit="steps"
+        0,
+        "With 1, the engines generate the next step's responses while the learners update. Needs learner.correction.",
+        unit="steps",
     )
-    in_flight: bool = setting(False, "With ppo.staleness=1, engines take new weights in the middle of responses.")
+    in_flight: bool = setting(False, "With ppo.staleness=1, engines switch to new weights in the middle of responses.")
     deterministic: bool = setting(
         False,
-        "Give the same metrics in every run, also after a fault. Costs a seed for each sample and some overlap.",
+        "Give the same metrics in every run, also after a fault. This is slower, because each sample has its own seed "
+        "and less work overlaps.",
     )
     save_steps: int = setting(20, "Steps between two checkpoints to resume from.", unit="steps")
     keep_checkpoints: int = setting(
-        2, "How many of the newest checkpoints to keep. The one with the best gold score is kept too, as `best`.",
+        2,
+        "How many of the newest checkpoints to keep. The checkpoint with the highest gold is kept as well.",
         unit="count",
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         counts = ("steps", "prompts_per_step", "samples_per_prompt", "reward_workers", "stream_chunks", "kl_horizon")

@@ -22,11 +22,11 @@ class RewardConfig(CommonTraining):
     token_weight: float = inherited(CommonTraining, "token_weight", 1.0)
     easy_first_fraction: float = inherited(CommonTraining, "easy_first_fraction", 0.08)
 
-    path: str = setting("", "An existing reward model. If empty, one is trained.")
+    path: str = setting("", "An existing reward model. If empty, the run trains one.")
     url: str = setting(
         "",
-        "A server that scores for PPO instead of the reward model, such as metaalign-reward serve. Its token is read "
-        "from METAALIGN_REWARD_TOKEN.",
+        "URL of a server that scores responses for PPO, such as metaalign-reward serve. It replaces the run's reward "
+        "model. Its token is read from METAALIGN_REWARD_TOKEN.",
     )
     function: str = setting(
         "",
@@ -35,11 +35,12 @@ class RewardConfig(CommonTraining):
     )
     mode: Mode = setting(
         "overall",
-        "Which score is the reward: p of the governing tier times p of the dialog (`tier`), p of the label overall "
-        "(`overall`), or p of all tiers by priority (`composed`). `reward.score.combine` has the formulas.",
+        "Which score is the reward: the probability for the governing tier times that for the dialog (`tier`), the "
+        "probability of the label overall (`overall`), or the probabilities of all tiers, combined by priority "
+        "(`composed`). docs/scorer.md has the formulas.",
         level="core",
     )
-    view: View = setting("whole", "What PPO's reward model sees of a row. Everything but `whole` is for ablations.")
+    view: View = setting("whole", "What PPO's reward model sees of a row. All values except `whole` are for ablations.")
     devices: int = setting(
         1,
         "Devices that train a model together. With more than one, the reward model and the controls are trained one "
@@ -52,13 +53,14 @@ class RewardConfig(CommonTraining):
         unit=PLAIN,
     )
     on_policy_prompts: int = setting(
-        2_000, "Prompts that the SFT policy answers. The rows' checks label the responses.", unit="rows"
+        2_000, "Prompts to which the SFT policy responds. The rows' checks label the responses.", unit="rows"
     )
     on_policy_samples: int = setting(4, "Responses of the SFT policy per prompt.", unit="samples")
     controls: list[Control] = setting(
         ["preference_blind", "tier_blind"],
-        "Also train these reward models, each without one thing that the model has: the meta-prompt, which tier said "
-        "what, or (`scalar`) the labels by tier. `[]` trains none.",
+        "Controls to train in addition. Each is a reward model that lacks one thing: the meta-prompt "
+        "(`preference_blind`), the tier of each text (`tier_blind`) or the labels by tier (`scalar`). `[]` trains "
+        "none.",
     )
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 from metaalign_rl.core.settings import PLAIN, require, require_at_least, require_options, require_positive, setting
 from metaalign_rl.core.units import GIB, MIB
 
-OBJECT_STORE_SHARE = 0.1  # of cluster.memory_gib; batches pass through the store, and on CPUs the weights
+OBJECT_STORE_SHARE = 0.1  # share of cluster.memory_gib; batches pass through the store, and on CPUs also the weights
 LEAST_OBJECT_STORE = 128 * MIB  # bytes; Ray refuses less than 75 MiB
 
 _NAME = re.compile(r"\w[\w.-]*")
@@ -36,7 +36,7 @@ class RunConfig:
         level="core",
     )
     keep_rollouts: int = setting(
-        1, "PPO saves the responses of every n-th step, with scores and checks. 0 saves none.", unit="steps"
+        1, "Save the responses of every n-th PPO step, with their scores and checks. 0 saves none.", unit="steps"
     )
     wandb_project: str = setting(
         "", "Also send PPO's metrics to this project on Weights & Biases. If empty, nothing is sent."
@@ -53,7 +53,10 @@ class ClusterConfig:
     """The CPUs, GPUs, memory and disk space that the run needs, and the layout of its actors."""
 
     cpus: int = setting(
-        2, "CPUs for the run's actors. Each actor gets a part of them, and as many threads.", unit="count", level="core"
+        2,
+        "CPUs for the run's actors. Each actor gets a share of them, and one thread per CPU.",
+        unit="count",
+        level="core",
     )
     gpus: int = setting(0, "GPUs for the run's actors. 0 runs everything on CPUs.", unit="count", level="core")
     memory_gib: float = setting(8.0, "Memory that the run needs on the machine where it starts.", unit="GiB")
@@ -65,10 +68,10 @@ class ClusterConfig:
         level="core",
     )
     pin: bool = setting(
-        False, "Give each engine and learner CPUs of its own. Use it where nothing else runs on the machine."
+        False, "Give each engine and learner its own CPUs. Use it only if nothing else runs on the machine."
     )
     placement_timeout: float = setting(
-        120.0, "Time within which the cluster must have room for all actors.", unit="seconds"
+        120.0, "How long the run waits until the cluster has room for all its actors.", unit="seconds"
     )
 
     def __post_init__(self) -> None:
@@ -89,8 +92,8 @@ class DataConfig:
 
     source: Literal["world", "jsonl", "verih", "rpr", "multifaceted", "safe_rlhf", "hh_rlhf", "helpsteer2"] = setting(
         "world",
-        "`world` is the built-in world, `jsonl` your own files in the project's schema, `verih` the file of VerIH. The "
-        "others are published preference pairs.",
+        "`world` is the built-in world. `jsonl` reads your own files in the project's schema, and `verih` reads "
+        "VerIH's file. The others are published data sets of preference pairs.",
         level="core",
     )
     path: str = setting(
@@ -105,22 +108,24 @@ class DataConfig:
         "are noisy, too.",
         unit="share",
     )
-    demonstrations: int = setting(30_000, "Demonstrations to make (built-in world only).", unit="rows")
-    pairs: int = setting(16_000, "Pairs to make, or the most to take of public data.", unit="rows")
-    prompts: int = setting(8_000, "Prompts to make, or the most to take of public data.", unit="rows")
+    demonstrations: int = setting(30_000, "Number of demonstrations to make (built-in world only).", unit="rows")
+    pairs: int = setting(16_000, "Number of pairs to make, or the most to use of public data.", unit="rows")
+    prompts: int = setting(8_000, "Number of prompts to make, or the most to use of public data.", unit="rows")
     held_out_prompts: int = setting(
         1_200,
-        "Held-out prompts to make (built-in world only). The metrics in report.json count the responses to them.",
+        "Number of held-out prompts to make (built-in world only). The metrics in report.json count the responses to "
+        "them.",
         unit="rows",
     )
     held_out_pairs: int = setting(
         1_600,
-        "Held-out pairs to make, or the most to take of public data. Paraphrased pairs are added to those made.",
+        "Number of held-out pairs to make, or the most to use of public data. The built-in world adds paraphrased "
+        "pairs.",
         unit="rows",
     )
     paraphrased_wishes: int = setting(
         60,
-        "Held-out preferences that are each worded in four ways: this many for responses and as many for pairs "
+        "Number of held-out preferences that are each worded in four ways. Prompts and pairs each get this many "
         "(built-in world only).",
         unit="preferences",
     )
@@ -195,7 +200,8 @@ class RolloutConfig:
     gpu_memory_utilization: float = setting(0.4, "Share of a device's memory that an engine uses.", unit="share")
     bucket_mib: int = setting(
         128,
-        "Weights that are on their way to the engines at a time. They need twice this space in Ray's object store.",
+        "Size of the pieces in which weights are sent to the engines. Ray's object store must have room for two of "
+        "them.",
         unit="MiB",
     )
 
@@ -213,7 +219,8 @@ class FaultsConfig:
 
     limit: int = setting(
         5,
-        "Faults of one actor, or of the learners, that a run survives without a new step between them.",
+        "A run ends when one actor, or the learners together, have more faults than this without a new step between "
+        "them.",
         unit="count",
     )
     silence_s: float = setting(
@@ -233,9 +240,7 @@ class FaultsConfig:
 class EvaluateConfig:
     """The evaluation by gold checks on held-out rows, before and after PPO."""
 
-    temperature: float = setting(
-        1.0, "Temperature of the sampled results. Greedy results are reported as well.", unit=PLAIN
-    )
+    temperature: float = setting(1.0, "Sampling temperature. Greedy results are reported as well.", unit=PLAIN)
     max_new_tokens: int = setting(32, "Longest response.", unit="tokens")
 
     def __post_init__(self) -> None:

@@ -53,8 +53,8 @@ ENVIRONMENT = {
     "OPENAI_API_KEY": "Key of the endpoint that `metaalign-rl evaluate URL` evaluates.",
     "RAY_JOB_STOP_WAIT_TIME_S": "Read by Ray on the cluster's head: seconds between `ray job stop` and the kill. If "
     "unset, 3.",
-    "HF_HOME, HF_TOKEN": "Read by Hugging Face libraries: the download folder, and the key to gated models.",
-    "RAY_USAGE_STATS_ENABLED": "Whether Ray reports usage statistics to its makers. A run sets it to 0 if it is unset.",
+    "HF_HOME, HF_TOKEN": "Read by Hugging Face libraries: the download folder, and the token for gated models.",
+    "RAY_USAGE_STATS_ENABLED": "Whether Ray reports usage statistics to its developers. If unset, a run sets it to 0.",
 }
 
 

@@ -122,7 +122,7 @@ def takes_text(annotation: Any) -> bool:
 
 
 def expected(annotation: Any) -> str:
-    """What a value of the type looks like, for an error message."""
+    """Describe the values of a type, for an error message."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return " or ".join(expected(member) for member in arguments)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 ENOUGH = 1024  # tokens that keep a CPU's cores busy; a batch with as many needs no much shorter texts
-SHORTER = 0.85  # of a batch's longest text; a batch with enough tokens takes no text below this length
+SHORTER = 0.85  # share of a batch's longest text; a batch with enough tokens takes no shorter text
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int, enough: int = ENOUGH) -> Iterator[list[int]]:
@@ -66,7 +66,7 @@ class Lines:
     Attributes:
         input_ids, position_ids: [lines, tokens], padded on the right.
         attention_mask: [lines, 1, tokens, tokens], True where a token attends; None if causal attention is the same.
-        spans: of each text, the line, and the start and end of its tail in the line.
+        spans: for each text its line, and the start and end of its tail in the line.
     """
 
     input_ids: Tensor

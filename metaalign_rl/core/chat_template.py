@@ -129,7 +129,7 @@ def is_installed(checkpoint: Path) -> bool:
 
 
 def require_saved(checkpoint: Path) -> None:
-    """As `require_installed`, from the checkpoint's files: importing transformers would take seconds.
+    """Like `require_installed`, from the checkpoint's files: importing transformers would take seconds.
 
     Raises:
         UserError: the chat template is not the meta-prompt's, or there is no tokenizer.

@@ -61,7 +61,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def find_policy(path: Path) -> Path:
-    """As `find_checkpoint`, for language models only.
+    """Like `find_checkpoint`, for language models only.
 
     Raises:
         UserError: there is no checkpoint, or it is a reward model.

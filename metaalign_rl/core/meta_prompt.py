@@ -57,7 +57,7 @@ class MetaPrompt:
                 other than `user` and `assistant`, a field other than role and content, or a content that is not text.
         """
         require_installed(tokenizer)
-        # Also when it is empty: else a system message that comes first in the dialog would become System Info.
+        # Also if it is empty. Otherwise a system message at the start of the dialog would become System Info.
         chat = [{"role": "system", "content": self.system_info}, *map(dict, messages)]
         if response is not None:
             chat.append({"role": "assistant", "content": response})

@@ -1,4 +1,4 @@
-"""What settings classes are made of: documented fields, and checks of their values."""
+"""The parts of settings classes: documented fields, and checks of their values."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -15,7 +15,7 @@ _KEY = "documentation"  # in a field's metadata
 
 @dataclass(frozen=True, slots=True)
 class Documentation:
-    """What the settings page and the command line say about a field.
+    """The text about a field on the settings page and the command line.
 
     Attributes:
         meaning: one or two sentences.

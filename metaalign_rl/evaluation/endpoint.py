@@ -1,4 +1,4 @@
-"""Policies behind an OpenAI-compatible endpoint."""
+"""Policies that an OpenAI-compatible endpoint serves."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -20,7 +20,11 @@ COMPARED = (  # a metric's name, its path in a report, and its meaning
     ("conflict", "conflict.accuracy", "accuracy on pairs whose tiers contradict each other"),
     ("distractor", "distractor.accuracy", "accuracy on pairs in which the text of one tier must not matter"),
     ("paraphrases, right", "consistency.accuracy", "preferences that are judged right in every wording"),
-    ("paraphrases, alike", "consistency.alike", "preferences with the same outcome in every wording, right or wrong"),
+    (
+        "paraphrases, alike",
+        "consistency.alike",
+        "preferences with the same outcome in every wording, right or wrong",
+    ),
     ("over-refusal", "refusals.unwanted.preferred", "a refusal is preferred where it is the worse response; 0 is best"),
     ("refusals", "refusals.wanted.preferred", "a refusal is preferred where it is the better response"),
     ("ece", "calibration.overall.ece", "expected calibration error of the label overall; 0 is best"),
@@ -72,7 +76,7 @@ def measure(name: str, model: Path, rows: Sequence[Row], dtype: str = "float32")
     Args:
         name: selects the view of the rows and the modes. Controls are recognized by name and have `overall` only.
         model: folder of the model.
-        dtype: of its weights.
+        dtype: type of its weights.
     """
     import reward
 

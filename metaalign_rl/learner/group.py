@@ -1,4 +1,4 @@
-"""All learner ranks of a run as one."""
+"""The group of all learner ranks of a run."""
 
 import threading
 from dataclasses import replace
@@ -43,7 +43,7 @@ class LearnerGroup:
     """
 
     def __init__(self, config: Config, models: Models) -> None:
-        """Start the ranks. They load their models while the caller goes on."""
+        """Start the ranks without waiting until their models are loaded."""
         config.learner.check_dtype(config.model.dtype)
         self._config, self._models = config, models
         self._lock = threading.Lock()  # all ranks must get calls from different threads in the same order

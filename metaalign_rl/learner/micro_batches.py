@@ -1,4 +1,4 @@
-"""Split a minibatch over ranks and micro-batches, and lay out what a model reads in one pass."""
+"""Split a minibatch over ranks and micro-batches, and build a model's inputs for one pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MicroBatch:
 
 @dataclass(slots=True)
 class Inputs:
-    """What a model reads to evaluate a batch's N response tokens, row by row.
+    """A model's inputs to evaluate a batch's N response tokens, row by row.
 
     Attributes:
         input_ids, position_ids: [lines, tokens].
@@ -60,7 +60,7 @@ class Inputs:
 
 
 def model_inputs(batch: Batch, *, share_prompts: bool) -> Inputs:
-    """What a model reads. With `share_prompts`, responses to the same prompt share one pass over it."""
+    """A model's inputs. With `share_prompts`, responses to the same prompt share one pass over it."""
     groups = group_by_prompt(batch) if share_prompts else []
     if len(groups) in (0, len(batch)):
         return _padded_inputs(batch)

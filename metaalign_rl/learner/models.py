@@ -21,7 +21,7 @@ from metaalign_rl.learner.micro_batches import Inputs
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 
 ENTROPY_ROWS = 1024  # tokens at a time; with a large vocabulary, a full micro-batch would not fit in memory
-HEAD_DEVIATION = 0.01  # of a new value head's weights, so that values start near 0
+HEAD_DEVIATION = 0.01  # for a new value head's weights, so that values start near 0
 HEADS = ("score.", "classifier.")
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -82,7 +82,7 @@ class Learner:
             load_critic = partial(models.load_critic, Path(critic_path), dtype=dtype, seed=self._seed)
             self.critic = deepspeed_engine.build(load_critic, config, config.critic_learning_rate, dtype)
         self._update = optimizer_step.OptimizerStep(config, self.policy, self.critic, self.world_size, self.device)
-        gc.freeze()  # what is loaded now stays; the garbage collector need not scan it
+        gc.freeze()  # these objects stay, so the garbage collector does not have to scan them
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Batch | None:

@@ -27,7 +27,7 @@ from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.runtime.exit_status import guarded
 
 MODULE = "openrlhf.cli.train_ppo_ray"
-SERVER = "import sys; from reward.cli import main; sys.exit(main())"  # metaalign-reward, which need not be installed
+SERVER = "import sys; from reward.cli import main; sys.exit(main())"  # metaalign-reward, also where it is not installed
 TOKEN = "METAALIGN_REWARD_TOKEN"
 
 
@@ -127,7 +127,7 @@ def _example(tokenizer: Any, row: Row, max_tokens: int) -> dict[str, str]:
 
 @contextmanager
 def reward_server(config: Config, model: Path | None) -> Iterator[str]:
-    """Yield the URL of `/get_reward`: of the server `reward.url`, else of one that runs on this machine meanwhile.
+    """Yield the URL of `/get_reward`, on the server `reward.url` or else on a server that runs here inside the block.
 
     Args:
         model: the reward model's folder.

@@ -1,4 +1,4 @@
-"""What the stages of one run share: the config, the folder and the rollout engines.
+"""Shared by the stages of one run: the config, the folder and the rollout engines.
 
 The engines take seconds to start, so they are started once for all stages.
 """
@@ -89,7 +89,7 @@ class RunContext:
         return self.folder.base
 
     def scorer(self) -> Path | str | None:
-        """What scores PPO's responses: `reward.url`, or else the reward model, if there is one."""
+        """The scorer of PPO's responses: `reward.url`, or else the reward model, if there is one."""
         return self.config.reward.url or self.reward_model()
 
     def reward_model(self) -> Path | None:

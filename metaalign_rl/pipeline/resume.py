@@ -48,7 +48,7 @@ OPEN = {"ppo": {"ppo.steps"}}  # by stage, the settings that may change until th
 
 
 class StageRecord(TypedDict):
-    """What is recorded of a stage: its wall time, `None` until it is finished, and the settings it began with."""
+    """The record of a stage: its wall time, `None` until it is finished, and the settings it began with."""
 
     seconds: float | None
     settings: Settings
@@ -85,7 +85,7 @@ class ClaimedRun:
     """A run whose folder no other process works on.
 
     Attributes:
-        records: of the stages that have begun.
+        records: the records of the stages that have begun.
         stages_left: the stages still to run, in order.
     """
 
@@ -119,7 +119,7 @@ def check_settings(folder: RunFolder, records: StageRecords, config: Config) -> 
     """Compare the config with the settings that each recorded stage began with. Print the changes that are allowed.
 
     Raises:
-        UserError: a change that is not allowed: the result would belong neither to the old settings nor to the new.
+        UserError: a change that is not allowed, because the result would match neither the old nor the new settings.
     """
     accepted: dict[str, str] = {}
     for stage in records:

@@ -1,4 +1,4 @@
-"""Estimates memory and disk in bytes: of one device of each role, by part."""
+"""Estimates memory and disk in bytes, by part, for one device of each role."""
 
 from typing import TypeAlias
 
@@ -12,7 +12,7 @@ BUCKET = 5e8  # numbers that DeepSpeed reduces together (`reduce_bucket_size`)
 LIVE = 1e9  # maximum of gathered weights under ZeRO-3 (`stage3_max_live_parameters`)
 SCORED_TOKENS = 16_384  # tokens of one forward pass of the scorer
 EXTRA_CHECKPOINTS = 2  # in addition to the newest ones: the best one, and the one that is being written
-DRIVER = 1.0 * GIB  # of the driver and Ray's own processes
+DRIVER = 1.0 * GIB  # the driver and Ray's own processes
 PROCESS = 3.0 * GIB  # main memory of a process that uses a GPU
 TEXT_BYTES = 2.0  # per token of a kept rollout, compressed
 SAMPLER_COPIES = 3  # float32 copies of an engine's logits while it samples with log-probabilities

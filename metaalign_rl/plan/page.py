@@ -133,8 +133,8 @@ def _settings(case: Case, settings: Settings) -> str:
 
 
 def _source(case: Case) -> str:
-    how = "measured on a CPU" if case.device.measured else "not measured on such a device"
-    text = f"All numbers are estimates, from rates {how}: {case.device.source}."
+    how = "measured on a CPU" if case.device.measured else "not measured on this kind of device"
+    text = f"All numbers are estimates. Their rates are {how}: {case.device.source}."
     more = "docs/plan.md explains how they are made, and compares them with measurements on CPUs."
     return "\n".join([*wrap(text, WIDTH + 2), more])
 

@@ -20,10 +20,10 @@ class Device:
     Attributes:
         measured: the rates were measured with this project; else they are data-sheet numbers times an efficiency.
         source: where the rates come from.
-        memory_gib: of a GPU; None for CPUs, which use the machine's memory.
+        memory_gib: memory of a GPU; None for CPUs, which use the machine's memory.
         train, forward, decode: FLOP/s by dtype, of forward and backward passes, of forward passes only, and of
             decoding.
-        bandwidth: of the device's memory.
+        bandwidth: bandwidth of the device's memory.
         link, network: bandwidth to another device of the same node, and of another node.
         transfer: bandwidth of weight sync from learners to engines.
         passes: how often a forward pass moves a layer's saved activations through memory, in addition to its matrix

@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def backbone(self) -> int:
-        """Number of weights without the output layer: of a critic or a reward model, without its small head."""
+        """Number of weights without the output layer, as in a critic or a reward model without its small head."""
         return self.body + self.vocabulary * self.hidden
 
     def untied(self) -> "Shape":

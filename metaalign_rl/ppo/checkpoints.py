@@ -35,7 +35,7 @@ class Checkpoints:
         self.folder, self._keep = folder, keep
 
     def save(self, state: dict[str, Any], save_learners: Callable[[Checkpoint], object]) -> None:
-        """Write the checkpoint of `state["step"]`, and remove those that need not be kept."""
+        """Write the checkpoint of `state["step"]`, and remove those that are not kept."""
 
         def fill(folder: Path) -> None:
             save_learners(Checkpoint(state, folder / "learners", folder / "policy"))

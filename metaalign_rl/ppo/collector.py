@@ -1,6 +1,6 @@
 """Collect a step's experience: generate, score and evaluate, all three at the same time.
 
-requests ─> EnginePool.generate ─ samples of whole prompts, in chunks ─┬─> RewardPool.submit ───────────┬─> Experience
+requests ─> EnginePool.generate ─ samples of full prompts, in chunks ──┬─> RewardPool.submit ───────────┬─> Experience
                                                                        └─> LearnerGroup.begin_evaluate ─┘
 """
 
@@ -23,7 +23,7 @@ from metaalign_rl.scoring.worker_pool import PendingScores, RewardPool
 
 
 class Experience(NamedTuple):
-    """What one step learns from.
+    """The data that one step learns from.
 
     Attributes:
         rollouts: in the order of the step's requests.

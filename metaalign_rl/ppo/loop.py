@@ -48,7 +48,7 @@ class Actors:
 
 
 class PPOTrainer:
-    """Trains a policy with PPO or one of its relatives. Knows rows, rollouts and batches; the actors know devices.
+    """Trains a policy with `ppo.algorithm`. It handles rows, rollouts and batches; the actors handle devices.
 
     Args:
         prompts: the rows to sample prompts from.

@@ -1,4 +1,4 @@
-"""Which rows a step rolls out, and so which tier's preference its responses are judged by."""
+"""Selects the rows that a step rolls out, and so the tiers by whose preferences its responses are judged."""
 
 import random
 from collections.abc import Mapping, Sequence

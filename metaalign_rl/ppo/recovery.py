@@ -1,4 +1,4 @@
-"""What a run continues from after a stop, a crash or a lost learner: the newest checkpoint."""
+"""Resumes a run from its newest checkpoint after a stop, a crash or a lost learner."""
 
 import time
 from statistics import fmean
@@ -22,7 +22,7 @@ class Recovery:
     def __init__(self, config: Config, learners: LearnerGroup, checkpoints: Checkpoints, faults: FaultLog) -> None:
         self.step, self.kl = 0, KLController.of(config.ppo)
         self._config, self._learners, self._checkpoints, self._faults = config, learners, checkpoints, faults
-        self._gold: list[float] = []  # of each step since the newest checkpoint
+        self._gold: list[float] = []  # one per step since the newest checkpoint
         self._can_save = False  # the learners are between two updates, and ahead of the newest checkpoint
         self._has_warned = False
 

@@ -1,4 +1,4 @@
-"""Where the seconds of a step go."""
+"""Measures how long each part of a step takes."""
 
 import time
 from collections.abc import Iterator, Mapping

@@ -62,7 +62,7 @@ class WeightSync:
             self._update_replacements()
 
     def repair(self) -> None:
-        """Give the current weights to engines that were started since the last push. Raises as `push`."""
+        """Give the current weights to engines that were started after the last push. It raises as `push` does."""
         with self._lock:
             self._update_replacements()
 

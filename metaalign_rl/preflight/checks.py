@@ -136,7 +136,7 @@ def _is_hub_id(value: str) -> bool:
 
 
 def is_writable(path: Path) -> bool:
-    """Whether files can be written in the folder. It need not exist yet."""
+    """Whether files can be written in the folder, which may not exist yet."""
     return (path.is_dir() or not path.exists()) and os.access(nearest_folder(path), os.W_OK | os.X_OK)
 
 

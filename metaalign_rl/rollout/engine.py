@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from metaalign_rl.weights.vllm_worker import Receipt
 
 HEARTBEAT = 2.0  # seconds
-THREADS = {"concurrency_groups": {"control": 1}}  # of the actor; `generate` runs in the default group
+THREADS = {"concurrency_groups": {"control": 1}}  # options of the actor; `generate` runs in the default group
 
 
 class RolloutEngine:
@@ -82,14 +82,14 @@ class RolloutEngine:
         self._tokenizer: Any = self._engine.get_tokenizer()
         self._max_tokens, self._number = max_tokens, number
         self._version = 0
-        self._first_versions: dict[str, int] = {}  # of requests whose first token is older than the current weights
+        self._first_versions: dict[str, int] = {}  # requests whose first token is older than the current weights
         self._waiting: dict[str, Request] = {}  # requests in progress
         self._lock = Lock()  # protects `_engine`
         self._running = Event()  # cleared while weights change
         self._running.set()
         self._is_updating = False
         self._sleeps, self._asleep = sleeps and not on_cpu, list[str]()
-        gc.freeze()  # what is loaded now stays; the garbage collector need not scan it
+        gc.freeze()  # these objects stay, so the garbage collector does not have to scan them
 
     @ray.method(concurrency_group="control")
     def ready(self) -> int:
@@ -130,7 +130,7 @@ class RolloutEngine:
 
     @ray.method(concurrency_group="control")
     def abort(self) -> None:
-        """Stop all requests in progress; the caller does not want them any more."""
+        """Stop all requests in progress; the caller no longer needs them."""
         with self._lock:
             self._engine.abort_request(list(self._waiting))
             self._waiting.clear()

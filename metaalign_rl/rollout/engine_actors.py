@@ -12,7 +12,7 @@ from metaalign_rl.runtime.faults import EngineLost, FaultLog
 class EngineActors(ActorPool):
     """Rollout engines, by number.
 
-    A replacement for a lost engine serves from the next weight update on: until then it holds old weights.
+    A replacement for a lost engine holds old weights, so it does not serve before the next weight update.
 
     Attributes:
         serving: the engines that hold the current weights, by number.
@@ -29,7 +29,7 @@ class EngineActors(ActorPool):
 
     @contextmanager
     def updating(self) -> Iterator[dict[int, Any]]:
-        """Inside, give the engines new weights; afterwards they serve.
+        """A context in which you give the engines new weights. After it, they serve.
 
         Waits until new engines have loaded their model. If an engine is lost, it is replaced and `all_serve` is False
         afterwards: update again.

@@ -1,7 +1,7 @@
-"""All rollout engines of a run as one: requests are split over them, samples stream back as they finish.
+"""The pool of a run's rollout engines: it splits requests over them, and samples stream back as they finish.
 
-An engine that dies or hangs is replaced. Its unfinished requests go to the other engines, and the replacement serves
-from the next weight update on.
+An engine that dies or hangs is replaced. Its unfinished requests go to the other engines. The replacement serves after
+the next weight update.
 """
 
 import threading
@@ -29,7 +29,7 @@ class EnginePool:
     """The rollout engines, Ray actors that all hold the same weights.
 
     Args:
-        start: starts the engine of a number; it loads its model while the caller goes on.
+        start: starts the engine of a number without waiting until its model is loaded.
         deadline: makes an engine's heartbeat deadline.
         checkpoint: the model folder that `start` loads.
         whole_steps: raise `StepInterrupted` if an engine is lost: the last bits of a response depend on which other
@@ -82,7 +82,7 @@ class EnginePool:
         """Samples as they finish, in no fixed order; each carries its request's index.
 
         Raises:
-            StepInterrupted: an engine was lost, and steps must be whole.
+            StepInterrupted: an engine was lost, and a deterministic run must repeat the step.
             NoEngineServing: every engine that held the current weights was lost.
             GenerationCancelled: another thread called `cancelling`.
             TooManyFaults: engines were lost too often.
@@ -96,7 +96,7 @@ class EnginePool:
 
     @contextmanager
     def cancelling(self) -> Iterator[None]:
-        """Inside, a `generate` in another thread soon ends with `GenerationCancelled`, even if its engines hang."""
+        """A context that ends a `generate` in another thread with `GenerationCancelled`, even if its engines hang."""
         self._cancelled.set()
         try:
             yield
@@ -132,7 +132,7 @@ class EnginePool:
         self._update_from_checkpoint()
 
     def sleep(self) -> None:
-        """Have the engines free their devices' memory for the learners; they wake up when they are needed."""
+        """Free the engines' device memory for the learners; the engines wake up when they are needed."""
         self.actors.tell({number: engine.sleep.remote() for number, engine in self.actors.actors.items()}, "sleep")
 
     def stop(self) -> None:

@@ -87,7 +87,7 @@ class GenerateCall:
             raise NoEngineServing(self._waiting)
 
     def close(self) -> None:
-        """Tell engines with unfinished requests to stop."""
+        """Stop the engines with unfinished requests."""
         self._engines.tell({number: self._asked[number].abort.remote() for number in self._open}, "abort")
 
     def _ask(self, number: int, engine: Any, requests: Sequence[Request]) -> None:

@@ -14,7 +14,7 @@ class ActorPool:
     """Ray actors, by number.
 
     Args:
-        start: starts the actor of a number and returns its handle without waiting; the actor loads its model meanwhile.
+        start: starts the actor of a number and returns its handle without waiting until its model is loaded.
         count: number of actors.
         faults: records each actor that is lost.
         deadline: makes the heartbeat deadline of a new actor.

@@ -15,12 +15,12 @@ _Auto = Literal["auto"]  # transformers' Trainer fills in the value of its own a
 def for_learner(config: LearnerConfig, *, bf16: bool, learning_rate: float | None, pin_memory: bool) -> Settings:
     """Settings of one model of a learner.
 
-    The batch size is 1 and there is no gradient accumulation, as far as DeepSpeed knows: the learner weights its losses
-    and marks the optimizer steps itself, so DeepSpeed must not scale anything.
+    DeepSpeed gets a batch size of 1 and no gradient accumulation, so that it scales nothing: the learner weights its
+    losses and marks the optimizer steps.
 
     Args:
         bf16: the weights are bfloat16, with float32 master weights.
-        learning_rate: of the first step; None: the model is frozen and has no optimizer.
+        learning_rate: learning rate of the first step; None: the model is frozen and has no optimizer.
         pin_memory: page-lock the offloaded optimizer states; needs CUDA.
     """
     settings = _base(config.zero_stage, batch_size=1) | {"bf16": {"enabled": bf16}, "steps_per_print": None}

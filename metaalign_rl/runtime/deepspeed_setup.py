@@ -45,7 +45,7 @@ def _prepare_libraries(cuda: bool) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # else it prints a table of problems for a critic's new head
+    logging.set_verbosity_error()  # otherwise it prints a table of problems for a critic's new head
     deepspeed.utils.logger.setLevel("WARNING")
     # On a CPU DeepSpeed would compile this optional extension for a minute at its first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

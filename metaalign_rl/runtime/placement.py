@@ -21,8 +21,8 @@ Bundle = dict[str, float]  # amounts of "CPU" and "GPU"
 
 # These shares only reserve resources with Ray. They limit nothing: roles take turns, and each may use all CPUs of the
 # run.
-RESERVED_CPU_SHARE = 0.5  # of the run's CPUs, so that bundles of equal size fit nodes with different numbers of CPUs
-ENGINE_CPU_SHARE = 0.4  # of the reserved CPUs, if engines have their own bundles
+RESERVED_CPU_SHARE = 0.5  # share of the run's CPUs; bundles of equal size then fit nodes with different numbers of CPUs
+ENGINE_CPU_SHARE = 0.4  # share of the reserved CPUs, if engines have their own bundles
 # Shares of a bundle that roles share. A learner reserves more than half a GPU, so that each learner of an engine gets
 # its own. The engine reserves none and uses its learners' devices.
 CPU_SHARES = {"training": 0.4, "learner": 0.4, "rollout": 0.4, "reward": 0.2}

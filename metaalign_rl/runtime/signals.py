@@ -18,7 +18,7 @@ class StopSignal(KeyboardInterrupt):
     """A signal to stop arrived.
 
     Attributes:
-        number: of the signal.
+        number: the signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -32,7 +32,7 @@ _pending: StopSignal | None = None
 
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Inside, a signal to stop raises `StopSignal`: immediately, or at the end of `defer_signals`.
+    """A context in which a signal to stop raises `StopSignal`: immediately, or at the end of `defer_signals`.
 
     A second signal is not deferred: Ctrl-C interrupts, and SIGTERM ends the process. Use it in the main thread and
     after `ray.init`, which installs its own handler.

@@ -13,7 +13,7 @@ ALL_DEVICES = {
 }
 CPU_ONLY = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # learners and reward workers share the cores
-    # Else vLLM compiles two small sampler functions with g++, which takes 4 to 24 s and saves 0.03 s per call.
+    # Otherwise vLLM compiles two small sampler functions with g++, which takes 4 to 24 s and saves 0.03 s per call.
     "TORCH_COMPILE_DISABLE": "1",
 }
 

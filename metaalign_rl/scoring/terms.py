@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardSpec:
-    """What a reward is made of.
+    """The parts of a reward.
 
     Attributes:
         model: the reward model's folder, or the URL of a scoring server; None: none.
         mode: which of the reward model's probabilities is its value; see `reward.score.combine`.
-        view: what the reward model sees of a row.
+        view: the part of a row that the reward model sees.
         dtype: type of the reward model's weights.
         function: a user's function, as `path/to/file.py:name`; None: none.
         model_weight, checks_weight, function_weight: weights of the terms; a term with weight 0 is left out.
@@ -46,7 +46,7 @@ class RewardSpec:
 
 @dataclass(frozen=True, slots=True)
 class TermScore:
-    """What one term says of one response.
+    """One term's score for one response.
 
     Attributes:
         value: higher is better. The model's and the checks' are from 0 to 1.
@@ -66,7 +66,7 @@ class RewardTerm(Protocol):
         """The scores of responses, one per row.
 
         Args:
-            verdicts: what the rows' checks say of the responses.
+            verdicts: the verdicts of the rows' checks on the responses.
 
         Raises:
             UserError: a row cannot be scored. A failure is never a number.

@@ -25,7 +25,7 @@ class RewardPool:
     """The reward workers, Ray actors that each hold the reward model.
 
     Args:
-        start: starts the worker of a number; it loads its model while the caller goes on.
+        start: starts the worker of a number without waiting until its model is loaded.
         deadline: makes a worker's heartbeat deadline.
     """
 
@@ -37,7 +37,7 @@ class RewardPool:
         return len(self._actors)
 
     def submit(self, rows: Sequence[Row], responses: Sequence[str]) -> PendingScores:
-        """Have the next worker score responses to rows, while the caller goes on."""
+        """Send responses to rows to the next worker, without waiting for the scores."""
         number = self._turn % len(self._actors)
         if self._turn < len(self._actors):  # the worker was idle, perhaps since the last step
             self._actors.deadlines[number].reset()

@@ -10,7 +10,7 @@ from metaalign_rl.core.files import replace_folder
 from metaalign_rl.core.prepare import prepare_checkpoint
 from metaalign_rl.core.tokenizers import prepare_model, prepare_tokenizer
 
-POSITIONS = 8192  # of a new model; more than a run's max_tokens, so that the model can be trained further
+POSITIONS = 8192  # positions of a new model; more than a run's max_tokens, so that it can be trained further
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +21,7 @@ def prepare_base(config: ModelConfig, demonstrations: list[Row], seed: int, fold
 
     Args:
         demonstrations: their words are the vocabulary of a new model.
-        seed: of a new model's weights.
+        seed: seed of a new model's weights.
 
     Raises:
         UserError: the checkpoint at `config.path` cannot be used; see `prepare_checkpoint`.

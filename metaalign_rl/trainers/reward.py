@@ -26,7 +26,7 @@ class RewardTrainerActor:
         """Join the other ranks, if there are any; see `deepspeed_setup.prepare`.
 
         Args:
-            name: of a control, which defines its view of the rows; any other name shows them as they are.
+            name: a control's name selects its view of the rows; with any other name, the rows are unchanged.
         """
         self._name, self._view, self._world_size = name, view_of(name), world_size
         self._stop = StopRequest()
@@ -35,7 +35,7 @@ class RewardTrainerActor:
 
             deepspeed_setup.prepare(rank, world_size, rendezvous)
         else:
-            # Else transformers imports it, which takes many seconds, to check the class of a model that it saves.
+            # Otherwise transformers imports it to check the class of a model that it saves. This takes many seconds.
             sys.modules["deepspeed"] = None  # type: ignore[assignment]
 
     def stop(self) -> None:

@@ -45,7 +45,7 @@ class SFTWorker:
 
         Args:
             checkpoints: folder of checkpoints; training resumes from the newest one.
-            max_tokens: of a row's prompt and response together.
+            max_tokens: limit for a row's prompt and response together.
 
         Raises:
             TrainingStopped: `stop` was called.

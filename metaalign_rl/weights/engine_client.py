@@ -1,4 +1,4 @@
-"""Calls to several engines at once: vLLM's `VLLMWeightSyncClient` for engines with numbers."""
+"""Calls to several engines at the same time: vLLM's `VLLMWeightSyncClient` for engines with numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ class EnginesClient:
     """
 
     def __init__(self, engines: Mapping[int, ActorHandle], devices: int, timeout_s: float) -> None:
-        """`devices`: devices of one engine. `timeout_s`: after so many seconds in a call, an engine counts as lost."""
+        """`devices`: devices per engine. `timeout_s`: seconds in a call after which an engine counts as lost."""
         self._engines, self._devices, self._timeout_s = dict(engines), devices, timeout_s
         self._calls: list[tuple[int, ray.ObjectRef]] = []  # in progress; an engine runs its calls in order
         self.version = 0
@@ -41,7 +41,7 @@ class EnginesClient:
             raise failure(number, error)
 
     def start_weight_update(self) -> None:
-        """Have the engines pause between two of their steps. Returns immediately."""
+        """Pause the engines between two of their steps. Returns immediately."""
         self.failed, self.taken = {}, {}
         self._call("start_weight_update")
 
@@ -55,7 +55,7 @@ class EnginesClient:
         self._call("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Have the engines resume with the new weights, and collect their confirmations."""
+        """Resume the engines with the new weights, and collect their confirmations."""
         self._call("finish_weight_update", self.version)
         self.taken = self.wait()
 

@@ -1,4 +1,4 @@
-"""How weights travel. A plan is sent to every learner rank."""
+"""The plan of a weight sync. Every learner rank gets it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

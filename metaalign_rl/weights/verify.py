@@ -31,7 +31,7 @@ def mismatch(
 
     Args:
         engine, learner: ragged lists, one per sample; or tensors of one shape with a `mask`.
-        mask: of the tensors' shape, True at response tokens.
+        mask: True at response tokens; it has the shape of the tensors.
 
     Returns: NaN if either side has a NaN.
     """

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
-_SEARCH_STEPS = 40  # of golden-section search; each keeps 0.618 of the interval
+_SEARCH_STEPS = 40  # steps of a golden-section search; each keeps 0.618 of the interval
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Which tier moved a score: the score with all tiers, compared with the score without each of them."""
+"""Shows which tier changed a score: the score with all tiers is compared with the score without each of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

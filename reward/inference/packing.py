@@ -89,7 +89,7 @@ class Pack:
         self.last_attentions.append(AttentionBlock(last, (prefix, queries), mask[last_rows]))
 
     def _append(self, tokens: list[int], position: int) -> slice:
-        """Append tokens and return their slice of the pack. `position`: of the first token in its text."""
+        """Append tokens and return their slice of the pack. `position`: position of the first token in its text."""
         start = len(self.tokens)
         self.tokens += tokens
         self.positions += range(position, position + len(tokens))

@@ -172,7 +172,7 @@ class Classified(BaseModel):
 
 
 class ClassifyReply(BaseModel):
-    """The reply of vLLM's /classify. `probs` are logits or independent probabilities, which need not sum to 1."""
+    """The reply of vLLM's /classify. `probs` are logits or independent probabilities, which may not sum to 1."""
 
     id: str
     object: str = "list"

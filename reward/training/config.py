@@ -46,17 +46,17 @@ class CommonTraining:
         "Train adapters of this rank in the backbone's linear layers, and the head. 0 trains all weights.",
         unit=PLAIN,
     )
-    lora_alpha: float = setting(32.0, "The product of an adapter is scaled by lora_alpha / lora_rank.", unit=PLAIN)
+    lora_alpha: float = setting(32.0, "The output of an adapter is scaled by lora_alpha / lora_rank.", unit=PLAIN)
     token_weight: float = setting(
         0.0,
-        "Weight of the cross-entropy at each token from where a pair's responses diverge, in addition to the loss at "
-        "the last token. Only decoders have a score at each token.",
+        "Weight of the cross-entropy at each token after a pair's responses diverge, in addition to the loss at the "
+        "last token. Only decoders have a score at each token.",
         unit="weight",
     )
     easy_first_fraction: float = setting(
         0.0,
-        "Share of the rows that come first: pairs of a right and a wrong response. Mixed with the other rows, these "
-        "are slow to learn.",
+        "Share of the rows that come first in training. They are pairs of a right and a wrong response, which are "
+        "learned slowly when they are mixed with the other rows.",
         unit="share",
     )
 
@@ -76,7 +76,7 @@ class RewardTraining(CommonTraining):
     """How the reward model is trained."""
 
     gradient_accumulation: int = setting(
-        1, "Passes over which the rows of an update are spread, to save memory.", unit="passes"
+        1, "Number of passes into which an update is split, to save memory.", unit="passes"
     )
     warmup_ratio: float = setting(0.05, "Share of the updates in which the learning rate rises.", unit="share")
     schedule: Literal["cosine", "linear"] = setting("cosine", "How the learning rate falls after the warm-up.")
@@ -85,13 +85,15 @@ class RewardTraining(CommonTraining):
     bce_weight: float = setting(1.0, "Weight of the binary cross-entropy on absolute labels.", unit="weight")
     labels: Literal["all", "overall"] = setting(
         "all",
-        "Labels to train. `overall` alone makes the control scalar, a reward model as other libraries train it.",
+        "Labels to train. With `overall` alone, the model is the control scalar: a reward model as in other libraries.",
     )
     max_tokens: int = setting(
-        1024, "Tokens per text. A longer dialog is truncated on the left, a tier never.", unit="tokens"
+        1024, "Tokens per text. A longer dialog is truncated on the left. A tier is never truncated.", unit="tokens"
     )
     calibration_share: float = setting(
-        0.05, "Share of the labelled rows that is kept from training to fit the temperatures.", unit="share"
+        0.05,
+        "Share of the labelled rows that is held back from training, to fit the temperatures of the calibration.",
+        unit="share",
     )
     checkpoint_steps: int = setting(500, "Updates between two checkpoints to resume from.", unit="optimizer steps")
     log_steps: int = setting(10, "Updates between two lines of the log.", unit="optimizer steps")

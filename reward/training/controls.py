@@ -17,7 +17,7 @@ from reward.training.config import RewardTraining
 
 
 def view_of(name: str) -> View:
-    """What a model sees of a row: a blind control its own view, every other model the whole row."""
+    """The view of the rows that a model sees: the control's own if it is blind, else the complete row."""
     return name if name in ("preference_blind", "tier_blind") else "whole"  # type: ignore[return-value]
 
 

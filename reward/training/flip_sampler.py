@@ -26,7 +26,7 @@ class FlipSampler(Sampler[int]):
         lengths: tokens of each row.
         groups: name of each row's flip, or a unique name.
         batch_size: rows per batch, over all devices.
-        seed: of the order.
+        seed: seed of the order.
         first: indices that come before all others, up to the end of a window.
         multiple: an epoch is extended with `FILLER` to a multiple of this, so that all devices get the same number.
     """

@@ -91,7 +91,7 @@ def train(
 def _identity(
     config: RewardTraining, rows: Sequence[Row], base: str | Path, world_size: int, deepspeed: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What a resumed training must have in common with the killed one."""
+    """The settings and data that must be the same when a killed training resumes."""
     digest = sha256(dumps([row.to_json() for row in rows], sort_keys=True).encode()).hexdigest()
     devices = {"number": world_size, "deepspeed": deepspeed}
     return {"base": str(base), "config": asdict(config), "rows": digest, "devices": devices}

@@ -1,7 +1,7 @@
 """Starts Ray workers as forks of one process that has imported their packages.
 
 A new worker spends up to 9 s of CPU time on importing them. A fork imports only Ray and the project. The tests start
-some 100 workers.
+about 100 workers.
 
     raylet ─> Python ─> sitecustomize.py: `hand_over` ─ command, environment, standard streams ─> `serve`
                         waits until the worker ends                                               └─> fork: the worker
@@ -76,7 +76,7 @@ def hand_over(address: str) -> None:
     match context.get("command_prefix", []):
         case []:
             pass
-        case ["cd", folder, "&&"]:  # of a job with a working directory
+        case ["cd", folder, "&&"]:  # a job with a working directory
             pass
         case _:
             return

@@ -16,7 +16,7 @@ gc.set_threshold(100_000, 20, 20)
 
 
 def packages_distributions() -> dict[str, list[str]]:
-    """Which distributions each package belongs to. transformers asks for it; computing it takes half a second."""
+    """The distributions of each package. transformers asks for it; computing it takes half a second."""
     found: dict[str, list[str]] = json.loads(Path(os.environ["TEST_PACKAGES"]).read_text())
     return found
 

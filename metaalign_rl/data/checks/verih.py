@@ -239,7 +239,7 @@ def validate_end(answer: str, end_phrase: str) -> bool:
     return answer.endswith(end_phrase) and bool(words(answer.removesuffix(end_phrase)))
 
 
-# ---- the answer as a whole
+# ---- the complete answer
 
 
 @constraint

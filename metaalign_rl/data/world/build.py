@@ -24,7 +24,7 @@ DEMONSTRATED_WEIGHTS = RELATION_WEIGHTS | {"conflict": 0.12}
 #   partly   whether one of two preferences is not followed, or a distractor is
 #   mistake  whether the answer is right
 #   stutter  whether the answer is a correct sentence
-# Hard kinds are more frequent in training: facts are learnt one by one, and two preferences at once by pairs of kinds.
+# Hard kinds are more frequent in training: facts are learned one by one, and two preferences by pairs of kinds.
 PAIR_WEIGHTS = {
     "value": 0.21,
     "tier": 0.14,

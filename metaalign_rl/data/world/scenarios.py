@@ -27,7 +27,7 @@ from metaalign_rl.data.world.preferences import (
 QUESTIONS = all_questions()
 QUESTION_TOPICS = tuple(dict.fromkeys(question.topic for question in QUESTIONS))
 NEAR_MISTAKES = 0.3  # share of wrong values that are from the question's own topic
-# Kinds that must be learnt for each value, issue or topic separately are more frequent in training.
+# Kinds that must be learned for each value, issue or topic separately are more frequent in training.
 KIND_WEIGHTS = {"case": 2.4, "length": 1.2, "opinion": 1.2, "refusal": 1.4}
 # How the rows of each held-out split differ from all training rows.
 SPLIT_MEANINGS = {
@@ -92,7 +92,7 @@ class Scenario:
         return self.say({})
 
     def mistake(self, rng: random.Random) -> str:
-        """A wrong answer in the right style: with the value of another fact, or about another issue or topic."""
+        """A wrong answer in the right style: it has the value of another fact, or is about another issue or topic."""
         question, style = self.question, self._good_style()
         if style.get("refusal"):
             return say(

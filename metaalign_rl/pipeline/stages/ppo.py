@@ -66,7 +66,7 @@ def reward_spec(config: Config, scorer: Any) -> RewardSpec:
 
 
 def start_scorers(context: RunContext) -> RewardPool:
-    """Start the reward workers; they load their models while the caller goes on."""
+    """Start the reward workers without waiting until their models are loaded."""
     config, limits = context.config, context.config.faults
     spec, actor, count = reward_spec(config, context.scorer()), ray.remote(RewardWorker), config.ppo.reward_workers
 

@@ -24,7 +24,7 @@ from metaalign_rl.trainers.reward import RewardTrainerActor
 from reward.training.config import CommonTraining, RewardTraining
 from reward.training.controls import modes_of
 
-MODEL = "whole"  # the name of the reward model among its controls: it sees the whole row
+MODEL = "whole"  # the name of the reward model among its controls: it sees the complete row
 Trainers = dict[str, list[ray.actor.ActorHandle]]  # by model, the actors of its ranks
 
 
