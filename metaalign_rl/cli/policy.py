@@ -4,6 +4,7 @@ Imports no heavy packages: each command imports what it needs.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from metaalign_rl.cli.arguments import Commands, add_command, add_words
@@ -28,6 +29,7 @@ def _add_prepare(commands: Commands) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which would warn of a missing GPU
     from metaalign_rl.core.prepare import prepare_checkpoint
 
     output: Path = args.output.expanduser()
