@@ -15,12 +15,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
-from metaalign_rl.core.checkpoints import disable_dropout, read_config, require_loadable
+from metaalign_rl.core.checkpoints import disable_dropout, drop_own_code, read_config, require_loadable
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder
+from metaalign_rl.core.loading import quiet_loading, require_loaded
 from metaalign_rl.core.meta_prompt import META_PROMPT_VERSION, install
 
 # The files to download from the Hugging Face hub: no pickles and no code.
@@ -49,10 +49,11 @@ def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     transformers reads the score at the last token that is not padding, so the end token must not count as padding.
 
     Raises:
-        UserError: see `local_checkpoint`, or transformers cannot load the model as a sequence classifier.
+        UserError: see `local_checkpoint`, transformers cannot load the model as a sequence classifier, or weights of
+            its backbone are not in the checkpoint.
     """
     folder = local_checkpoint(base)
-    with _quiet(), _loading(folder):
+    with quiet_loading(), _loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         config = AutoConfig.from_pretrained(
             folder,
@@ -62,13 +63,16 @@ def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             problem_type="multi_label_classification",  # without it vLLM applies a softmax across the labels
         )
         disable_dropout(config)  # the same model must read both answers of a pair
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # the base may have a head of another size
+            output_loading_info=True,
         )
+    require_loaded(folder, model, loading, new_head=True)
+    drop_own_code(model, tokenizer)
     _set_padding(model, tokenizer)
     install(tokenizer)
     model.config.use_cache = False  # nothing is generated
@@ -88,8 +92,8 @@ def load(
         dtype: the type of the weights; None keeps the checkpoint's.
 
     Raises:
-        UserError: see `local_checkpoint`, or the checkpoint is not a reward model, or is one for another version of the
-            meta-prompt.
+        UserError: see `local_checkpoint`, or the checkpoint is not a reward model, is one for another version of the
+            meta-prompt, or lacks weights.
     """
     folder = local_checkpoint(path)
     config = read_config(folder)
@@ -105,9 +109,16 @@ def load(
             f"{folder}: expected a model trained on version {META_PROMPT_VERSION} of the meta-prompt, found version "
             f"{version}; train it again"
         )
-    with _loading(folder):
+    with quiet_loading(), _loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype or "auto", use_safetensors=True)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # `require_loaded` refuses them
+            output_loading_info=True,
+        )
+    require_loaded(folder, model, loading)
     return model.to(device).eval(), tokenizer
 
 
@@ -199,17 +210,6 @@ def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     tokenizer.padding_side = "right"
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide transformers' report of missing and unused heads: a new head is expected here."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 @contextmanager

@@ -4,16 +4,18 @@ The engines take seconds to start, so they are started once for all stages.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.chat_template import require_saved
+from metaalign_rl.core.checkpoints import require_loadable
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.loading import require_complete
 from metaalign_rl.core.meta_prompt import encode_row, load_tokenizer
 from metaalign_rl.core.rows import read_rows
+from metaalign_rl.pipeline.fitting_rows import require_fitting_rows
 from metaalign_rl.rollout.engine_pool import EnginePool
 from metaalign_rl.runtime.faults import FaultLog
 
@@ -26,6 +28,7 @@ class RunContext:
         self.folder = RunFolder.of(config)
         self.faults = FaultLog(self.folder.faults, config.faults.limit)
         self._engines: EnginePool | None = None
+        self._is_checked = False  # model.path and the rows, if no stage sft does it
 
     def __enter__(self) -> "RunContext":
         return self
@@ -74,7 +77,8 @@ class RunContext:
         """The checkpoint that PPO starts from: the run's SFT model, or else `model.path`.
 
         Raises:
-            UserError: there is neither, or `model.path` is no folder or has no meta-prompt template.
+            UserError: there is neither, or `model.path` is no folder, cannot be loaded, has no meta-prompt template, or
+                cannot read a row.
         """
         path = self.config.model.path
         if self.folder.sft.is_dir():
@@ -83,7 +87,10 @@ class RunContext:
             raise UserError("model.path: there is no policy to start from; run the stage sft, or give a checkpoint")
         if not Path(path).is_dir():
             raise UserError(f"model.path: expected a checkpoint folder without the stage sft, found {path!r}")
-        _require_template(path)
+        if not self._is_checked:
+            _require_usable(path)
+            require_fitting_rows(self.config, self.folder, Path(path))
+            self._is_checked = True
         return Path(path).absolute()
 
     def scorer(self) -> Path | str | None:
@@ -97,8 +104,7 @@ class RunContext:
         return self.folder.reward if self.folder.reward.is_dir() else None
 
 
-@cache
-def _require_template(path: str) -> None:
+def _require_usable(path: str) -> None:
     try:
         require_saved(Path(path))
     except UserError as error:
@@ -106,3 +112,5 @@ def _require_template(path: str) -> None:
             f"model.path: expected a checkpoint with the meta-prompt's template, found {path!r}; "
             f"run the stage sft ({error})"
         ) from None
+    require_loadable(Path(path))
+    require_complete(Path(path))

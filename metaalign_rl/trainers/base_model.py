@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 
 from metaalign_rl.config.schema import ModelConfig
 from metaalign_rl.core import meta_prompt
+from metaalign_rl.core.checkpoints import drop_own_code, is_hub_id, require_loadable
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder
+from metaalign_rl.core.loading import quiet_loading, require_loaded
 
 POSITIONS = 8192  # of a new model; more than a run's max_tokens, so that the model can be trained further
 
@@ -23,10 +25,11 @@ def prepare_base(config: ModelConfig, demonstrations: list[Row], seed: int, fold
         seed: of a new model's weights.
 
     Raises:
-        UserError: the checkpoint at `config.path` cannot be loaded.
+        UserError: the checkpoint at `config.path` cannot be loaded with all of its weights.
     """
     model, tokenizer = _load(config.path) if config.path else _new(config, demonstrations, seed)
     meta_prompt.install(tokenizer)
+    drop_own_code(model, tokenizer)
 
     def fill(target: Path) -> None:
         model.save_pretrained(target)
@@ -38,13 +41,24 @@ def prepare_base(config: ModelConfig, demonstrations: list[Row], seed: int, fold
 def _load(path: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not is_hub_id(path):
+        require_loadable(Path(path))
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
-        return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        with quiet_loading():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                path,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # `require_loaded` refuses them
+                output_loading_info=True,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         kind = "as a folder" if Path(path).is_dir() else "as a hub id"
         raise UserError(f"model.path: cannot load {path!r} {kind}: {reason}; give another checkpoint") from None
+    require_loaded(path, model, loading)
+    return model, tokenizer
 
 
 def _new(
