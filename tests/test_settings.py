@@ -302,7 +302,7 @@ def test_an_inherited_field_keeps_its_documentation_under_another_default() -> N
         "learning_rate", "batch_size", "token_weight", "easy_first_fraction",
     }  # fmt: skip
     common = keys_of(CommonTraining)
-    assert len(common) == 9
+    assert len(common) == 11
     assert all(ours[name].documentation == theirs[name].documentation != Documentation("") for name in common)
 
 
