@@ -120,7 +120,7 @@ def test_a_model_is_a_checkpoint_folder_or_a_hub_id(
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("checkpoint").symlink_to(language_model())
-    assert ("model.path" not in failing(replace(small(tmp_path), model=ModelConfig(path=path)))) is good
+    assert ("model.path" not in failing(replace(small(tmp_path), model=ModelConfig(path=path, max_tokens=40)))) is good
 
 
 def test_a_data_source_must_be_readable(tmp_path: Path) -> None:
