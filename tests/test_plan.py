@@ -331,6 +331,27 @@ def test_the_estimate_is_compared_with_a_run(tmp_path: Path) -> None:
         check.compare(tmp_path, "cpu")
 
 
+def test_the_memory_of_a_command_is_that_of_all_its_processes() -> None:
+    import os
+    import subprocess
+    import sys
+
+    from benchmarks import plan_memory
+
+    child = "import time; data = b'x' * 2**25; print(1, flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    environment = os.environ | {"PLAN_MEMORY": "mine"}
+    with subprocess.Popen([sys.executable, "-c", parent], env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = plan_memory.marked(b"PLAN_MEMORY=mine")
+        assert sum(map(plan_memory.pss, found)) > 2**25
+        for folder in found:
+            os.kill(int(folder.name), 9)
+    assert len(found) == 2
+    assert plan_memory.pss(found[0]) == 0
+
+
 def test_the_docs_show_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "plan.md").read_text()
     command, example = page.partition("$ metaalign-rl ")[2].partition("\n```")[0].replace("\\\n", "").split("\n", 1)
