@@ -31,6 +31,7 @@ from benchmarks.run import machine
 from metaalign_rl.config.loader import load
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.files import read_json, read_jsonl, write_json
 
 # The settings that each variant changes.
@@ -146,9 +147,9 @@ def main() -> int:
     """Measure the requested variants that have no results yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(VARIANTS)} (default: all)")
-    parser.add_argument("--run", type=Path, help="the folder of a finished run")
-    parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--root", type=Path, default=Path("runs/algorithms"), help="the folder of the runs")
+    parser.add_argument("--run", type=path, help="the folder of a finished run")
+    parser.add_argument("--json", type=path, required=True, help="the JSON file to write")
+    parser.add_argument("--root", type=path, default=Path("runs/algorithms"), help="the folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument(
         "--parallel", type=int, default=1, help="variants at a time; with more than 1, each gets one CPU"
@@ -169,9 +170,9 @@ def bench_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Bench
     if args.run is None:
         parser.error("--run: expected the folder of a finished run, such as runs/quickstart, found nothing")
     run = RunFolder(args.run)
-    for path in (run.config, *(run.root / shared for shared in SHARED)):
-        if not path.exists():
-            parser.error(f"--run: expected the folder of a finished run, such as runs/quickstart; {path} is missing")
+    for needed in (run.config, *(run.root / shared for shared in SHARED)):
+        if not needed.exists():
+            parser.error(f"--run: expected the folder of a finished run, such as runs/quickstart; {needed} is missing")
     return Bench(run, args.root.absolute(), args.parallel, args.set)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.run import RESULTS, machine
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import read_json, read_jsonl, write_json, write_jsonl
 from metaalign_rl.core.rows import read_rows
@@ -232,8 +233,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BASELINES)} (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--root", type=Path, default=Path("runs/baselines"), help="the folder of the runs")
-    parser.add_argument("--output", type=Path, default=RESULTS / "baselines.json", help="the JSON file to write")
+    parser.add_argument("--root", type=path, default=Path("runs/baselines"), help="the folder of the runs")
+    parser.add_argument("--output", type=path, default=RESULTS / "baselines.json", help="the JSON file to write")
     args = parser.parse_args()
     if unknown := set(args.names) - set(BASELINES):
         parser.error(f"NAME: expected some of {', '.join(BASELINES)}, found {', '.join(sorted(unknown))}")

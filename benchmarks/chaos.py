@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks.run import command
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import environment, machine, run_command, train, write_config
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.files import read_jsonl, write_json
 
 SHAPE = toy.Shape(hidden=64, layers=1, wide=128, words=200)
@@ -61,7 +62,7 @@ class Kill:
 def main() -> int:
     """Do both runs and compare them. Return 1 if they differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--json", type=path, required=True, help="the JSON file to write")
     parser.add_argument("--kills", type=int, default=20, help="default: 20")
     parser.add_argument("--seed", type=int, default=0, help="seed of the times and the targets (default: 0)")
     args = parser.parse_args()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.rows import read_rows
 
@@ -72,9 +73,9 @@ def train(
 def main() -> None:
     """Train one policy."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("policy", type=Path, help="the checkpoint to start from, also DPO's reference")
-    parser.add_argument("output", type=Path, help="the folder to write the trained checkpoint to")
-    parser.add_argument("pairs", type=Path, nargs="+", help="JSONL files of rows with chosen and rejected")
+    parser.add_argument("policy", type=path, help="the checkpoint to start from, also DPO's reference")
+    parser.add_argument("output", type=path, help="the folder to write the trained checkpoint to")
+    parser.add_argument("pairs", type=path, nargs="+", help="JSONL files of rows with chosen and rejected")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--nll-weight", type=float, default=0.0, help="weight of the chosen answers' likelihood")

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from benchmarks.run import RESULTS, command, machine
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.files import write_json
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "ppo_loop.py"
@@ -21,7 +22,7 @@ def main() -> None:
     """Run the seeds and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--output", type=Path, default=RESULTS / "example.json", help="the JSON file to write")
+    parser.add_argument("--output", type=path, default=RESULTS / "example.json", help="the JSON file to write")
     args = parser.parse_args()
     runs = {}
     for seed in args.seeds:

@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.run import command
 from benchmarks.workloads.common import machine
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.files import write_json
 from metaalign_rl.core.units import GIB
 
@@ -61,7 +62,7 @@ TINY = Size(
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--json", type=path, required=True, help="the JSON file to write")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny model and batch, to test the script")
     parser.add_argument("--peak-tflops", type=float, help="peak rate of the device in bfloat16; needed for MFU")

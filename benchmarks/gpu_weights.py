@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.run import command
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import machine, train, write_config
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.checkpoints import weight_files
 from metaalign_rl.core.files import write_json
 
@@ -32,7 +33,7 @@ STEPS, CONTEXT = 6, 64
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--json", type=path, required=True, help="the JSON file to write")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to test the script")
     parser.add_argument("--routes", nargs="+", choices=GPUS, help="default: all for which there are enough GPUs")

@@ -23,6 +23,7 @@ from benchmarks import plan_parts
 from benchmarks.run import RESULTS, machine
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, PPOConfig, RolloutConfig
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.files import read_json, write_json
 from metaalign_rl.core.units import GIB
 from metaalign_rl.plan import memory, speed
@@ -39,7 +40,7 @@ BARS = {"seconds": 2.0, "memory_gib": 1.3}
 def main() -> int:
     """Measure, compare and write. Return 1 if any limit is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=RESULTS / "plan.json", help="the JSON file to write")
+    parser.add_argument("--output", type=path, default=RESULTS / "plan.json", help="the JSON file to write")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
     parser.add_argument("--clock", choices=plan_parts.CLOCKS, default="wall", help="wall time or CPU time")
     parser.add_argument("--rates", action="store_true", help="first measure this machine's rates")

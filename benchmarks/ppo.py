@@ -10,7 +10,8 @@
 import argparse
 import importlib
 import sys
-from pathlib import Path
+
+from metaalign_rl.core.arguments import path
 
 WORKLOADS = ("w1", "w2", "scaling")
 
@@ -19,7 +20,7 @@ def main() -> int:
     """Measure one workload and write its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=WORKLOADS, required=True)
-    parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--json", type=path, required=True, help="the JSON file to write")
     parser.add_argument("--steps", type=int, default=20, help="w1: steps per run (default: 20)")
     parser.add_argument("--rounds", type=int, default=3, help="w1: runs per system, in turns (default: 3)")
     parser.add_argument("--only", nargs="+", default=[], metavar="SYSTEM", help="w1: only these systems")

@@ -10,10 +10,10 @@ pairs ranked differently.
 import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks.run import RESULTS, machine
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.files import write_json
 from metaalign_rl.core.rows import read_rows
@@ -23,8 +23,8 @@ def main() -> int:
     """Score the pairs in both data types and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of the reward model")
-    parser.add_argument("pairs", type=Path, help="JSONL of rows with chosen and rejected")
-    parser.add_argument("--output", type=Path, default=RESULTS / "precision.json", help="the JSON file to write")
+    parser.add_argument("pairs", type=path, help="JSONL of rows with chosen and rejected")
+    parser.add_argument("--output", type=path, default=RESULTS / "precision.json", help="the JSON file to write")
     args = parser.parse_args()
     pairs = [row for row in read_rows(args.pairs) if row.chosen is not None]
     figures = compare(args.model, pairs)

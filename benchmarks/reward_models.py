@@ -23,6 +23,7 @@ from benchmarks.reward_models_page import JUDGES
 from benchmarks.run import RESULTS, machine
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import read_json, write_json
 from metaalign_rl.core.rows import read_rows
@@ -41,9 +42,9 @@ def main() -> int:
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings that override the quickstart's; give "
         "them before the options")  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--root", type=Path, default=Path("runs/reward-models"), help="the folder of the runs")
-    parser.add_argument("--output", type=Path, default=RESULTS / "reward_models.json", help="the JSON file to write")
-    parser.add_argument("--page", type=Path, default=reward_models_page.PAGE, help="the page to write the tables to")
+    parser.add_argument("--root", type=path, default=Path("runs/reward-models"), help="the folder of the runs")
+    parser.add_argument("--output", type=path, default=RESULTS / "reward_models.json", help="the JSON file to write")
+    parser.add_argument("--page", type=path, default=reward_models_page.PAGE, help="the page to write the tables to")
     args = parser.parse_args()
     measure(args.seeds, args.root.absolute(), args.output, args.words)
     reward_models_page.write(read_json(args.output), args.page)
@@ -118,11 +119,11 @@ def model_values(folder: Path, drawn: Sequence[JudgedResponse]) -> dict[str, lis
 
     rows: list[Row] = [replace(found.row, response=found.answer) for found in drawn]
     values = {}
-    for path in (folder / "reward", *(folder / "controls" / control for control in CONTROLS)):
-        seen = apply_view(rows, view_of(path.name))
-        scores = Scorer.from_pretrained(path, dtype="float32").score(seen)
-        for mode in modes_of(path.name):
-            name = path.name if path.name in CONTROLS else mode
+    for model in (folder / "reward", *(folder / "controls" / control for control in CONTROLS)):
+        seen = apply_view(rows, view_of(model.name))
+        scores = Scorer.from_pretrained(model, dtype="float32").score(seen)
+        for mode in modes_of(model.name):
+            name = model.name if model.name in CONTROLS else mode
             values[name] = [log_combine(score, row, mode) for score, row in zip(scores, seen, strict=True)]
     return values
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,7 +46,7 @@ def main() -> int:
     """Run the seeds. Return 1 if any limit is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--output", type=Path, default=RESULTS / "quickstart.json", help="the JSON file to write")
+    parser.add_argument("--output", type=path, default=RESULTS / "quickstart.json", help="the JSON file to write")
     args = parser.parse_args()
     runs = {}
     with tempfile.TemporaryDirectory() as root:

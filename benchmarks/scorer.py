@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.run import RESULTS, machine
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import write_json
 from metaalign_rl.core.meta_prompt import MetaPrompt
@@ -39,7 +40,7 @@ System = Callable[[Sequence[Row], Sequence[str]], Logits]  # takes rows and the 
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, default=RESULTS / "scorer.json", help="the JSON file to write")
+    parser.add_argument("--json", type=path, default=RESULTS / "scorer.json", help="the JSON file to write")
     parser.add_argument("--size", choices=SIZES, default="13m", help="parameters of the backbone (default: 13m)")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     rows = 64 * len(os.sched_getaffinity(0))  # one window for each process of `ours_processes`

@@ -37,6 +37,7 @@ from typing import Any
 
 from benchmarks.run import machine
 from benchmarks.scorer import SIZES, make_model, mixed_rows
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import write_json
 from metaalign_rl.core.net import listen
@@ -57,7 +58,7 @@ class Asked:
 def main() -> int:
     """Measure and write. Return 1 if a request was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--json", type=path, required=True, help="the JSON file to write")
     parser.add_argument("--size", choices=SIZES, default="13m", help="parameters of the backbone (default: 13m)")
     parser.add_argument("--clients", type=int, default=64, help="default: 64")
     parser.add_argument("--seconds", type=float, default=60, help="seconds of load after the warm-up (default: 60)")

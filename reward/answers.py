@@ -7,7 +7,7 @@ from typing import Any
 
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.rows import parse_row
+from metaalign_rl.core.rows import parse_row, without_nulls
 
 _DEFAULTS = {
     "id": "",
@@ -23,13 +23,14 @@ def answer_row(record: Row | Mapping[str, Any], place: str) -> Row:
     """Check a row whose `response` is to be scored.
 
     Args:
-        record: a row. A mapping needs only `messages` and `response`; the other fields have defaults.
+        record: a row. A mapping needs only `messages` and `response`; the other fields have defaults, also where the
+            mapping has a null.
         place: names the row in errors.
 
     Raises:
         UserError: a field is missing or wrong.
     """
-    row = record if isinstance(record, Row) else parse_row({**_DEFAULTS, **record}, place)
+    row = record if isinstance(record, Row) else parse_row({**_DEFAULTS, **without_nulls(record)}, place)
     if row.response is None:
         raise UserError(f"{place}: field 'response': expected a string, found nothing")
     return row

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from metaalign_rl.core import renamed_settings
+from metaalign_rl.core.arguments import model, path
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.files import read_jsonl, write_json, write_jsonl
+from metaalign_rl.core.files import write_json, write_jsonl
+from metaalign_rl.core.records import read_records
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.core.settings import documentation
 from metaalign_rl.core.views import CONTROLS, apply_view
@@ -31,7 +33,7 @@ EXAMPLES = """examples:
   metaalign-reward serve --model reward-model --port 8300
   metaalign-reward export --scalar --model reward-model --output scalar-model
 
-a row to score, one row per line:
+a row to score; rows are in a file of JSON lines, a JSON array or Parquet:
   {"system_info": "Answer in capitals.", "messages": [{"role": "user", "content": "hi"}], "response": "HELLO"}
 """
 _RAW = argparse.RawDescriptionHelpFormatter
@@ -65,8 +67,8 @@ def _score(arguments: argparse.Namespace) -> None:
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     """The place of each record in the file, for errors, and the records."""
-    lines = list(read_jsonl(path))
-    return [f"{path}:{number}" for number, _ in lines], [record for _, record in lines]
+    found = [(record.place, record.read()) for record in read_records(path)]
+    return [place for place, _ in found], [values for _, values in found]
 
 
 def _score_record(record: dict[str, Any], score: Score) -> dict[str, Any]:
@@ -170,18 +172,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     score = _command(commands, "score", _score, "score responses")
-    score.add_argument("--input", type=Path, required=True, help="JSONL: messages, response, system_info, user_info")
-    score.add_argument("--output", type=Path, required=True, help="JSONL: overall, tiers (logits) and probabilities")
+    score.add_argument("--input", type=path, required=True, help="rows: messages, response, system_info, user_info")
+    score.add_argument("--output", type=path, required=True, help="JSONL: overall, tiers (logits) and probabilities")
     _add_model(score, several=True)
 
     explain = _command(commands, "explain", _explain, "show how much each tier changed the scores")
-    explain.add_argument("--input", type=Path, required=True, help="JSONL, as for score")
-    explain.add_argument("--output", type=Path, help="JSONL: overall, probabilities, moved (default: print as text)")
+    explain.add_argument("--input", type=path, required=True, help="rows, as for score")
+    explain.add_argument("--output", type=path, help="JSONL: overall, probabilities, moved (default: print as text)")
     _add_model(explain)
 
     evaluate = _command(commands, "evaluate", _evaluate, "measure accuracy and calibration on pairs")
-    evaluate.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected")
-    evaluate.add_argument("--output", type=Path, help="JSON report (default: standard output)")
+    evaluate.add_argument("--data", type=path, required=True, help="rows with chosen and rejected")
+    evaluate.add_argument("--output", type=path, help="JSON report (default: standard output)")
     evaluate.add_argument("--mode", choices=MODES, default="tier", help="score that ranks a pair (default: tier)")
     _add_control(evaluate, "evaluate the model as this control: hide what it does not see, and use mode overall")
     _add_model(evaluate)
@@ -191,10 +193,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(serve)
 
     train = _command(commands, "train", _train, "train on pairs and labelled responses; resumes if interrupted")
-    train.add_argument("--base", required=True, help="checkpoint to start from: an SFT model, or any other")
-    train.add_argument("--data", type=Path, required=True, help="JSONL of rows with chosen and rejected, or labels")
-    train.add_argument("--eval-data", type=Path, help="JSONL of rows whose loss is logged after each epoch")
-    train.add_argument("--output", type=Path, required=True, help="folder for the model; must be new or empty")
+    train.add_argument("--base", type=model, required=True, help="checkpoint to start from: an SFT model, or any other")
+    train.add_argument("--data", type=path, required=True, help="rows with chosen and rejected, or labels")
+    train.add_argument("--eval-data", type=path, help="rows whose loss is logged after each epoch")
+    train.add_argument("--output", type=path, required=True, help="folder for the model; must be new or empty")
     _add_control(
         train, "train a control: without the meta-prompt, without each text's tier, or with the label overall only"
     )
@@ -202,8 +204,8 @@ def _parser() -> argparse.ArgumentParser:
 
     export = _command(commands, "export", _export, "write a checkpoint for tools that load only one label")
     export.add_argument("--scalar", action="store_true", required=True, help="keep only the label overall")
-    export.add_argument("--model", required=True, help="reward model's folder or hub id")
-    export.add_argument("--output", type=Path, required=True, help="folder to write; must be new or empty")
+    export.add_argument("--model", type=model, required=True, help="reward model's folder or hub id")
+    export.add_argument("--output", type=path, required=True, help="folder to write; must be new or empty")
     return parser
 
 
@@ -214,7 +216,7 @@ def _command(commands: Any, name: str, run: Any, help: str) -> argparse.Argument
 
 
 def _add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    parser.add_argument("--model", required=True, help="reward model's folder or hub id")
+    parser.add_argument("--model", type=model, required=True, help="reward model's folder or hub id")
     device = "for example cpu or cuda:1 (default: the machine's accelerator, or the CPU)"
     if several:
         parser.add_argument("--device", nargs="+", help=f"{device}; with several, each gets a process: cuda:0 cuda:1")

@@ -14,12 +14,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
-from metaalign_rl.core.checkpoints import disable_dropout, local_checkpoint, read_config
+from metaalign_rl.core.checkpoints import disable_dropout, drop_own_code, local_checkpoint, read_config
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder
+from metaalign_rl.core.loading import quiet_loading, require_loaded
 from metaalign_rl.core.meta_prompt import META_PROMPT_VERSION
 from metaalign_rl.core.tokenizers import (
     load_tokenizer,
@@ -39,10 +39,11 @@ def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     the score at the last token that is not padding, so a token of the text must not count as padding.
 
     Raises:
-        UserError: see `local_checkpoint`, or transformers cannot load the model as a sequence classifier.
+        UserError: see `local_checkpoint`, transformers cannot load the model as a sequence classifier, or weights of
+            its backbone are not in the checkpoint.
     """
     folder = local_checkpoint(base)
-    with _quiet(), _loading(folder):
+    with quiet_loading(), _loading(folder):
         tokenizer = read_tokenizer(folder)
         config = AutoConfig.from_pretrained(
             folder,
@@ -52,13 +53,16 @@ def build(base: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             problem_type="multi_label_classification",  # without it vLLM applies a softmax across the labels
         )
         disable_dropout(config)  # the same model must read both answers of a pair
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # the base may have a head of another size
+            output_loading_info=True,
         )
+    require_loaded(folder, model, loading, new_head=True)
+    drop_own_code(model, tokenizer)
     prepare_tokenizer(tokenizer)
     prepare_model(model, tokenizer)
     tokenizer.padding_side = "right"
@@ -80,8 +84,8 @@ def load(
         dtype: the type of the weights; None keeps the checkpoint's.
 
     Raises:
-        UserError: see `local_checkpoint`, or the checkpoint is not a reward model, or is one for another version of the
-            meta-prompt.
+        UserError: see `local_checkpoint`, or the checkpoint is not a reward model, is one for another version of the
+            meta-prompt, or lacks weights.
     """
     folder = local_checkpoint(path)
     config = read_config(folder)
@@ -97,9 +101,16 @@ def load(
             f"{folder}: expected a model trained on version {META_PROMPT_VERSION} of the meta-prompt, found version "
             f"{version}; train it again"
         )
-    with _loading(folder):
+    with quiet_loading(), _loading(folder):
         tokenizer = load_tokenizer(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype or "auto", use_safetensors=True)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # `require_loaded` refuses them
+            output_loading_info=True,
+        )
+    require_loaded(folder, model, loading)
     return model.to(device).eval(), tokenizer
 
 
@@ -165,17 +176,6 @@ def export_scalar(source: str | Path, output: str | Path) -> None:
     model.config.id2label, model.config.label2id = {0: "overall"}, {"overall": 0}
     model.config.problem_type = "regression"  # without an activation: readers get the logit
     replace_folder(output, lambda folder: save(model, tokenizer, folder))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide transformers' report of missing and unused heads: a new head is expected here."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 @contextmanager

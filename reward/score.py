@@ -12,6 +12,7 @@ from metaalign_rl.core.views import active_tiers
 Mode = Literal["tier", "overall", "composed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
+GOOD = 0.5  # the probability from which an answer counts as good
 LOWER_TIER_WEIGHT = 0.5  # with more, obeying the higher tier better could lower the value; see `combine`
 
 

@@ -85,15 +85,15 @@ MISTAKES = {
     ),
     "no rows": ("data show empty.jsonl", "empty.jsonl: the file holds no rows"),
     "no data file": ("data show none.jsonl", "none.jsonl: no such file"),
-    "no model": ("run config.yaml model.path=/no/model", "needs a checkpoint folder, found '/no/model'"),
+    "no model": ("run config.yaml model.path=/no/model", "needs a checkpoint that can be loaded, found '/no/model'"),
     "no scorer's server": ("run config.yaml reward.url=http://127.0.0.1:9", "reward.url: needs a server that is ready"),
-    "no reward model": ("run config.yaml reward.path=nowhere", "reward.path: needs a checkpoint folder"),
+    "no reward model": ("run config.yaml reward.path=nowhere", "reward.path: needs a checkpoint that can be loaded"),
     "no data": ("run config.yaml data.source=jsonl", "data.path: needs a readable folder, found ''"),
     "too few CPUs": ("run config.yaml cluster.cpus=4096", "cluster.cpus: needs 4096 CPUs, found "),
     "too little memory": ("run config.yaml cluster.memory_gib=1e6", "needs 1e+06 GiB free"),
     "hub id without sft": (
         "run config.yaml model.path=owner/model run.stages=[ppo]",
-        "model.path: needs a checkpoint folder, found 'owner/model'",
+        "model.path: needs a checkpoint that can be loaded, found 'owner/model'",
     ),
     "output that is a file": (
         "data build config.yaml data.demonstrations=1 data.pairs=2 data.prompts=1 --output config.yaml",
@@ -160,6 +160,25 @@ def test_preflight_prints_a_table_and_what_is_missing(workplace: Path, capsys: p
     assert "MISSING  cluster.cpus" in output.out
     assert "2 things that the run needs are missing" in output.err
     assert "set cluster.cpus=" in output.err
+
+
+def test_a_run_prints_each_warning_of_the_preflight_once(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import nullcontext
+
+    from metaalign_rl.pipeline import run
+    from metaalign_rl.preflight import run as preflight_run
+    from metaalign_rl.preflight.checks import PreflightCheck
+
+    tight = PreflightCheck("memory", "much", "little", True, "free some", is_warning=True)
+    there = PreflightCheck("cluster.cpus", "2 free", "1 free", True, "wait", is_warning=True)
+    monkeypatch.setattr(preflight_run, "preflight", lambda config: [tight])
+    monkeypatch.setattr(run, "cluster_preflight", lambda config: [there])
+    monkeypatch.setattr(run.ray_session, "connect", lambda config: nullcontext())
+    monkeypatch.setattr(run, "_run_stages", lambda config, claimed: None)
+    assert main.main(["run", "config.yaml", "run.stages=[data]"]) == 0
+    assert capsys.readouterr().err.count("warning: memory") == 1
 
 
 def test_plan_prints_settings_that_the_config_accepts(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

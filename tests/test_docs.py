@@ -151,6 +151,7 @@ def check_command(command: str) -> None:
 
 def load(config: Path | None, words: list[str]) -> None:
     """Load the settings of a command. Files that the reader writes may be missing."""
+    words = [os.path.expandvars(word) for word in words]  # as the user's shell does it
     named = config is not None and config.parts[0] == "configs" and config.name != "mine.yaml"
     loader.load(Config, ROOT / config if named and config else None, words)
 

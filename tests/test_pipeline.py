@@ -292,7 +292,7 @@ def test_undefined_metrics_are_left_out_of_the_report(folder: RunFolder) -> None
     built = report.build(folder, "tier")
     assert {name for name in built if name.startswith("reward.")} == {"reward.accuracy"}
     assert built["seconds.ppo"] == 30.0
-    assert built["seconds.report"] < 5
+    assert 0 <= built["seconds.report"] < built["seconds.ppo"]
     assert read_json(folder.report) == built
 
 

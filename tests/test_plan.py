@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaalign_rl.cli import main
+from metaalign_rl.config import loader as config_files
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, PPOConfig, RolloutConfig, RunConfig
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.units import GIB
-from metaalign_rl.plan import check, layout, memory, speed
+from metaalign_rl.plan import check, layout, memory, speed, stages
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.layout import Devices
 from metaalign_rl.plan.rates import find_device, names
@@ -134,7 +135,7 @@ def test_more_gpus_never_need_more_memory_per_device(
     size: str, some: int, more: int, stage: int, checkpointing: bool, tokens: int
 ) -> None:
     def total(ranks: int) -> float:
-        config = replace(WORK, sft=replace(WORK.sft, batch_size=128))
+        config = replace(WORK, sft=replace(WORK.sft, batch_size=ranks))
         changed = {"zero_stage": stage, "gradient_checkpointing": checkpointing, "micro_batch_tokens": tokens}
         return sum(memory.learner_memory(case(size, config, world_size=ranks, **changed)).values())
 
@@ -145,7 +146,7 @@ def test_more_gpus_never_need_more_memory_per_device(
 @settings(max_examples=50, deadline=None)
 @given(SIZES, RANKS, DTYPES)
 def test_a_higher_zero_stage_never_needs_more_memory(size: str, ranks: int, dtype: str) -> None:
-    config = replace(WORK, learner=replace(WORK.learner, world_size=ranks), sft=replace(WORK.sft, batch_size=128))
+    config = replace(WORK, learner=replace(WORK.learner, world_size=ranks), sft=replace(WORK.sft, batch_size=ranks))
     config = replace(config, model=replace(config.model, dtype=dtype))
     totals = [sum(memory.learner_memory(case(size, config, zero_stage=stage)).values()) for stage in (1, 2, 3)]
     assert totals == sorted(totals, reverse=True)
@@ -157,7 +158,7 @@ def test_a_higher_zero_stage_never_needs_more_memory(size: str, ranks: int, dtyp
 @settings(max_examples=20, deadline=None)
 @given(SIZES, st.integers(1, 64))
 def test_checkpointing_and_offloading_never_need_more_memory(size: str, ranks: int) -> None:
-    config = replace(WORK, learner=replace(WORK.learner, world_size=ranks), sft=replace(WORK.sft, batch_size=128))
+    config = replace(WORK, learner=replace(WORK.learner, world_size=ranks), sft=replace(WORK.sft, batch_size=ranks))
     plain = memory.learner_memory(case(size, config))
     saving = memory.learner_memory(case(size, config, gradient_checkpointing=True, offload_optimizer=True))
     assert all(saving[part] <= plain[part] for part in plain)
@@ -224,6 +225,58 @@ def test_a_proposed_layout_is_a_valid_config_that_fits(size: str, gpus: int) -> 
     assert not planned.config.shares_devices or used[0] == used[1]
 
 
+@pytest.mark.parametrize(("size", "gpus"), [("0.5B", 1), ("7B", 8), ("7B", 64)])
+def test_a_proposal_covers_sft_and_the_reward_models_training(size: str, gpus: int) -> None:
+    before = replace(case(size), nodes=-(-gpus // 8))
+    planned = layout.apply(before, layout.propose(before, Devices(gpus, nodes=before.nodes)))
+    assert stages.estimated_stages(planned.config) == ["sft", "reward", "ppo"]
+    for stage in ("sft", "reward"):
+        assert stages.training_memory(planned, stage) <= layout.MAX_FILL * 79 * GIB
+    config = planned.config
+    assert config.sft.batch_size % (config.learner.world_size * config.sft.gradient_accumulation) == 0
+    assert config.reward.devices <= max(1, gpus)
+
+
+def test_a_training_that_fits_no_gpu_is_named_in_the_plan() -> None:
+    """Reward training keeps all weights in float32 on each GPU: 14B need 56 GB."""
+    from metaalign_rl.plan.page import render
+
+    before = replace(case("14B"), nodes=4)
+    words = layout.propose(before, Devices(32, nodes=4))
+    page = render(layout.apply(before, words), words)
+    assert "The stage reward does not fit: it needs" in page
+    assert "The stage sft does not fit" not in page
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "gpu"),
+    [("nodes_colocated", "7B", "h100"), ("nodes_disaggregated", "7B", "h100"), ("one_node", "7B", "h100"),
+     ("one_gpu", "0.5B", "a100-40gb")],
+)  # fmt: skip
+def test_every_stage_of_a_shipped_config_fits_by_the_plan_s_own_formulas(name: str, size: str, gpu: str) -> None:
+    config = config_files.load(Config, ROOT / "configs" / f"{name}.yaml", [])
+    shape, device = find_shape(size).untied(), find_device(gpu)
+    found = Case(config=config, policy=shape, reward=shape, device=device, work=work_of(config))
+    assert device.memory_gib is not None
+    for stage in ("sft", "reward"):
+        assert stages.training_memory(found, stage) <= layout.MAX_FILL * device.memory_gib * GIB
+
+
+def test_checkpointing_and_accumulation_lower_the_memory_of_both_trainings() -> None:
+    for stage, section in (("sft", "sft"), ("reward", "reward")):
+        plain = stages.training_memory(case("0.5B"), stage)
+        for changes in ({"gradient_checkpointing": True}, {"gradient_accumulation": 4}):
+            config = replace(WORK, **{section: replace(getattr(WORK, section), **changes)})
+            assert stages.training_memory(case("0.5B", config), stage) < plain
+
+
+def test_adapters_of_the_reward_model_need_few_states() -> None:
+    config = replace(WORK, reward=replace(WORK.reward, lora_rank=16))
+    full, adapters = (stages.reward_training_memory(case("7B", one)) for one in (WORK, config))
+    assert adapters["weights"] == full["weights"]
+    assert adapters["optimizer states"] < 0.02 * full["optimizer states"]
+
+
 def test_a_model_that_fits_no_layout_is_an_error_with_the_memory_it_needs() -> None:
     with pytest.raises(UserError, match=r"8 x NVIDIA H100 SXM are too small: a learner needs \d+ GiB at ZeRO-3"):
         layout.propose(case("70B"), Devices(8, 1))
@@ -254,8 +307,6 @@ def test_bundles_that_fit_no_node_are_listed_with_what_each_node_lacks() -> None
 
 
 def test_the_estimate_is_compared_with_a_run(tmp_path: Path) -> None:
-    from metaalign_rl.config import loader as config_files
-
     run = tmp_path / "mine"
     run.mkdir()
     # The run's folder is on both sides: the estimate reads the model's shape from a checkpoint in it, if there is one.
@@ -278,6 +329,27 @@ def test_the_estimate_is_compared_with_a_run(tmp_path: Path) -> None:
     assert "learn" in check.render(found)
     with pytest.raises(UserError, match="no metrics.jsonl there"):
         check.compare(tmp_path, "cpu")
+
+
+def test_the_memory_of_a_command_is_that_of_all_its_processes() -> None:
+    import os
+    import subprocess
+    import sys
+
+    from benchmarks import plan_memory
+
+    child = "import time; data = b'x' * 2**25; print(1, flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    environment = os.environ | {"PLAN_MEMORY": "mine"}
+    with subprocess.Popen([sys.executable, "-c", parent], env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = plan_memory.marked(b"PLAN_MEMORY=mine")
+        assert sum(map(plan_memory.pss, found)) > 2**25
+        for folder in found:
+            os.kill(int(folder.name), 9)
+    assert len(found) == 2
+    assert plan_memory.pss(found[0]) == 0
 
 
 def test_the_docs_show_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,7 @@ def test_a_run_with_too_few_cpus_starts_nothing(workplace: Path, capsys: pytest.
 
 
 def test_too_few_gpus_for_the_roles_are_an_error(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["preflight", "config.yaml", "learner.world_size=3"]) == 2
+    assert main.main(["preflight", "config.yaml", "learner.world_size=3", "sft.batch_size=33"]) == 2
     error = capsys.readouterr().err
     assert "cluster.gpus: needs 5 GPUs (disaggregated: learners 3, engines 1, reward 1), found 4" in error
     assert "cluster.layout=colocated" in error
@@ -85,7 +85,7 @@ def test_too_few_gpus_for_the_roles_are_an_error(workplace: Path, capsys: pytest
 
 def test_too_few_gpus_are_one_error(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And not one more for each actor that has no room."""
-    assert main.main(["preflight", "config.yaml", "cluster.gpus=8", "learner.world_size=6"]) == 2
+    assert main.main(["preflight", "config.yaml", "cluster.gpus=8", "learner.world_size=6", "sft.batch_size=36"]) == 2
     error = capsys.readouterr().err
     assert "cluster.gpus: needs 8 GPUs, found 4" in error and "on one node" not in error
 
@@ -139,12 +139,13 @@ def test_an_estimate_near_the_limit_is_a_warning_and_one_far_above_it_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = cpu_config(tmp_path)
+    config = replace(config, run=replace(config.run, stages=["ppo"]))
     monkeypatch.setattr(estimates, "free_memory", lambda: int(100 * GIB))
-    check = estimated(config)["memory for all processes"]
+    check = estimated(config)["memory for all processes of the stage ppo"]
     assert check.verdict == "ok"
     needed = float(check.needed.split("estimate ")[1].split()[0])
     monkeypatch.setattr(estimates, "free_memory", lambda: int(0.9 * needed * GIB))
-    check = estimated(config)["memory for all processes"]
+    check = estimated(config)["memory for all processes of the stage ppo"]
     assert check.verdict == "TIGHT"
     preflight_run.require([check])
     assert "warning: memory: needs memory for all processes" in capsys.readouterr().err
@@ -161,12 +162,30 @@ def test_the_object_store_must_hold_two_buckets_of_weights(tmp_path: Path) -> No
     assert "lower rollout.bucket_mib, or set cluster.memory_gib=" in check.remedy
 
 
-def test_nothing_is_estimated_without_ppo_or_for_a_hub_id(tmp_path: Path) -> None:
+def test_nothing_is_estimated_without_a_training_or_for_a_hub_id(tmp_path: Path) -> None:
     config = cpu_config(tmp_path)
-    assert not estimated(replace(config, run=replace(config.run, stages=["data", "sft"])))
+    assert not estimated(replace(config, run=replace(config.run, stages=["data", "evaluate"])))
     assert not estimated(replace(config, model=ModelConfig(path="Qwen/Qwen3-0.6B")))
     said = estimates.describe(replace(config, model=ModelConfig(path="a/b")), None)
     assert "Memory is not estimated" in said
+
+
+def test_sft_and_the_reward_models_training_are_estimated_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the stage that needs the most memory is named, with what lowers it."""
+    config = cpu_config(tmp_path)
+    monkeypatch.setattr(estimates, "free_memory", lambda: int(100 * GIB))
+    for stage, section, remedy in (
+        (
+            "sft",
+            {"sft": replace(config.sft, batch_size=512)},
+            "set sft.gradient_checkpointing=true",
+        ),
+        ("reward", {"reward": replace(config.reward, batch_size=512)}, "raise reward.gradient_accumulation"),
+    ):
+        check = estimated(replace(config, **section))[f"memory for all processes of the stage {stage}"]
+        assert remedy in check.remedy
+        alone = replace(config, run=replace(config.run, stages=[stage]), **section)
+        assert list(estimated(alone)) == [f"memory for all processes of the stage {stage}"]
 
 
 def test_bundles_reserve_gpus_by_layout() -> None:

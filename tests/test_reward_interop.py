@@ -159,6 +159,40 @@ def test_trls_completions_and_rows_may_be_objects(scorer: Scorer) -> None:
     assert found == [pytest.approx(expected(scorer, ROW), abs=1e-5)] * 2
 
 
+def test_trls_rows_survive_a_data_sets_column(scorer: Scorer) -> None:
+    """A column has the same fields in every row, with nulls where a row has no value."""
+    datasets = pytest.importorskip("datasets")
+    one = {**ROW.to_json(), "tags": {"kind": "case"}}
+    other = {name: value for name, value in one.items() if name not in ("system_info", "user_info")}
+    column = list(datasets.Dataset.from_list([{"row": one}, {"row": other | {"tags": {"split": "train"}}}])["row"])
+    assert column[1]["tags"]["kind"] is None
+    found = make_reward_func(scorer)(completions=["red it is"] * 2, row=column)
+    assert found[0] == pytest.approx(expected(scorer, ROW), abs=1e-5)
+    assert found[1] == pytest.approx(make_reward_func(scorer)(completions=["red it is"], row=[other])[0], abs=1e-5)
+
+
+def test_trls_completion_is_the_text_of_the_assistants_last_message(scorer: Scorer) -> None:
+    reward_func = make_reward_func(scorer)
+
+    def reward(*completion: dict[str, Any]) -> float:
+        return reward_func(completions=[list(completion)], row=[ROW.to_json()])[0]
+
+    plain = reward({"role": "assistant", "content": "red it is"})
+    parts = [{"type": "text", "text": "red "}, {"type": "text", "text": "it is"}]
+    assert reward({"role": "assistant", "content": parts}) == plain
+    calls = [{"role": "assistant", "content": "red it is"}, {"role": "tool", "content": "4"}]
+    assert reward(*calls, {"role": "assistant", "content": "red it is"}) == plain
+    empty = reward({"role": "assistant", "content": ""})
+    assert reward({"role": "assistant", "content": None, "tool_calls": []}) == empty
+    for wrong, message in (
+        (calls, r"completions\[0\]: expected the assistant's message last, found tool"),
+        ([], "found no message"),
+        ([{"role": "assistant", "content": [{"type": "image"}]}], "only text can be scored"),
+    ):
+        with pytest.raises(UserError, match=message):
+            reward(*wrong)
+
+
 # verl 0.9.1 needs another version of transformers, so it is not installed here. These are the calls of its reward loop.
 
 

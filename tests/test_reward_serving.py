@@ -75,6 +75,14 @@ def test_a_single_row_needs_no_list(client: TestClient) -> None:
     assert client.post("/score", json={"rows": []}).json()["scores"] == []
 
 
+def test_a_null_in_a_row_counts_as_left_out(client: TestClient) -> None:
+    empty = dict.fromkeys(("system_info", "family", "tier", "id", "chosen", "strength", "checks", "labels", "tags"))
+    plain = {"messages": ROW["messages"], "response": ROW["response"]}
+    rows = [plain, {**plain, **empty}, {**plain, "tags": {"kind": None}, "user_info": None}]
+    scores = client.post("/score", json={"rows": rows}).json()["scores"]
+    assert [score["overall"] for score in scores] == pytest.approx([scores[0]["overall"]] * 3, abs=1e-5)
+
+
 def test_get_reward_reads_the_row_from_its_label(client: TestClient, scorer: Scorer) -> None:
     row = make_row(system_info="say red", tier="system", relation="system_only", response="red")
     prompt = MetaPrompt("say red").render(scorer.tokenizer, row.messages)
@@ -246,7 +254,7 @@ def test_a_batch_stays_within_the_token_limit() -> None:
 def test_a_single_request_waits_at_most_max_wait() -> None:
     began = time.monotonic()
     asyncio.run(batch_logits(SlowScore(), [[[0]]], max_wait=0.2))
-    assert 0.15 < time.monotonic() - began < 2
+    assert 0.15 < time.monotonic() - began < 10
 
 
 def test_a_request_that_does_not_fit_the_queue_gets_a_time_to_try_again() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from reward_toys import language_model
 
 from metaalign_rl.config.schema import (
     ClusterConfig,
@@ -21,18 +22,20 @@ from metaalign_rl.config.schema import (
     RunConfig,
 )
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.preflight import checks
+from metaalign_rl.core.units import GIB
+from metaalign_rl.preflight import checks, estimates
 from metaalign_rl.preflight import run as preflight_run
 from metaalign_rl.preflight.checks import PreflightCheck
 from metaalign_rl.runtime import actor_options, cpu_affinity, placement, ray_session
 from metaalign_rl.runtime.exit_status import guarded
-from metaalign_rl.runtime.progress import ProgressUpdate, stream
+from metaalign_rl.runtime.progress import ProgressBar, ProgressUpdate, stream
 from metaalign_rl.runtime.root_cause import root_cause
 from metaalign_rl.trainers.callbacks import save_on_interrupt, trainer_actor
 
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "free_memory", lambda: 64 * GIB)  # this machine may have less than a run needs
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
 
@@ -116,9 +119,8 @@ def test_a_model_is_a_checkpoint_folder_or_a_hub_id(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    Path("checkpoint").mkdir()
-    Path("checkpoint/config.json").write_text("{}")
-    assert ("model.path" not in failing(replace(small(tmp_path), model=ModelConfig(path=path)))) is good
+    Path("checkpoint").symlink_to(language_model())
+    assert ("model.path" not in failing(replace(small(tmp_path), model=ModelConfig(path=path, max_tokens=40)))) is good
 
 
 def test_a_data_source_must_be_readable(tmp_path: Path) -> None:
@@ -307,3 +309,21 @@ def test_only_the_driver_of_a_ray_job_is_submitted(monkeypatch: pytest.MonkeyPat
     assert not checks.is_submitted()
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert checks.is_submitted()
+
+
+# Progress
+
+
+def test_the_time_left_does_not_count_the_start_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Actors start for 100 s, then each of 10 steps takes 1 s."""
+    clock = iter([0.0, 100.0, 101.0, 102.0])
+    monkeypatch.setattr("metaalign_rl.runtime.progress.time.monotonic", lambda: next(clock))
+    bar = ProgressBar("reward")
+    for done in (1, 2, 3):
+        bar(ProgressUpdate(done, 10))
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert "left" not in first
+    assert second.endswith(" 8 s left")
+    assert third.endswith(" 7 s left")

@@ -302,7 +302,7 @@ def test_an_inherited_field_keeps_its_documentation_under_another_default() -> N
         "learning_rate", "batch_size", "token_weight", "easy_first_fraction",
     }  # fmt: skip
     common = keys_of(CommonTraining)
-    assert len(common) == 9
+    assert len(common) == 11
     assert all(ours[name].documentation == theirs[name].documentation != Documentation("") for name in common)
 
 
@@ -343,3 +343,15 @@ def test_the_core_settings_are_few_and_come_first_on_the_page() -> None:
     assert core.section == "" and 20 <= len(core.keys) <= 40
     places = [page.index(f"| `{name}` |") for group in (core, *others) for name in group.keys]
     assert places == sorted(places)
+
+
+def test_a_batch_that_ranks_and_passes_cannot_share_equally_is_refused() -> None:
+    """Else 3 ranks would train 30 rows of 32."""
+    three = ["learner.world_size=3"]
+    with pytest.raises(UserError, match=r"sft.batch_size: expected a multiple of .* = 3, found 32"):
+        loader.load(Config, None, three)
+    assert loader.load(Config, None, [*three, "sft.batch_size=33"]).sft.batch_size == 33
+    loader.load(Config, None, [*three, "run.stages=[ppo]"])  # no SFT
+    for words in (["sft.gradient_accumulation=5"], ["reward.gradient_accumulation=5"], ["reward.devices=5"]):
+        with pytest.raises(UserError, match="batch_size: expected a multiple of"):
+            loader.load(Config, None, words)

@@ -172,8 +172,8 @@ def test_the_error_of_a_wrong_field_names_line_field_and_what_was_expected(
         ("verih.jsonl", None, "no such file"),
         ("verih.jsonl", "", "the file holds no rows"),
         ("verih.jsonl", "{broken", "verih.jsonl:1: not valid JSON"),
-        ("test.json", "{broken", "test.json: not valid JSON"),
-        ("test.json", "{}", "test.json: expected an array of rows, found dict"),
+        ("test.json", "{broken", "test.json:1: not valid JSON"),
+        ("test.json", "{}", "test.json:1: field 'sys_prompt': expected a text, found nothing"),
         ("test.json", "[5]", "test.json: row 1: expected a JSON object, found int"),
     ],
 )

@@ -8,8 +8,9 @@ from threading import Lock
 from typing import Any
 
 from metaalign_rl.config.run_folder import RunFolder
-from metaalign_rl.core.checkpoints import find_policy
+from metaalign_rl.core.checkpoints import find_policy, require_loadable
 from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.loading import require_loaded
 from metaalign_rl.core.meta_prompt import MetaPrompt, encode, without_reasoning
 from metaalign_rl.core.prepare import prepared_policy
 from metaalign_rl.core.rows import read_rows
@@ -64,9 +65,17 @@ class ChatPolicy:
 
         logging.disable_progress_bar()
         path = prepared_policy(run)
+        require_loadable(path)
         self._tokenizer = load_tokenizer(path)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # `require_loaded` refuses them
+            output_loading_info=True,
+        )
+        require_loaded(path, model, loading)
         self._model = model.to(device).eval()
         own = RunFolder(run).reward
         scoring = reward_model or (own if own.is_dir() else None)

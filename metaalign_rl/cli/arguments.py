@@ -2,11 +2,11 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.arguments import path
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -27,7 +27,7 @@ def add_command(
 def add_settings(parser: argparse.ArgumentParser, *, config_is_optional: bool = False) -> None:
     """Add the arguments CONFIG and `key=value`, which `load_config` reads."""
     nargs = "?" if config_is_optional else None
-    parser.add_argument("config", nargs=nargs, type=Path, metavar="CONFIG", help=CONFIG)
+    parser.add_argument("config", nargs=nargs, type=path, metavar="CONFIG", help=CONFIG)
     add_words(parser)
 
 

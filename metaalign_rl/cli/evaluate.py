@@ -13,6 +13,7 @@ from metaalign_rl.core.checkpoints import find_checkpoint, is_checkpoint, is_rew
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_json, write_jsonl, write_text
+from metaalign_rl.core.loading import require_servable
 from metaalign_rl.core.prepare import prepared_policy
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.data.gold import judge
@@ -61,7 +62,7 @@ def evaluate(
         controls: names and folders of models to compare a reward model with, in addition to its run's controls.
 
     Raises:
-        UserError: there is no such model, rows cannot be judged, or controls are given for a policy.
+        UserError: there is no such model, it cannot be loaded, rows cannot be judged, or a policy has controls.
     """
     rows = list(read_rows(data))
     path = None if "://" in model else find_checkpoint(Path(model))
@@ -71,6 +72,7 @@ def evaluate(
         raise UserError(f"--control {controls[0][0]}: only a reward model has controls, and {model} is a policy")
     _require_checks(rows, data)
     if path is not None:
+        require_servable(path)
         name, judged = model, _judge_checkpoint(prepared_policy(path), rows, config, sampling)
     else:
         endpoint = Endpoint(model, served, tiers)

@@ -7,7 +7,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import metaalign_rl
 from metaalign_rl.cli.arguments import CONFIG, Commands, add_command, add_settings, add_words, load_config
@@ -15,7 +14,7 @@ from metaalign_rl.cli.plan import add_plan_commands
 from metaalign_rl.cli.policy import add_policy_commands
 from metaalign_rl.config import loader, settings_table
 from metaalign_rl.config.schema import Config
-from metaalign_rl.core.arguments import at_least_one
+from metaalign_rl.core.arguments import at_least_one, path
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.runtime.exit_status import guarded
 
@@ -48,11 +47,11 @@ def job(stages: list[str] | None = None) -> int:
     """Run the pipeline, or only `stages`, for a script under `jobs/`, and return the exit status."""
     parser = argparse.ArgumentParser(
         description=f"Run {', '.join(stages) if stages else 'the pipeline'} as a Ray job.",
-        epilog="example: ray job submit --working-dir . -- "
+        epilog="example: ray job submit --runtime-env jobs/runtime_env.yaml --working-dir . -- "
         "python %(prog)s --config configs/quickstart.yaml run.name=submitted run.root=DIR",
         prog=sys.argv[0],
     )
-    parser.add_argument("--config", required=True, type=Path, help=CONFIG)
+    parser.add_argument("--config", required=True, type=path, help=CONFIG)
     add_words(parser)
     args = _parse(parser, sys.argv[1:])
     words = [*args.words, f"run.stages=[{', '.join(stages)}]"] if stages else args.words
@@ -84,7 +83,7 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
 def _start(config: Config) -> None:
     from metaalign_rl.preflight.run import preflight, require
 
-    # Checks this machine before the seconds that Ray takes to start. `pipeline.run` checks again with Ray connected.
+    # Checks this machine before the seconds that Ray takes to start. `pipeline.run` checks the cluster.
     require(preflight(config))
     from metaalign_rl.pipeline import run
 
@@ -113,8 +112,8 @@ def _data_build(args: argparse.Namespace) -> None:
 def _data_validate(args: argparse.Namespace) -> None:
     from metaalign_rl.data.summary import validate
 
-    for path in args.files:
-        print(validate(path))
+    for file in args.files:
+        print(validate(file))
 
 
 def _data_show(args: argparse.Namespace) -> None:
@@ -147,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="build, validate and show data files")
     _add_data_commands(data.add_subparsers(required=True, metavar="COMMAND"))
     report = add_command(commands, "report", "print a run's results again", _report, "runs/quickstart")
-    report.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of a run")
+    report.add_argument("run", type=path, metavar="RUN_DIR", help="folder of a run")
     add_policy_commands(commands)
     return parser
 
@@ -167,9 +166,10 @@ def _add_data_commands(commands: Commands) -> None:
     text, example = "write the rows of a config to files", "configs/quickstart.yaml --output rows"
     build = add_command(commands, "build", text, _data_build, example)
     add_settings(build)
-    build.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
+    build.add_argument("--output", type=path, required=True, metavar="DIR", help="folder to write to")
     validate = add_command(commands, "validate", "check rows and count them", _data_validate, "rows/pairs.jsonl")
-    validate.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSONL file in the project's schema")
+    rows = "file of rows: JSON lines, a JSON array or Parquet"
+    validate.add_argument("files", nargs="+", type=path, metavar="FILE", help=rows)
     show = add_command(commands, "show", "print rows for reading", _data_show, "rows/pairs.jsonl -n 3")
-    show.add_argument("file", type=Path, metavar="FILE", help="JSONL file in the project's schema")
+    show.add_argument("file", type=path, metavar="FILE", help=rows)
     show.add_argument("-n", dest="count", type=at_least_one, default=5, help="number of rows (default: 5)")

@@ -5,11 +5,10 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metaalign_rl.cli.arguments import Commands, add_command, add_settings, load_config
-from metaalign_rl.core.arguments import at_least_one
+from metaalign_rl.core.arguments import at_least_one, model, path
 from metaalign_rl.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +25,8 @@ def add_plan_commands(commands: Commands) -> None:
     plan = add_command(commands, "plan", text, _plan, "configs/quickstart.yaml --model 7B --gpus 64 --gpu h100")
     add_settings(plan, config_is_optional=True)
     add = plan.add_argument
-    add("--model", default="", metavar="SIZE", help="0.5B to 72B, or a checkpoint's folder (default: the config's)")
+    text = "0.5B to 72B, or a checkpoint's folder (default: the config's)"
+    add("--model", type=model, default="", metavar="SIZE", help=text)
     add("--gpus", type=at_least_one, default=None, metavar="N", help="number of GPUs (default: the config's)")
     add("--nodes", type=at_least_one, default=None, metavar="N", help="number of nodes (default: one per 8 GPUs)")
     add("--gpu", default="", metavar="KIND", help="h100 (default), h200, b200, a100, …, or cpu")
@@ -35,7 +35,7 @@ def add_plan_commands(commands: Commands) -> None:
         "--answer-tokens", type=at_least_one, metavar="N", help="mean response length (default: rollout.max_new_tokens)"
     )
     add("--json", action="store_true", help="print the estimates as JSON")
-    add("--check", type=Path, metavar="RUN_DIR", help="compare the estimates with this run's measurements instead")
+    add("--check", type=path, metavar="RUN_DIR", help="compare the estimates with this run's measurements instead")
 
 
 def _preflight(args: argparse.Namespace) -> int:

@@ -5,10 +5,9 @@ Imports no heavy packages: each command imports what it needs.
 
 import argparse
 import os
-from pathlib import Path
 
 from metaalign_rl.cli.arguments import Commands, add_command, add_words
-from metaalign_rl.core.arguments import at_least_one, name_and_folder, port, temperature
+from metaalign_rl.core.arguments import at_least_one, model, name_and_folder, path, port, temperature
 from metaalign_rl.core.errors import UserError
 
 
@@ -24,15 +23,15 @@ def _add_prepare(commands: Commands) -> None:
     text = "install the meta-prompt's chat template and special tokens in a language model, without training it"
     prepare = add_command(commands, "prepare", text, _prepare, "HuggingFaceTB/SmolLM2-135M-Instruct --output base")
     add = prepare.add_argument
-    add("model", metavar="MODEL", help="folder of a checkpoint, GGUF file, or model on the Hugging Face hub")
-    add("--output", type=Path, required=True, metavar="DIR", help="new folder for the prepared model")
+    add("model", type=model, metavar="MODEL", help="folder of a checkpoint, GGUF file, or model on the Hugging Face hub")
+    add("--output", type=path, required=True, metavar="DIR", help="new folder for the prepared model")
 
 
 def _prepare(args: argparse.Namespace) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which would warn of a missing GPU
     from metaalign_rl.core.prepare import prepare_checkpoint
 
-    output: Path = args.output.expanduser()
+    output = args.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: expected a new or empty folder; give another one, or remove it")
     changes = prepare_checkpoint(args.model, output)
@@ -44,10 +43,10 @@ def _add_evaluate(commands: Commands) -> None:
     text = "evaluate any policy on rows, or a reward model on pairs"
     evaluate = add_command(commands, "evaluate", text, _evaluate, "runs/quickstart --data rows.jsonl --output out")
     add = evaluate.add_argument
-    add("model", metavar="MODEL", help="folder of a run (its policy), a checkpoint or a reward model, or the base URL "
-        "of an OpenAI-compatible endpoint (its key is read from OPENAI_API_KEY)")  # fmt: skip
-    add("--data", type=Path, required=True, metavar="FILE", help="JSONL in the project's schema, with checks or pairs")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for figures.json and evaluation.html")
+    add("model", type=model, metavar="MODEL", help="folder of a run (its policy), a checkpoint or a reward model, or "
+        "the base URL of an OpenAI-compatible endpoint (its key is read from OPENAI_API_KEY)")  # fmt: skip
+    add("--data", type=path, required=True, metavar="FILE", help="rows with checks or pairs")
+    add("--output", type=path, required=True, metavar="DIR", help="folder for figures.json and evaluation.html")
     add("--temperature", type=temperature, default=0.0, help="sampling temperature; 0 decodes greedily (default: 0)")
     add("--max-new-tokens", type=at_least_one, default=32, metavar="N", help="longest response (default: 32)")
     add("--served-model", default="", metavar="NAME", help="model to evaluate, if the endpoint has several")
@@ -87,8 +86,8 @@ def _add_chat(commands: Commands) -> None:
     text = "talk to a policy, change its meta-prompt, and see each response scored by tier"
     chat = add_command(commands, "chat", text, _chat, "runs/quickstart --system 'always write in capitals.'")
     add = chat.add_argument
-    add("run", type=Path, metavar="RUN_DIR", help="folder of a run, or of a policy's checkpoint")
-    add("--reward", type=Path, default=None, metavar="DIR", help="reward model (default: the run's)")
+    add("run", type=path, metavar="RUN_DIR", help="folder of a run, or of a policy's checkpoint")
+    add("--reward", type=path, default=None, metavar="DIR", help="reward model (default: the run's)")
     add("--system", default="", metavar="TEXT", help="initial System Info")
     add("--user", default="", metavar="TEXT", help="initial User Info")
     add("--temperature", type=temperature, default=0.0, help="sampling temperature; 0 decodes greedily (default: 0)")
@@ -120,7 +119,7 @@ def _add_serve(commands: Commands) -> None:
     text = "serve a policy over vLLM's OpenAI-compatible API"
     serve = add_command(commands, "serve", text, _serve, "runs/quickstart --port 8000 -- --max-num-seqs 64")
     add = serve.add_argument
-    add("policy", type=Path, metavar="RUN_DIR", help="folder of a run, or of a checkpoint")
+    add("policy", type=path, metavar="RUN_DIR", help="folder of a run, or of a checkpoint")
     add("--name", default="", help="the model's name for clients (default: the folder's name)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, only this machine)")
     add("--port", type=port, default=8000, help="port to listen on (default: 8000)")

@@ -4,7 +4,15 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from metaalign_rl.core.settings import PLAIN, inherited, require, require_at_least, require_options, setting
+from metaalign_rl.core.settings import (
+    PLAIN,
+    expand_paths,
+    inherited,
+    require,
+    require_at_least,
+    require_options,
+    setting,
+)
 from metaalign_rl.core.views import Control, View
 from reward.score import Mode
 from reward.training.config import CommonTraining
@@ -64,12 +72,14 @@ class RewardConfig(CommonTraining):
     )
 
     def __post_init__(self) -> None:
+        expand_paths(self, "reward.", ("path", "function"))
         self._check_common("reward.")
         require_options(self, "reward.")
         require_at_least(self, "reward.", 1, ("devices", "on_policy_samples"))
         require_at_least(self, "reward.", 0, ("on_policy_prompts",))
-        is_shared = self.batch_size % self.devices == 0
-        require("reward.batch_size", is_shared, f"a multiple of reward.devices={self.devices}", self.batch_size)
+        shares = self.devices * self.gradient_accumulation
+        wanted = f"a multiple of reward.devices * reward.gradient_accumulation = {shares}"
+        require("reward.batch_size", self.batch_size % shares == 0, wanted, self.batch_size)
         require("reward.url", not self.url or "://" in self.url, "a URL such as http://127.0.0.1:8300", self.url)
         require("reward.url", not (self.url and self.path), f"no URL with reward.path={self.path}", self.url)
         is_function = not self.function or bool(_FUNCTION.fullmatch(self.function))

@@ -45,8 +45,10 @@ class Config:
         )
         require("ppo.function_weight", bool(function) == (weight > 0), needed, weight)
         ranks = self.learner.world_size
-        has_a_sample_each = self.sft.batch_size >= ranks
-        require("sft.batch_size", has_a_sample_each, f"at least learner.world_size={ranks}", self.sft.batch_size)
+        if "sft" in self.run.stages:
+            shares = ranks * self.sft.gradient_accumulation
+            wanted = f"a multiple of learner.world_size * sft.gradient_accumulation = {shares}"
+            require("sft.batch_size", self.sft.batch_size % shares == 0, wanted, self.sft.batch_size)
         for name, tokens in (("rollout", self.rollout.max_new_tokens), ("evaluate", self.evaluate.max_new_tokens)):
             room = f"less than model.max_tokens={self.model.max_tokens}"
             require(f"{name}.max_new_tokens", tokens < self.model.max_tokens, room, tokens)

@@ -4,7 +4,15 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from metaalign_rl.core.settings import PLAIN, require, require_at_least, require_options, require_positive, setting
+from metaalign_rl.core.settings import (
+    PLAIN,
+    expand_paths,
+    require,
+    require_at_least,
+    require_options,
+    require_positive,
+    setting,
+)
 from metaalign_rl.core.units import GIB, MIB
 
 OBJECT_STORE_SHARE = 0.1  # share of cluster.memory_gib; batches pass through the store, and on CPUs also the weights
@@ -43,6 +51,7 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        expand_paths(self, "run.", ("root",))
         require_at_least(self, "run.", 0, ("keep_rollouts",))
         is_folder_name = bool(_NAME.fullmatch(self.name))
         require("run.name", is_folder_name, "a folder's name of letters, digits, . _ -", self.name)
@@ -131,6 +140,7 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
+        expand_paths(self, "data.", ("path",))
         counts = ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs", "paraphrased_wishes")
         require_at_least(self, "data.", 1, counts)
         require("data.follow_rate", 0 <= self.follow_rate <= 1, "a share from 0 to 1", self.follow_rate)
@@ -155,6 +165,7 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
+        expand_paths(self, "model.", ("path",))
         require_at_least(self, "model.", 1, ("hidden_size", "layers", "heads", "max_tokens"))
         divides = self.hidden_size % self.heads == 0
         require("model.heads", divides, f"a divisor of model.hidden_size={self.hidden_size}", self.heads)
@@ -171,7 +182,11 @@ class SFTConfig:
         unit=PLAIN,
         level="core",
     )
-    batch_size: int = setting(32, "Samples per optimizer step, over all devices.", unit="rows")
+    batch_size: int = setting(32, "Samples per optimizer step, over all devices and passes.", unit="rows")
+    gradient_accumulation: int = setting(
+        1, "Passes over which the samples of a step are spread, to save memory.", unit="passes"
+    )
+    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass to save memory.")
     epochs: float = setting(1.0, "Passes over the demonstrations.", unit="passes")
     warmup_ratio: float = setting(0.05, "Share of the steps in which the learning rate rises.", unit="share")
     weight_decay: float = setting(0.0, "AdamW's weight decay.", unit=PLAIN)
@@ -181,7 +196,7 @@ class SFTConfig:
     )
 
     def __post_init__(self) -> None:
-        require_at_least(self, "sft.", 1, ("batch_size", "save_steps"))
+        require_at_least(self, "sft.", 1, ("batch_size", "gradient_accumulation", "save_steps"))
         require_at_least(self, "sft.", 0, ("warmup_ratio", "weight_decay"))
         require_positive(self, "sft.", ("learning_rate", "epochs"))
         require("sft.warmup_ratio", self.warmup_ratio < 1, "a share below 1", self.warmup_ratio)

@@ -54,6 +54,8 @@ ENVIRONMENT = {
     "RAY_JOB_STOP_WAIT_TIME_S": "Read by Ray on the cluster's head: seconds between `ray job stop` and the kill. If "
     "unset, 3.",
     "HF_HOME, HF_TOKEN": "Read by Hugging Face libraries: the download folder, and the token for gated models.",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "Whether Ray starts the workers of a run under `uv run` by `uv run` too, in an "
+    "uploaded copy of the working folder. If unset, a run sets it to 0.",
     "RAY_USAGE_STATS_ENABLED": "Whether Ray reports usage statistics to its developers. If unset, a run sets it to 0.",
 }
 

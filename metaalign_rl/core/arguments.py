@@ -4,6 +4,22 @@ import argparse
 import math
 from pathlib import Path
 
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import expand_path
+
+
+def path(text: str) -> Path:
+    """A file or folder; a leading `~` is the home folder."""
+    return Path(model(text))
+
+
+def model(text: str) -> str:
+    """A folder, a hub id or a URL; see `path`."""
+    try:
+        return text if "://" in text else expand_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
 
 def at_least_one(text: str) -> int:
     """An integer from 1."""
@@ -35,4 +51,4 @@ def name_and_folder(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"expected NAME=DIR, found {text!r}")
-    return name, Path(folder)
+    return name, path(folder)

@@ -3,15 +3,31 @@
 Imports no heavy packages at the top.
 """
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from socket import gethostname
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_POINTER = b"version https://git-lfs"
+_PACKED_TYPES = ("U8", "I8", "F8", "F4")  # beginnings of safetensors' names of types
+_PACKED_NAMES = (".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax")
+
+
+class TensorHeader(NamedTuple):
+    """A tensor's type, by safetensors' names such as "BF16", and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 # The files to download from the Hugging Face hub: no pickles and no code.
@@ -48,13 +64,14 @@ def find_checkpoint(path: Path) -> Path:
     A model on the Hugging Face hub (`owner/name`) is downloaded first.
 
     Raises:
-        UserError: there is no checkpoint in either place.
+        UserError: there is no checkpoint in either place, or only an adapter.
     """
     for folder in (path / "policy", path):
         if is_checkpoint(folder):
             return folder.absolute()
-    if not path.exists() and _is_hub_id(str(path)):
+    if not path.exists() and is_hub_id(str(path)):
         return local_checkpoint(path)
+    _refuse_adapter(path)
     raise UserError(
         f"{path}: expected a run's folder with a policy, or a checkpoint's folder, found no config.json; check the path"
     )
@@ -97,68 +114,229 @@ def local_checkpoint(path: str | Path) -> Path:
     return folder
 
 
-def require_loadable(folder: Path) -> None:
-    """Refuse a folder that is no checkpoint or is not safe to load.
+def is_hub_id(value: str) -> bool:
+    """Whether it looks like a hub's `owner/name`. If `owner` is a local folder, it is a mistyped path instead."""
+    return bool(_HUB_ID.fullmatch(value)) and value[0] != "." and not Path(value.split("/")[0]).exists()
+
+
+# What cannot be loaded.
+
+
+def require_loadable(folder: Path, *, may_be_quantized: bool = False) -> None:
+    """Refuse a folder that cannot be loaded safely and faithfully, as far as its files tell without their tensors.
+
+    `metaalign_rl.core.loading.require_complete` also compares the tensors with the model.
+
+    Args:
+        may_be_quantized: the model is only served, not trained.
 
     Raises:
-        UserError: the folder or its `config.json` is missing, it has no safetensors, or see `refuse_own_code`.
+        UserError: there is no such folder on this node, it holds only an adapter, it has no `config.json`, it needs
+            code of its own, a file is a Git LFS pointer, is incomplete or is missing, or the weights are quantized.
     """
     _require_folder(folder)
+    _refuse_adapter(folder)
     if not is_checkpoint(folder):
         raise UserError(
             f"{folder}: expected a checkpoint, found no config.json; give the folder of a Hugging Face checkpoint"
         )
-    refuse_own_code(folder)
-    weight_files(folder)
+    _refuse_pointers(folder)
+    for file in _files_with_code(folder):
+        if not _is_native(file):
+            raise _own_code_error(file)
+    found = quantization(folder)
+    if found and not may_be_quantized:
+        raise UserError(
+            f"{folder}: expected weights in float32, bfloat16 or float16, found quantized ones ({found}), which cannot "
+            "be trained; give the checkpoint that they were made from"
+        )
 
 
 def refuse_own_code(checkpoint: Path) -> None:
-    """Refuse a checkpoint whose config, or its tokenizer's or processor's, asks to run code from the checkpoint.
+    """Refuse a checkpoint that names code of its own, also if transformers has the architecture.
+
+    For programs that would run that code, such as OpenRLHF.
 
     Raises:
         UserError: names the config file.
     """
-    for file in sorted(checkpoint.glob("*config.json")):
-        if "auto_map" in read_json(file):
+    for file in _files_with_code(checkpoint):
+        raise _own_code_error(file)
+
+
+def drop_own_code(model: Any, tokenizer: Any) -> None:
+    """Remove the names of the checkpoint's own code from what will be saved.
+
+    The model was loaded as transformers' own class. Readers of the saved checkpoint must do the same.
+    """
+    vars(model.config).pop("auto_map", None)
+    tokenizer.init_kwargs.pop("auto_map", None)
+
+
+def require_context(folder: Path, max_tokens: int, name: str = "model.max_tokens") -> None:
+    """Refuse a `max_tokens` above the context that the model and its tokenizer state.
+
+    Args:
+        name: the setting, for the error.
+
+    Raises:
+        UserError: it is above; or a config is no JSON.
+    """
+    config = read_config(folder)
+    stated = {"config.json": config.get("text_config", config).get("max_position_embeddings")}
+    if (folder / "tokenizer_config.json").is_file():
+        stated["tokenizer_config.json"] = read_json(folder / "tokenizer_config.json").get("model_max_length")
+    for file, longest in stated.items():
+        if longest is not None and max_tokens > longest:
             raise UserError(
-                f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done; "
-                "convert the checkpoint to an architecture that transformers has"
+                f"{name}: expected at most {longest}, the context that {folder / file} states, found {max_tokens}; "
+                f"lower {name}"
             )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, sorted by name.
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such model folder on this node ({gethostname()}); give the folder of a Hugging Face "
+            "checkpoint, on storage that every node sees"
+        )
+
+
+def _refuse_adapter(folder: Path) -> None:
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file() and not is_checkpoint(folder):
+        base = read_json(adapter).get("base_model_name_or_path", "its base model")
+        raise UserError(
+            f"{folder}: expected a model, found only an adapter for {base}; merge it: load both with peft, call "
+            "merge_and_unload() and save the result with the tokenizer"
+        )
+
+
+def _refuse_pointers(folder: Path) -> None:
+    for file in sorted(folder.glob("*")):
+        if file.suffix in (".json", ".safetensors", ".model", ".jinja") and file.is_file():
+            with file.open("rb") as opened:
+                if opened.read(len(_POINTER)) == _POINTER:
+                    raise UserError(
+                        f"{file}: expected the file itself, found a Git LFS pointer to it; run `git lfs pull` in the "
+                        "checkpoint's folder"
+                    )
+
+
+def _files_with_code(checkpoint: Path) -> list[Path]:
+    """The config files that name code in the checkpoint."""
+    return [file for file in sorted(checkpoint.glob("*config.json")) if "auto_map" in read_json(file)]
+
+
+def _own_code_error(file: Path) -> UserError:
+    return UserError(
+        f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done; "
+        "convert the checkpoint to an architecture that transformers has"
+    )
+
+
+def _is_native(file: Path) -> bool:
+    """Whether transformers has the architecture or the tokenizer, so that the code that the file names is not needed.
+
+    Authors often publish their code before transformers has the model, and leave its name in the config.
+    """
+    config = read_json(file)
+    if file.name == "config.json":
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        return config.get("model_type") in CONFIG_MAPPING_NAMES
+    if file.name == "tokenizer_config.json":
+        from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+        return tokenizer_class_from_name(config.get("tokenizer_class") or "") is not None
+    return False
+
+
+def quantization(folder: Path) -> str:
+    """How the weights are quantized, such as "gptq"; empty if they are not.
 
     Raises:
-        UserError: there is no such folder, or it has no such file.
+        UserError: see `tensor_headers`.
+    """
+    config = read_config(folder)
+    for part in (config, config.get("text_config") or {}):
+        if given := part.get("quantization_config") or part.get("compression_config"):
+            return str(given.get("quant_method", "quantization_config in config.json"))
+    for name, tensor in tensor_headers(folder).items():
+        packed = name.endswith(".weight") and tensor.dtype.startswith(_PACKED_TYPES)
+        if packed or name.endswith(_PACKED_NAMES):
+            return f"{name} in {tensor.dtype}"
+    return ""
+
+
+# Tensors.
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads: `model.safetensors`, or those of `model.safetensors.index.json`.
+
+    Other safetensors files, such as a `consolidated.safetensors` with the same weights, do not belong to the model.
+
+    Raises:
+        UserError: there is no such folder, it has no such file, or a file of the index is missing.
     """
     _require_folder(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(
-            f"{folder}: expected *.safetensors weights, found none; other formats can run code and are not loaded, so "
-            "save the model with save_pretrained()"
-        )
-    return files
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        files = [folder / name for name in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"{file}: no such file, but {INDEX} names it; copy or download the checkpoint again")
+        return files
+    raise UserError(
+        f"{folder}: expected {WEIGHTS} or {INDEX}, found neither; other formats can run code and are not loaded, so "
+        "save the model with save_pretrained()"
+    )
+
+
+def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Type and shape of each tensor of a model folder, by name. No tensor is read.
+
+    Raises:
+        UserError: see `weight_files`; or a file is incomplete or no safetensors file.
+    """
+    found: dict[str, TensorHeader] = {}
+    for file in weight_files(folder):
+        for name, entry in _header(file).items():
+            found[name] = TensorHeader(entry["dtype"], tuple(entry["shape"]))
+    return found
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The JSON at the start of a safetensors file: after its length in 8 bytes, and before the tensors."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 1 < length <= size - 8:
+            raise UserError(f"{file}: no safetensors file, or an incomplete one; copy or download it again")
+        try:
+            entries = json.loads(opened.read(length))
+        except ValueError:
+            raise UserError(f"{file}: no safetensors file; copy or download it again") from None
+    entries.pop("__metadata__", None)
+    end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    if size < end:
+        raise UserError(f"{file}: expected {end:,} bytes, found {size:,}; copy or download it again")
+    return dict(entries)
 
 
 def tensor_names(folder: Path) -> set[str]:
-    """The names of all tensors in a model folder.
+    """The names of all tensors of a model folder.
 
     Raises:
-        UserError: see `weight_files`.
+        UserError: see `tensor_headers`.
     """
-    from safetensors import safe_open
-
-    names: set[str] = set()
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            names.update(tensors.keys())
-    return names
+    return set(tensor_headers(folder))
 
 
 def tensors_of(folder: Path) -> "Iterator[tuple[str, Tensor]]":
-    """Name and value of each tensor in a model folder, on the CPU, read one at a time.
+    """Name and value of each tensor of a model folder, on the CPU, read one at a time.
 
     Raises:
         UserError: see `weight_files`.
@@ -171,17 +349,11 @@ def tensors_of(folder: Path) -> "Iterator[tuple[str, Tensor]]":
                 yield name, tensors.get_tensor(name)
 
 
-def _is_hub_id(name: str) -> bool:
-    """Whether a path that does not exist may be the name of a model on the hub, `owner/name`."""
-    owner, _, rest = name.partition("/")
-    return bool(rest) and "/" not in rest and owner not in (".", "..", "~", "") and not Path(owner).exists()
-
-
 def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    if not _is_hub_id(name):
+    if not is_hub_id(name):
         raise UserError(f"{name}: no such folder")
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
@@ -197,8 +369,3 @@ def disable_dropout(config: Any) -> None:
     for name, value in vars(config).items():
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-
-
-def _require_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder; give the folder of a Hugging Face checkpoint")

@@ -12,6 +12,20 @@ from typing import Any, BinaryIO
 from metaalign_rl.core.errors import UserError
 
 
+def expand_path(text: str) -> str:
+    """The path with a leading `~` or `~name` replaced by that home folder, as a shell does for unquoted words.
+
+    Raises:
+        UserError: there is no such user, or a `$` begins a variable, which only a shell would expand.
+    """
+    if re.search(r"\$(\w|\{)", text):
+        raise UserError(f"expected a path without variables, found {text!r}; write the folder's name out")
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text:
+        raise UserError(f"expected a path, found {text!r}, but there is no such user; write the folder's name out")
+    return expanded
+
+
 def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically: `write` fills a temporary file, which is then renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)

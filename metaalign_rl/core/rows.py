@@ -1,18 +1,21 @@
 """Reading rows: the one schema that data sources, the reward model, PPO and evaluation share."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from metaalign_rl.core.dataflow import ANSWERS, FAMILIES, LABELS, RELATIONS, TIERS, Row
-from metaalign_rl.core.errors import UserError, nearest
-from metaalign_rl.core.files import read_jsonl
+from metaalign_rl.core.errors import BadRows, UserError, nearest
+from metaalign_rl.core.records import Record, read_records
 
 
 def parse_row(record: dict[str, Any], place: str) -> Row:
     """The row in a JSON object, checked against the schema.
+
+    A null counts as left out, because tables (pandas, Parquet, `datasets`) have a value in every column. A tier that is
+    left out has no text. An id may be an integer.
 
     Args:
         place: file and line, for errors.
@@ -20,10 +23,14 @@ def parse_row(record: dict[str, Any], place: str) -> Row:
     Raises:
         UserError: a field is missing, unknown or wrong; names the place, the field, what was expected and found.
     """
+    record = {"system_info": "", "user_info": "", **without_nulls(record)}
+    if isinstance(record.get("id"), int) and not isinstance(record["id"], bool):
+        record["id"] = str(record["id"])
     names = {f.name for f in fields(Row)}
     for name in record:
         if name not in names:
-            raise UserError(f"{place}: unknown field {name!r}; {nearest(name, names)}")
+            foreign = "" if "messages" in record else "; the file has another format: docs/data.md lists the fields"
+            raise UserError(f"{place}: unknown field {name!r}; {nearest(name, names)}{foreign}")
     for name in ("id", "family", "relation", "tier", "system_info", "user_info"):
         _require(isinstance(record.get(name), str), place, name, "a string", record)
     for name, allowed in (("family", FAMILIES), ("relation", RELATIONS), ("tier", TIERS)):
@@ -40,22 +47,57 @@ def parse_row(record: dict[str, Any], place: str) -> Row:
     return Row(**record)
 
 
+def without_nulls(value: Any, depth: int = 3) -> Any:
+    """The value without keys whose value is null, in its objects too, as deep as a row's tables are."""
+    if depth and isinstance(value, Mapping):
+        return {key: without_nulls(item, depth - 1) for key, item in value.items() if item is not None}
+    if depth and isinstance(value, list):
+        return [without_nulls(item, depth - 1) for item in value]
+    return value
+
+
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file, each checked when it is reached. Ids must be unique.
+    """The rows of a data file, each checked when it is reached. Ids must be unique.
 
     Raises:
-        UserError: see `read_jsonl` and `parse_row`; or an id occurs twice, or the file has no rows.
+        UserError: see `read_records` and `parse_row`; or an id occurs twice, or the file has no rows.
     """
-    seen: dict[str, int] = {}
-    for number, record in read_jsonl(path):
-        row = parse_row(record, f"{path}:{number}")
-        if row.id in seen:
-            place = f"{path}:{number}: field 'id'"
-            raise UserError(f"{place}: expected a unique id, found {row.id!r}, as on line {seen[row.id]}")
-        seen[row.id] = number
-        yield row
+    seen: dict[str, str] = {}
+    for record in read_records(path):
+        yield _unique(record, seen)
     if not seen:
         raise UserError(f"{path}: the file holds no rows")
+
+
+def read_checked_rows(path: Path, check: Callable[[Row, str], object], bad: BadRows) -> list[Row]:
+    """The rows of a data file that have the schema; `bad` collects the errors.
+
+    Args:
+        check: called with each row and its place; raises a `UserError` for a row that the schema allows but its use
+            does not.
+    """
+    rows: list[Row] = []
+    seen: dict[str, str] = {}
+    is_empty = True
+    with bad.collect():
+        for record in read_records(path):
+            is_empty = False
+            with bad.collect():
+                row = _unique(record, seen)
+                rows.append(row)
+                check(row, record.place)
+        if is_empty:
+            raise UserError(f"{path}: the file holds no rows")
+    return rows
+
+
+def _unique(record: Record, seen: dict[str, str]) -> Row:
+    row = parse_row(record.read(), record.place)
+    if row.id in seen:
+        place = f"{record.place}: field 'id'"
+        raise UserError(f"{place}: expected a unique id, found {row.id!r}, as in {seen[row.id]}")
+    seen[row.id] = record.place
+    return row
 
 
 def _require(condition: bool, place: str, name: str, expected: str, record: dict[str, Any]) -> None:

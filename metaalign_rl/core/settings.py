@@ -6,6 +6,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.files import expand_path
 
 Level = Literal["core", "advanced"]
 
@@ -56,6 +57,19 @@ def require(key: str, good: bool, expected: str, found: Any) -> None:
     """
     if not good:
         raise UserError(f"{key}: expected {expected}, found {found!r}")
+
+
+def expand_paths(section: Any, prefix: str, names: Sequence[str]) -> None:
+    """Replace a leading `~` in each named path by the home folder, in place.
+
+    Raises:
+        UserError: see `expand_path`; names the setting.
+    """
+    for name in names:
+        try:
+            object.__setattr__(section, name, expand_path(getattr(section, name)))  # the sections are frozen
+        except UserError as error:
+            raise UserError(f"{prefix}{name}: {error}") from None
 
 
 def require_at_least(section: Any, prefix: str, least: float, names: Sequence[str]) -> None:

@@ -7,24 +7,21 @@ from itertools import islice
 from pathlib import Path
 
 from metaalign_rl.core.dataflow import ANSWERS, FAMILIES, RELATIONS, TIERS, Row
-from metaalign_rl.core.files import read_jsonl
+from metaalign_rl.core.errors import BadRows
 from metaalign_rl.core.meta_prompt import MARKERS
-from metaalign_rl.core.rows import read_rows
-from metaalign_rl.data.checks import run_check
+from metaalign_rl.core.rows import read_checked_rows, read_rows
+from metaalign_rl.data.row_checks import check_row
 
 
 def validate(path: Path) -> str:
     """Check every row of a file, its gold checks included; the counts by relation, tier, family and more, as text.
 
     Raises:
-        UserError: a row is wrong; names file, line and field of the first one.
+        UserError: rows are wrong; names file, line and field of each, see `BadRows`.
     """
-    rows = []
-    for row, (number, _) in zip(read_rows(path), read_jsonl(path), strict=False):
-        answer = row.response or row.chosen or "probe"
-        for tier, check in row.checks.items():
-            run_check(check, answer, f"{path}:{number}: field 'checks.{tier}'")
-        rows.append(row)
+    bad = BadRows()
+    rows = read_checked_rows(path, check_row, bad)
+    bad.require_none()
     return "\n".join([f"{path}: {len(rows):,} rows", *_counts(rows)])
 
 

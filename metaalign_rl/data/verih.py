@@ -15,14 +15,14 @@ import hashlib
 import inspect
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError, nearest
-from metaalign_rl.core.files import read_json, read_jsonl
+from metaalign_rl.core.records import read_records
 from metaalign_rl.data.checks.verih import CONSTRAINTS, QUANTIFIERS
 
 FIELDS = ("sys_prompt", "user_prompt", "gt", "type")
@@ -89,7 +89,8 @@ def read_verih(path: Path) -> VerihData:
     """
     rows: list[Row] = []
     left_out: Counter[str] = Counter()
-    for number, place, record in _records(path):
+    for number, (place, read) in enumerate(read_records(path), start=1):
+        record = read()
         kind, relation, name, arguments = _parse(record, place)
         if name in CONSTRAINTS:
             _check_arguments(name, arguments, place)
@@ -102,23 +103,8 @@ def read_verih(path: Path) -> VerihData:
     return VerihData(rows=rows, left_out=dict(left_out))
 
 
-def _records(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """For each row: its number from 1, its place for error messages, and the JSON value."""
-    if path.suffix != ".json":
-        for line, record in read_jsonl(path):
-            yield line, f"{path}:{line}", record
-        return
-    array = read_json(path)
-    if not isinstance(array, list):
-        raise UserError(f"{path}: expected an array of rows, found {type(array).__name__}; is it JSONL (.jsonl)?")
-    for number, record in enumerate(array, start=1):
-        yield number, f"{path}: row {number}", record
-
-
-def _parse(record: Any, place: str) -> tuple[str, str, str, dict[str, Any]]:
+def _parse(record: dict[str, Any], place: str) -> tuple[str, str, str, dict[str, Any]]:
     """A row's constraint, relation, func_name, and arguments that are not null."""
-    if not isinstance(record, dict):
-        raise UserError(f"{place}: expected a JSON object, found {type(record).__name__}")
     for field in FIELDS:
         if not isinstance(record.get(field), str) or not record[field].strip():
             raise _wrong(place, field, "a text", record.get(field))

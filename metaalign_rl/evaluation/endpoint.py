@@ -9,6 +9,7 @@ from typing import Any, Literal
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MARKERS, without_reasoning
+from metaalign_rl.core.net import proxy_for, transport, via
 
 TierFormat = Literal["template", "message"]
 MAX_REQUESTS = 32  # concurrent requests
@@ -31,9 +32,12 @@ class Endpoint:
     """
 
     def __init__(self, url: str, model: str, tiers: TierFormat) -> None:
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
-        self._client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=3)
+        self._proxy = proxy_for(url)
+        client = DefaultHttpxClient(transport=transport(self._proxy))
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        self._client = OpenAI(base_url=url, api_key=key, max_retries=3, http_client=client)
         self._tiers = tiers
         self.model = self._find_model(url, model)
 
@@ -75,7 +79,7 @@ class Endpoint:
             )
         except OpenAIError as error:
             place = f"row {row.id!r}: the request to {self._client.base_url}"
-            raise UserError(f"{place} failed: {error}") from None
+            raise UserError(f"{place} failed: {error}{via(self._proxy)}") from None
 
     def _request(self, row: Row) -> dict[str, Any]:
         """The request's fields that depend on the row."""
@@ -94,7 +98,8 @@ class Endpoint:
             served = [model.id for model in self._client.models.list()]
         except OpenAIError as error:
             raise UserError(
-                f"{url}: expected an OpenAI-compatible endpoint, found none ({error}); give its base URL"
+                f"{url}: expected an OpenAI-compatible endpoint, found none ({error}{via(self._proxy)}); "
+                "give its base URL"
             ) from None
         names = ", ".join(served)
         if name and name not in served:

@@ -17,6 +17,7 @@ from typing import Any
 
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.arguments import path
 from metaalign_rl.core.checkpoints import refuse_own_code
 from metaalign_rl.core.dataflow import ANSWERS, Row
 from metaalign_rl.core.errors import UserError
@@ -38,8 +39,8 @@ def main() -> int:
         usage="%(prog)s [-h] --config FILE [--trainer FILE] [key=value ...] [-- OPTIONS OF OPENRLHF]",
         prog=sys.argv[0],
     )
-    parser.add_argument("--config", required=True, type=Path, help="a YAML file with the run's settings")
-    parser.add_argument("--trainer", type=Path, metavar="FILE", help=f"a script to run instead of {MODULE}")
+    parser.add_argument("--config", required=True, type=path, help="a YAML file with the run's settings")
+    parser.add_argument("--trainer", type=path, metavar="FILE", help=f"a script to run instead of {MODULE}")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that override the file's")
     given, options = sys.argv[1:], []
     if "--" in given:

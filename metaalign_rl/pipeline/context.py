@@ -9,12 +9,15 @@ from pathlib import Path
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.chat_template import is_installed
+from metaalign_rl.core.checkpoints import require_loadable
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.loading import require_complete
 from metaalign_rl.core.meta_prompt import encode_row
 from metaalign_rl.core.prepare import prepare_checkpoint
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.core.tokenizers import load_tokenizer
+from metaalign_rl.pipeline.fitting_rows import require_fitting_rows
 from metaalign_rl.rollout.engine_pool import EnginePool
 from metaalign_rl.runtime.faults import FaultLog
 
@@ -27,6 +30,7 @@ class RunContext:
         self.folder = RunFolder.of(config)
         self.faults = FaultLog(self.folder.faults, config.faults.limit)
         self._engines: EnginePool | None = None
+        self._is_checked = False  # model.path and the rows, if no stage sft does it
 
     def __enter__(self) -> "RunContext":
         return self
@@ -75,14 +79,23 @@ class RunContext:
         """The checkpoint that PPO starts from: the run's SFT model, or else `model.path`, prepared if it is not.
 
         Raises:
-            UserError: there is neither, or `model.path` cannot be prepared.
+            UserError: there is neither, or `model.path` cannot be loaded or prepared, or cannot read a row.
         """
         path = self.config.model.path
         if self.folder.sft.is_dir():
             return self.folder.sft
         if not path:
             raise UserError("model.path: there is no policy to start from; run the stage sft, or give a checkpoint")
-        if is_installed(Path(path)):
+        prepared = self._prepared(path)
+        if not self._is_checked:
+            require_fitting_rows(self.config, self.folder, prepared)
+            self._is_checked = True
+        return prepared
+
+    def _prepared(self, path: str) -> Path:
+        if Path(path).is_dir() and is_installed(Path(path)):
+            require_loadable(Path(path))
+            require_complete(Path(path))
             return Path(path).absolute()
         if not self.folder.base.is_dir():
             prepare_checkpoint(path, self.folder.base)

@@ -43,6 +43,7 @@ OPERATIONAL = {
     "learner.micro_batch_tokens",
     "learner.share_prompts",
     "learner.gradient_checkpointing",
+    "sft.gradient_checkpointing",
 }
 OPEN = {"ppo": {"ppo.steps"}}  # by stage, the settings that may change until the stage is finished
 

@@ -13,7 +13,7 @@ from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.errors import UserError, nearest
 from metaalign_rl.pipeline.resume import USED, ClaimedRun, StageRecords, claimed, has_begun, used_settings
-from metaalign_rl.preflight.run import preflight, require
+from metaalign_rl.preflight.run import cluster_preflight, require
 from metaalign_rl.runtime import ray_session, signals
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def run(config: Config) -> None:
         existing = held.enter_context(claimed(folder, config)) if has_begun(folder) else None
         if existing is None or existing.stages_left:
             with ray_session.connect(config), signals.raise_on_signals():
-                require(preflight(config))  # checks the cluster: its nodes are known only when Ray is connected
+                require(cluster_preflight(config))  # the nodes are known only when Ray is connected
                 _run_stages(config, existing or held.enter_context(claimed(folder, config)))
     if "report" in config.run.stages:
         from metaalign_rl import report

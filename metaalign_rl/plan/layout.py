@@ -1,23 +1,21 @@
 """Proposes a layout for given devices: of the layouts that fit their memory, the one with the shortest step."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from operator import attrgetter
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.units import GIB
-from metaalign_rl.plan import memory
+from metaalign_rl.plan import memory, trainings
 from metaalign_rl.plan.speed import step_seconds
-from metaalign_rl.plan.work import Case
+from metaalign_rl.plan.work import Case, Settings, apply
 
 MAX_FILL = 0.9  # share of a device's memory that an estimate may fill
 ENGINE_SHARE = 0.9  # share of a device's memory for an engine, if nothing else uses the device
 MICRO_BATCHES = (2048, 4096, 8192, 16_384, 32_768, 65_536)  # tokens
 TENSOR_PARALLEL = (1, 2, 4, 8)  # devices per engine; more would not fit one node
-
-Settings: TypeAlias = dict[str, Any]  # by dotted key
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +42,22 @@ def propose(case: Case, devices: Devices) -> Settings:
     for offload in (False, True):  # offloading is slower, so only if nothing else fits
         fitting = [settings for settings in _layouts(case, devices, offload) if fits(apply(case, settings))]
         if fitting:
-            return min(fitting, key=lambda settings: step_seconds(apply(case, settings))["step"])
+            return _with_trainings(case, fitting)
     raise UserError(_too_large_message(case, devices))
 
 
-def apply(case: Case, settings: Settings) -> Case:
-    """The case with changed settings."""
-    sections: dict[str, dict[str, Any]] = {}
-    for key, value in settings.items():
-        section, _, name = key.rpartition(".")
-        sections.setdefault(section, {})[name] = value
-    changed = {name: replace(getattr(case.config, name), **values) for name, values in sections.items()}
-    return replace(case, config=replace(case.config, **changed))
+def _with_trainings(case: Case, fitting: list[Settings]) -> Settings:
+    """The fastest of the layouts in which SFT and the reward model's training fit too; else the fastest."""
+    ordered = sorted(fitting, key=lambda settings: step_seconds(apply(case, settings))["step"])
+    proposals: dict[tuple[int, int], Settings] = {}  # by what the trainings depend on
+    for settings in ordered:
+        planned = apply(case, settings)
+        key = planned.config.learner.world_size, trainings.max_training_ranks(planned)
+        if key not in proposals:
+            proposals[key] = settings | trainings.propose(planned, MAX_FILL)
+            if not trainings.problems(apply(case, proposals[key]), MAX_FILL):
+                return proposals[key]
+    return next(iter(proposals.values()))
 
 
 def changes(case: Case, settings: Settings) -> Settings:
@@ -83,7 +85,8 @@ def _layouts(case: Case, devices: Devices, offload: bool) -> Iterator[Settings]:
         base: Settings = {
             "cluster.gpus": devices.gpus, "cluster.layout": layout, "learner.world_size": learners,
             "rollout.engines": engines, "rollout.tensor_parallel": parallel, "ppo.reward_workers": 1,
-            "model.dtype": "bfloat16", "sft.batch_size": max(case.config.sft.batch_size, learners),
+            "model.dtype": "bfloat16", "sft.batch_size": -(-case.config.sft.batch_size // learners) * learners,
+            "sft.gradient_accumulation": 1,
         }  # fmt: skip
         for stage, checkpointing, tokens in product((1, 2, 3), (False, True), MICRO_BATCHES):
             settings = base | {
@@ -128,8 +131,9 @@ def _too_large_message(case: Case, devices: Devices) -> str:
     """The memory that the smallest layout needs."""
     assert case.device.memory_gib is not None
     cases = [apply(case, settings) for settings in _layouts(case, devices, offload=True)]
+    in_bfloat16 = apply(case, {"model.dtype": "bfloat16", "learner.zero_stage": 3})
     least = min((sum(memory.learner_memory(smaller).values()) for smaller in cases), default=0.0) / GIB
-    reward = sum(memory.reward_memory(case).values()) / GIB
+    reward = sum(memory.reward_memory(in_bfloat16).values()) / GIB
     room = MAX_FILL * case.device.memory_gib
     return (
         f"{devices.gpus} x {case.device.title} are too small: a learner needs {least:.0f} GiB at ZeRO-3 with gradient "

@@ -53,10 +53,14 @@ def activations(shape: Shape, tokens: float, dtype: str, checkpointing: bool) ->
     return tokens * kept
 
 
+def logit_bytes(dtype: str) -> int:
+    """Bytes per logit: in float32, its softmax, its gradient, copies in dtype."""
+    return 12 if dtype == "float32" else 12 + 2 * BYTES[dtype]
+
+
 def logits(shape: Shape, tokens: float, dtype: str) -> float:
-    """Bytes for the logits of `tokens` response tokens: in float32, their softmax, its gradient, copies in dtype."""
-    copies = 12 if dtype == "float32" else 12 + 2 * BYTES[dtype]
-    return tokens * shape.vocabulary * copies
+    """Bytes for the logits of `tokens` response tokens."""
+    return tokens * shape.vocabulary * logit_bytes(dtype)
 
 
 def micro_batch(case: Case) -> float:
@@ -87,9 +91,14 @@ def learner_memory(case: Case) -> Memory:
 def _buffers(case: Case) -> float:
     """DeepSpeed's buffers: a bucket of gradients, allocated in full on a GPU, and the weights gathered by ZeRO-3."""
     config, shape = case.config, case.policy
-    stage, size = config.learner.zero_stage, BYTES[case.dtype]
-    bucket = size * (min(BUCKET, shape.parameters) if case.device.is_cpu or stage == 0 else BUCKET)
-    return bucket + (gathered(shape.parameters, config.learner.world_size, case.dtype) if stage == 3 else 0.0)
+    stage = config.learner.zero_stage
+    more = gathered(shape.parameters, config.learner.world_size, case.dtype) if stage == 3 else 0.0
+    return bucket(case, shape.parameters, stage, case.dtype) + more
+
+
+def bucket(case: Case, parameters: float, stage: int, dtype: str) -> float:
+    """Bytes of the bucket in which DeepSpeed reduces gradients."""
+    return BYTES[dtype] * (min(BUCKET, parameters) if case.device.is_cpu or stage == 0 else BUCKET)
 
 
 def engine_memory(case: Case) -> Memory:

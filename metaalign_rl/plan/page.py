@@ -5,17 +5,12 @@ from textwrap import wrap
 from typing import Any
 
 from metaalign_rl.core.units import GIB, counted
-from metaalign_rl.plan import memory
-from metaalign_rl.plan.layout import Settings
-from metaalign_rl.plan.memory import Memory
+from metaalign_rl.plan import layout, memory, stages, trainings
 from metaalign_rl.plan.speed import rollout_seconds, step_seconds
-from metaalign_rl.plan.work import Case
+from metaalign_rl.plan.work import Case, Settings
 
 WIDTH = 110  # characters per line
-OPEN = (
-    "\n\nThe plan covers only the stage ppo. Set these yourself: model.path, the learning rates, sft.zero_stage,\n"
-    "reward.zero_stage and reward.devices."
-)
+OPEN = "Set these yourself: model.path and the learning rates."
 
 
 def to_json(case: Case, settings: Settings) -> dict[str, Any]:
@@ -29,22 +24,13 @@ def to_json(case: Case, settings: Settings) -> dict[str, Any]:
         "answers": case.work.samples,
         "prompt_tokens": case.work.prompt_tokens,
         "answer_tokens": case.work.response_tokens,
-        "memory_gib": {role: _gib(parts) for role, parts in device_memory(case).items()},
-        "host_gib": _gib(memory.host_memory(case)),
+        "memory_gib": {role: _gib(parts) for role, parts in stages.device_memory(case).items()},
+        "host_gib": {stage: _gib(parts) for stage, parts in stages.host_memory(case).items()},
         "disk_gib": _gib(memory.disk_bytes(case)),
         "kv_cache_tokens": memory.kv_tokens(case),
         "seconds": seconds | {f"rollout/{part}": value for part, value in rollout_seconds(case).items()},
         "answers_per_second": case.work.samples / seconds["step"],
     }  # fmt: skip
-
-
-def device_memory(case: Case) -> dict[str, Memory]:
-    """Memory of one device of each role, in bytes by part."""
-    return {
-        "learner": memory.learner_memory(case),
-        "engine": memory.engine_memory(case),
-        "reward worker": memory.reward_memory(case),
-    }
 
 
 def render(case: Case, settings: Settings) -> str:
@@ -79,15 +65,14 @@ def _layout(case: Case) -> str:
 
 def memory_table(case: Case) -> str:
     """Memory of one device by part and role, main memory and disk, as text."""
-    roles = {role: _gib(parts) for role, parts in device_memory(case).items()}
+    roles = {role: _gib(parts) for role, parts in stages.device_memory(case).items()}
     parts = list(dict.fromkeys(part for found in roles.values() for part in found))
     rows = [["", *roles]] + [[part, *(_amount(found.get(part, 0.0)) for found in roles.values())] for part in parts]
     rows.append(["total", *(_amount(sum(found.values())) for found in roles.values())])
     unit = "process" if case.device.is_cpu else f"device of {case.device.memory_gib:g} GiB"
-    totals = {
-        "Main memory of all nodes": memory.host_memory(case),
-        "Disk under the run's folder": memory.disk_bytes(case),
-    }
+    hosts = stages.host_memory(case)
+    totals = {f"Main memory of all nodes, stage {stage}": found for stage, found in hosts.items()}
+    totals["Disk under the run's folder"] = memory.disk_bytes(case)
     sums = [f"{name}, GiB: {_sum(_gib(values))}" for name, values in totals.items()]
     return "\n".join([f"Estimated memory of each {unit}, in GiB:", _table(rows, right=1), *sums])
 
@@ -129,7 +114,10 @@ def _settings(case: Case, settings: Settings) -> str:
         return "The config has all of these settings already."
     words = " ".join(f"{key}={_value(value)}" for key, value in settings.items())
     lines = ["To use this layout, add to `metaalign-rl run CONFIG`:", *wrap(words, WIDTH, break_on_hyphens=False)]
-    return "\n  ".join(lines) + ("" if case.device.is_cpu else OPEN)
+    if case.device.is_cpu:
+        return "\n  ".join(lines)
+    notes = ("\n".join(wrap(text, WIDTH)) for text in trainings.problems(case, layout.MAX_FILL))
+    return "\n\n".join(["\n  ".join(lines), *notes, OPEN])
 
 
 def _source(case: Case) -> str:

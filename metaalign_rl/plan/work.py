@@ -1,10 +1,13 @@
 """The workload of one PPO step: how many responses, of which length, by which models."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from metaalign_rl.config.schema import Config
 from metaalign_rl.plan.rates import Device
 from metaalign_rl.plan.shape import Shape
+
+Settings: TypeAlias = dict[str, Any]  # by dotted key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,3 +92,13 @@ class Case:
     def has_critic(self) -> bool:
         """Whether the learners train a critic."""
         return self.config.ppo.algorithm == "ppo"
+
+
+def apply(case: Case, settings: Settings) -> Case:
+    """The case with changed settings."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = value
+    changed = {name: replace(getattr(case.config, name), **values) for name, values in sections.items()}
+    return replace(case, config=replace(case.config, **changed))

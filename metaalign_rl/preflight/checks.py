@@ -1,21 +1,22 @@
 """Checks of this machine: memory, disk, paths and servers that a run needs. Imports no heavy packages."""
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
-from metaalign_rl.core.checkpoints import is_checkpoint
+from metaalign_rl.core.checkpoints import is_hub_id, require_context, require_loadable
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.loading import Kind, require_complete
+from metaalign_rl.core.net import proxy_for, via
 from metaalign_rl.core.units import GIB
 from metaalign_rl.data.public import ADAPTERS
 from metaalign_rl.runtime.ray_session import is_submitted
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +81,16 @@ def check_sources(config: Config) -> list[PreflightCheck]:
         checks.append(_check_path("data.path", config.data.path, "a readable folder", Path.is_dir))
     elif config.data.source == "verih":
         checks.append(_check_path("data.path", config.data.path, "a readable file", Path.is_file))
-    elif config.data.source in ADAPTERS and not _is_hub_id(config.data.path):
+    elif config.data.source in ADAPTERS and not is_hub_id(config.data.path):
         needed = f"a hub id such as {ADAPTERS[config.data.source].hub_id}, or a folder or file"
         checks.append(_check_path("data.path", config.data.path, needed, Path.exists))
     has_sft = "sft" in config.run.stages or RunFolder.of(config).sft.is_dir()
     starts_from_path = not has_sft and not {"reward", "ppo", "evaluate"}.isdisjoint(config.run.stages)
-    if config.model.path and (starts_from_path or not _is_hub_id(config.model.path)):
-        checks.append(_check_path("model.path", config.model.path, "a checkpoint folder", is_checkpoint))
+    if config.model.path and (starts_from_path or not is_hub_id(config.model.path)):
+        checks.append(_check_checkpoint("model.path", config.model.path, "CausalLM", config.model.max_tokens))
     if config.reward.path:
-        checks.append(_check_path("reward.path", config.reward.path, "a checkpoint folder", is_checkpoint))
+        tokens = config.model.max_tokens
+        checks.append(_check_checkpoint("reward.path", config.reward.path, "SequenceClassification", tokens))
     if config.reward.function:
         path = config.reward.function.rpartition(":")[0]
         checks.append(_check_path("reward.function", path, "a readable Python file", Path.is_file))
@@ -115,24 +117,36 @@ def _check_path(name: str, value: str, needed: str, is_good: Callable[[Path], bo
     return PreflightCheck(name, needed, found, good, f"give one as {name}=PATH")
 
 
+def _check_checkpoint(name: str, value: str, kind: Kind, max_tokens: int) -> PreflightCheck:
+    """Whether the checkpoint can be loaded with all of its weights, and has the context for `model.max_tokens`."""
+    needed, folder = "a checkpoint that can be loaded", Path(value)
+    if not folder.exists():
+        made = " (a run's stage sft makes this folder: run it first)" if folder.name == "sft" else ""
+        return PreflightCheck(name, needed, f"{value!r}, which does not exist", False, f"give one as {name}=PATH{made}")
+    try:
+        require_loadable(folder)
+        require_complete(folder, kind)
+        require_context(folder, max_tokens)
+    except UserError as error:
+        found, _, remedy = str(error).rpartition("; ")
+        return PreflightCheck(name, needed, found, False, remedy)
+    return PreflightCheck(name, needed, repr(value), True, "")
+
+
 def _check_url(name: str, url: str) -> PreflightCheck:
     """Whether the scorer at `url` answers that it is ready."""
     from urllib.error import URLError
-    from urllib.request import urlopen
+    from urllib.request import ProxyHandler, build_opener
 
+    proxy = proxy_for(url)
+    opener = build_opener(ProxyHandler({urlsplit(url).scheme: proxy} if proxy else {}))
     try:
-        with urlopen(f"{url.rstrip('/')}/ready", timeout=5):
+        with opener.open(f"{url.rstrip('/')}/ready", timeout=5):
             found = ""
     except (URLError, ValueError, OSError) as error:
         found = f", {getattr(error, 'reason', error)}"
-    return PreflightCheck(
-        name, "a server that is ready", f"{url!r}{found}", not found, "start it: metaalign-reward serve"
-    )
-
-
-def _is_hub_id(value: str) -> bool:
-    """Whether it looks like a hub's `owner/name`. If `owner` is a local folder, it is a mistyped path instead."""
-    return bool(_HUB_ID.fullmatch(value)) and value[0] != "." and not Path(value.split("/")[0]).exists()
+    remedy = f"it was asked{via(proxy)}" if proxy else "start it: metaalign-reward serve"
+    return PreflightCheck(name, "a server that is ready", f"{url!r}{found}", not found, remedy)
 
 
 def is_writable(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Checks of the estimated memory and disk of the stage ppo. Imports no heavy packages."""
+"""Checks of the estimated memory and disk of the stages sft, reward and ppo. Imports no heavy packages."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from metaalign_rl.config.schema import Config
 from metaalign_rl.config.sections import OBJECT_STORE_SHARE
 from metaalign_rl.core.units import GIB, counted
-from metaalign_rl.plan import memory
+from metaalign_rl.plan import memory, stages
 from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.page import memory_table
 from metaalign_rl.plan.rates import Device, find_device, names
@@ -21,6 +21,13 @@ PORTS = (
     "other through a file in the run's folder. Between nodes, their collectives (NCCL, gloo) use ports that the\n"
     "system assigns."
 )
+FEWER_TOKENS = {
+    "sft": "raise sft.gradient_accumulation, set sft.gradient_checkpointing=true, or lower sft.batch_size, "
+    "model.max_tokens",
+    "reward": "raise reward.gradient_accumulation, set reward.gradient_checkpointing=true and reward.controls=[], or "
+    "lower reward.batch_size, model.max_tokens",
+    "ppo": "lower learner.micro_batch_tokens, rollout.kv_cache_gib",
+}
 TOLERANCE = 1.3  # within this factor a shortfall is a warning, beyond it an error
 
 
@@ -28,10 +35,10 @@ def find_case(config: Config) -> Case | None:
     """The case to estimate, on the cluster's GPUs or on CPUs.
 
     Returns:
-        None if nothing can be estimated: the stage ppo does not run, or the kind of GPU or the model's shape is not
-        known.
+        None if nothing can be estimated: no stage that needs much memory runs, or the kind of GPU or the model's shape
+        is not known.
     """
-    if "ppo" not in config.run.stages:
+    if not stages.estimated_stages(config):
         return None
     if not config.cluster.gpus:
         return case_of(config)
@@ -58,9 +65,12 @@ def check_estimates(config: Config) -> Iterator[PreflightCheck]:
     if case.device.is_cpu:
         yield _check_host(case)
     else:
-        yield from _check_gpus(case)
-    yield _check_store(case)
-    yield _check_disk(case)
+        yield from _check_training_gpus(case)
+    if "ppo" in config.run.stages:
+        if not case.device.is_cpu:
+            yield from _check_gpus(case)
+        yield _check_store(case)
+        yield _check_disk(case)
 
 
 def _compare(name: str, what: str, needed: float, found: float, remedy: str) -> PreflightCheck:
@@ -71,10 +81,24 @@ def _compare(name: str, what: str, needed: float, found: float, remedy: str) -> 
 
 
 def _check_host(case: Case) -> PreflightCheck:
-    parts = memory.host_memory(case)
+    """The stage that needs the most memory."""
+    found = stages.host_memory(case)
+    stage, parts = max(found.items(), key=lambda item: sum(item[1].values()))
     largest = max(parts, key=lambda part: parts[part])
-    remedy = f"lower learner.micro_batch_tokens, rollout.kv_cache_gib or the model's size; most of it is for {largest}"
-    return _compare("memory", "memory for all processes", sum(parts.values()), free_memory(), remedy)
+    remedy = f"{FEWER_TOKENS[stage]} or the model's size; most of it is for {largest}"
+    return _compare(
+        "memory", f"memory for all processes of the stage {stage}", sum(parts.values()), free_memory(), remedy
+    )
+
+
+def _check_training_gpus(case: Case) -> Iterator[PreflightCheck]:
+    """SFT and the reward model's training, next to engines that sleep on the same GPU."""
+    assert case.device.memory_gib is not None
+    roles, room = stages.device_memory(case), case.device.memory_gib * GIB
+    for role, stage in (("SFT", "sft"), ("reward training", "reward")):
+        if role in roles:
+            needed = stages.training_memory(case, stage)
+            yield _compare(stage, f"a GPU for a rank of {role}", needed, room, FEWER_TOKENS[stage])
 
 
 def _check_gpus(case: Case) -> Iterator[PreflightCheck]:
@@ -114,7 +138,7 @@ def _check_disk(case: Case) -> PreflightCheck:
 
 
 def describe(config: Config, case: Case | None) -> str:
-    """The resources of the stage ppo as text: devices by role, memory by part, ports."""
+    """The resources of the stages as text: devices by role, memory by part, ports."""
     roles = ", ".join(f"{role} {count}" for role, count in gpus_by_role(config).items())
     layout = "colocated" if config.shares_devices else "disaggregated"
     devices = (

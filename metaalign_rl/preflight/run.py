@@ -15,19 +15,30 @@ from metaalign_rl.runtime.ray_session import is_connected
 
 def preflight(config: Config) -> list[PreflightCheck]:
     """Compare the requirements of a config with this machine and, if Ray is connected, with its cluster."""
-    counts, devices = list(cluster.check_counts(config)), list(cluster.check_devices(config))
-    checks = [*counts, preflight_checks.check_memory(config), preflight_checks.check_root(config), *devices]
-    if is_connected() and not devices and all(check.ok for check in counts):
-        bundles = [NamedBundle(who, part["CPU"], part.get("GPU", 0.0)) for who, part in placement.named_bundles(config)]
-        checks += list(cluster.check_bundles(bundles, cluster.nodes())) or cluster.check_free(bundles)
-    if is_connected() and os.environ.get("RAY_ADDRESS"):
-        checks += cluster.check_storage(config)
-    checks += [
+    counts = [] if is_connected() else cluster.check_counts(config)
+    checks = [
+        *counts,
+        preflight_checks.check_memory(config),
+        preflight_checks.check_root(config),
+        *cluster.check_devices(config),
         preflight_checks.check_disk(config),
         *preflight_checks.check_sources(config),
         *preflight_checks.check_wandb(config),
+        *([] if config.cluster.gpus else estimates.check_estimates(config)),
     ]
-    return [*checks, *estimates.check_estimates(config)]
+    return [*(cluster_preflight(config) if is_connected() else []), *checks]
+
+
+def cluster_preflight(config: Config) -> list[PreflightCheck]:
+    """Compare the requirements with the connected cluster: what `preflight` cannot know without it."""
+    counts, devices = list(cluster.check_counts(config)), list(cluster.check_devices(config))
+    checks = list(counts)
+    if not devices and all(check.ok for check in counts):
+        bundles = [NamedBundle(who, part["CPU"], part.get("GPU", 0.0)) for who, part in placement.named_bundles(config)]
+        checks += list(cluster.check_bundles(bundles, cluster.nodes())) or cluster.check_free(bundles)
+    if os.environ.get("RAY_ADDRESS"):
+        checks += cluster.check_storage(config)
+    return [*checks, *(estimates.check_estimates(config) if config.cluster.gpus else [])]
 
 
 def require(checks: list[PreflightCheck]) -> None:

@@ -13,11 +13,11 @@ from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.core.dataflow import LABELS, TIERS
 from metaalign_rl.core.files import replace_folder
 from metaalign_rl.core.units import MIB
+from reward.score import GOOD
 
 IN_PAGE, IN_PAGE_BYTES = 4_000, 4 * MIB  # most responses in the page
 IN_SCRIPTS, IN_SCRIPTS_BYTES = 100_000, 128 * MIB  # most responses in the scripts, which a browser holds in memory
 PER_SCRIPT = 4_000  # responses per script
-GOOD = 0.5  # threshold on the proxy, to compare it with gold
 
 
 @dataclass

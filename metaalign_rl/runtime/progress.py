@@ -63,8 +63,8 @@ class ProgressBar:
     def __init__(self, name: str) -> None:
         self._name = name
         self._terminal = sys.stderr.isatty()
-        self._began = time.monotonic()
-        self._printed, self._last = 0, self._began
+        self._printed, self._last = 0, time.monotonic()
+        self._first: tuple[float, int] | None = None  # time and units of the first update, after the start-up
         self._bar: Any = None
 
     def __enter__(self) -> "ProgressBar":
@@ -94,7 +94,15 @@ class ProgressBar:
             self._bar.update(self._task, completed=update.done, total=update.total, metrics=metrics)
             return
         now, tenths = time.monotonic(), update.done * LINES // update.total
+        self._first = self._first or (now, update.done)
         if tenths > self._printed or now - self._last >= MAX_SILENCE:
             self._printed, self._last = tenths, now
-            left = (now - self._began) / max(update.done, 1) * (update.total - update.done)
-            print(f"{self._name:<10} {update.done}/{update.total}  {metrics}  {left:.0f} s left", flush=True)
+            print(f"{self._name:<10} {update.done}/{update.total}  {metrics}{self._left(now, update)}", flush=True)
+
+    def _left(self, now: float, update: ProgressUpdate) -> str:
+        """The time left at the speed since the first update; nothing at the first one, before which actors start."""
+        assert self._first is not None
+        began, done = self._first
+        if update.done <= done:
+            return ""
+        return f"  {(now - began) / (update.done - done) * (update.total - update.done):.0f} s left"

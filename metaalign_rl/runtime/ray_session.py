@@ -26,6 +26,7 @@ def connect(config: Config) -> Iterator[None]:
         UserError: RAY_ADDRESS is not the address of a cluster, or nothing answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _ignore_uv_run()
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         _require_token()
@@ -43,6 +44,19 @@ def connect(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _ignore_uv_run() -> None:
+    """Under `uv run`, Ray would upload the working folder and start every worker by `uv run`.
+
+    The workers run in the same environment without that. Ray reads the variable when it is imported.
+    """
+    if "RAY_ENABLE_UV_RUN_RUNTIME_ENV" not in os.environ:
+        os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+        if "ray" in sys.modules:
+            from ray._private import ray_constants
+
+            ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
 
 
 def is_submitted() -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.loading import require_servable
 from metaalign_rl.core.net import is_loopback, listen, url_of
 
 RESERVED = ("--host", "--port", "--model", "--load-format", "--trust-remote-code")
@@ -29,8 +30,8 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
         options: more options of `vllm serve`.
 
     Raises:
-        UserError: there is no policy, or it lacks the template; the server cannot listen on the address, or other
-            machines could reach it without an API key; or see `check_options`.
+        UserError: there is no policy, it cannot be loaded, or it lacks the template; the server cannot listen on the
+            address, or other machines could reach it without an API key; or see `check_options`.
     """
     from metaalign_rl.core.prepare import prepared_policy
     from metaalign_rl.core.tokenizers import load_tokenizer
@@ -40,6 +41,7 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
     check_options(options)
     require_key(host, os.environ, options)
     listen(host, port).close()
+    require_servable(path)
     load_tokenizer(path)
     on_cpu = prepare_vllm()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server's engine is its own process

@@ -89,7 +89,10 @@ class SFTWorker:
         cuda = self.device.type == "cuda"
         return TrainingArguments(
             output_dir=str(checkpoints),
-            per_device_train_batch_size=config.batch_size // self.world_size,
+            per_device_train_batch_size=config.batch_size // (self.world_size * config.gradient_accumulation),
+            gradient_accumulation_steps=config.gradient_accumulation,
+            gradient_checkpointing=config.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},  # the reentrant kind needs inputs with gradients
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             num_train_epochs=config.epochs,

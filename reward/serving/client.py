@@ -10,6 +10,7 @@ import httpx
 
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.net import proxy_for, transport, via
 from reward.answers import answer_row
 from reward.score import Score
 
@@ -44,7 +45,8 @@ class RemoteScorer:
     ) -> None:
         token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+        self._proxy = proxy_for(url)
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport(self._proxy))
         self._url, self._retries, self._rows_per_request = url, retries, rows_a_request
 
     def score(self, rows: Sequence[Row | Mapping[str, Any]], *, place: str = "rows") -> list[Score]:
@@ -82,7 +84,7 @@ class RemoteScorer:
             try:
                 response = self._client.post(path, json=body)
             except httpx.TransportError as error:
-                problem = str(error) or type(error).__name__
+                problem = f"{error or type(error).__name__}{via(self._proxy)}"
             else:
                 if response.is_success:
                     return response.json()

@@ -52,25 +52,28 @@ class Message(Closed):
 
 
 class AnswerRow(BaseModel):
-    """An answer with its meta-prompt and dialog. A row's other fields are allowed; of these the reply repeats `id`."""
+    """An answer with its meta-prompt and dialog. A row's other fields are allowed; of these the reply repeats `id`.
+
+    A null counts as left out.
+    """
 
     model_config = ConfigDict(extra="allow", json_schema_extra=CLOSED)  # `answer_row` refuses unknown fields by name
     messages: Annotated[
         list[Message], Field(min_length=1, fail_fast=True, description="the dialog; the last message is the user's")
     ]
     response: str
-    system_info: str = ""
-    user_info: str = ""
-    id: str = ""
-    family: str = Field("helpful", json_schema_extra={"enum": list(FAMILIES)})
-    relation: str = Field("neutral", json_schema_extra={"enum": list(RELATIONS)})
-    tier: Tier = "dialog"
+    system_info: str | None = None
+    user_info: str | None = None
+    id: str | None = None
+    family: str | None = Field(None, json_schema_extra={"enum": [*FAMILIES, None]})
+    relation: str | None = Field(None, json_schema_extra={"enum": [*RELATIONS, None]})
+    tier: Tier | None = None
     chosen: str | None = None
     rejected: str | None = None
     strength: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
-    checks: dict[str, Any] = {}
-    labels: dict[str, Any] = {}
-    tags: dict[str, Any] = {}
+    checks: dict[str, Any] | None = None
+    labels: dict[str, Any] | None = None
+    tags: dict[str, Any] | None = None
 
 
 def _as_list(value: Any) -> Any:

@@ -30,6 +30,10 @@ class CommonTraining:
         level="core",
     )
     batch_size: int = setting(64, "Rows (pairs or labelled responses) per update, over all devices.", unit="rows")
+    gradient_accumulation: int = setting(
+        1, "Passes over which the rows of an update are spread, to save memory.", unit="passes"
+    )
+    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass to save memory.")
     epochs: float = setting(
         1.0, "Passes over the rows (in a run, the pairs and the SFT policy's responses).", unit="passes"
     )
@@ -63,10 +67,13 @@ class CommonTraining:
     def _check_common(self, prefix: str) -> None:
         """Check the values; `prefix` comes before a field's name in errors."""
         require_positive(self, prefix, ("learning_rate", "epochs", "lora_alpha"))
-        require_at_least(self, prefix, 1, ("batch_size",))
+        require_at_least(self, prefix, 1, ("batch_size", "gradient_accumulation"))
         least_zero = ("margin", "label_smoothing", "lora_rank", "token_weight", "easy_first_fraction")
         require_at_least(self, prefix, 0, least_zero)
         require(f"{prefix}label_smoothing", self.label_smoothing < 0.5, "a share below 0.5", self.label_smoothing)
+        passes = self.gradient_accumulation
+        is_spread = self.batch_size % passes == 0
+        require(f"{prefix}batch_size", is_spread, f"a multiple of gradient_accumulation={passes}", self.batch_size)
         first = self.easy_first_fraction
         require(f"{prefix}easy_first_fraction", first < 1, "a share below 1", first)
 
@@ -75,9 +82,6 @@ class CommonTraining:
 class RewardTraining(CommonTraining):
     """How the reward model is trained."""
 
-    gradient_accumulation: int = setting(
-        1, "Number of passes into which an update is split, to save memory.", unit="passes"
-    )
     warmup_ratio: float = setting(0.05, "Share of the updates in which the learning rate rises.", unit="share")
     schedule: Literal["cosine", "linear"] = setting("cosine", "How the learning rate falls after the warm-up.")
     weight_decay: float = setting(0.0, "AdamW's weight decay.", unit=PLAIN)
@@ -98,24 +102,18 @@ class RewardTraining(CommonTraining):
     checkpoint_steps: int = setting(500, "Updates between two checkpoints to resume from.", unit="optimizer steps")
     log_steps: int = setting(10, "Updates between two lines of the log.", unit="optimizer steps")
     bf16: bool = setting(False, "Compute in bfloat16, with the weights in float32.")
-    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass to save memory.")
     seed: int = setting(0, "Seed of the new head, the held-out rows and the order of the rows.", unit=PLAIN)
 
     def __post_init__(self) -> None:
         self._check_common("")
         require_options(self, "")
-        require_at_least(self, "", 1, ("gradient_accumulation", "max_tokens", "checkpoint_steps", "log_steps"))
+        require_at_least(self, "", 1, ("max_tokens", "checkpoint_steps", "log_steps"))
         require_at_least(
             self, "", 0, ("warmup_ratio", "weight_decay", "bt_weight", "bce_weight", "calibration_share", "seed")
         )
         for name in ("warmup_ratio", "calibration_share"):
             share = getattr(self, name)
             require(name, share < 1, "a share below 1", share)
-        if self.batch_size % self.gradient_accumulation:
-            raise UserError(
-                f"batch_size: expected a multiple of gradient_accumulation={self.gradient_accumulation}, "
-                f"found {self.batch_size}"
-            )
         if self.bt_weight == 0 and self.bce_weight == 0:
             raise UserError("bt_weight and bce_weight: both are 0, so nothing is trained; raise one of them")
 

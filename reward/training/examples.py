@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from metaalign_rl.core.batching import Line, lay_out, pad
 from metaalign_rl.core.dataflow import LABELS, Row
-from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.errors import BadRows, UserError
 from metaalign_rl.core.meta_prompt import encode_answer
 from reward.answers import labelled_answers
 
@@ -86,8 +86,17 @@ def make_example(row: Row, tokenizer: PreTrainedTokenizerBase, max_tokens: int) 
 
 
 def make_examples(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Example]:
-    """Tokenise all rows; see `make_example`."""
-    return [make_example(row, tokenizer, max_tokens) for row in rows]
+    """Tokenise all rows; see `make_example`.
+
+    Raises:
+        UserError: names all rows that `make_example` refuses, see `BadRows`.
+    """
+    examples, bad = [], BadRows()
+    for row in rows:
+        with bad.collect():
+            examples.append(make_example(row, tokenizer, max_tokens))
+    bad.require_none()
+    return examples
 
 
 def collate(examples: Sequence[Example], pad_token: int, trained_labels: Collection[str] = LABELS) -> RewardBatch:

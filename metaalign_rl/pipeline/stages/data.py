@@ -1,17 +1,19 @@
 """The data stage: write the rows for every use as JSONL files in the run's folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from metaalign_rl.config.schema import Config, DataConfig
 from metaalign_rl.core.dataflow import Row
-from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.files import read_jsonl, write_jsonl
-from metaalign_rl.core.rows import read_rows
+from metaalign_rl.core.errors import BadRows, UserError
+from metaalign_rl.core.files import write_jsonl
+from metaalign_rl.core.rows import read_checked_rows
 from metaalign_rl.data import public
-from metaalign_rl.data.checks import run_check
+from metaalign_rl.data.row_checks import check_use
 
 Uses = dict[str, list[Row]]  # rows by use
+ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 USES = ("demonstrations", "pairs", "prompts", "held_out_prompts", "held_out_pairs", "paraphrases")
 
 
@@ -89,32 +91,26 @@ def _jsonl(data: DataConfig, seed: int) -> Uses:
     folder = Path(data.path)
     if not folder.is_dir():
         raise UserError(f"data.path: expected a folder with files such as prompts.jsonl, found {data.path!r}")
-    files = {name: folder / f"{name}.jsonl" for name in USES if (folder / f"{name}.jsonl").exists()}
+    files = {use: path for use in USES if (path := _file(folder, use))}
     if not files:
         names = ", ".join(f"{name}.jsonl" for name in USES)
         raise UserError(f"data.path: expected a folder with at least one of {names}, found {data.path!r}")
-    return {use: list(_checked_rows(path, use)) for use, path in files.items()}
+    bad = BadRows()
+    uses = {use: read_checked_rows(path, partial(check_use, use), bad) for use, path in files.items()}
+    bad.require_none()
+    return uses
 
 
-def _checked_rows(path: Path, use: str) -> Iterator[Row]:
-    """The rows of a file, checked for the fields that their use needs, so that errors come before any training."""
-    for row, (number, _) in zip(read_rows(path), read_jsonl(path), strict=True):
-        place = f"{path}:{number}"
-        if use == "demonstrations" and row.response is None:
-            raise UserError(f"{place}: field 'response': expected a string for a demonstration, found nothing")
-        if use == "held_out_pairs" and row.chosen is None:
-            raise UserError(f"{place}: field 'chosen': expected a pair, found nothing")
-        if use == "pairs" and row.chosen is None and not row.labels:
-            raise UserError(f"{place}: field 'chosen': expected a pair, or a response with 'labels', found nothing")
-        if use in ("held_out_prompts", "paraphrases") and row.tier not in row.checks:
-            raise UserError(
-                f"{place}: field 'checks.{row.tier}': expected a check of the governing tier, found nothing"
-            )
-        if use == "paraphrases" and "paraphrases" not in row.tags:
-            raise UserError(f"{place}: field 'tags.paraphrases': expected a tag that paraphrases share, found nothing")
-        for tier, check in row.checks.items():
-            run_check(check, "probe", f"{place}: field 'checks.{tier}'")
-        yield row
+def _file(folder: Path, use: str) -> Path | None:
+    """The file of a use; None if there is none.
+
+    Raises:
+        UserError: there are several.
+    """
+    found = [path for ending in ENDINGS if (path := folder / f"{use}{ending}").exists()]
+    if len(found) > 1:
+        raise UserError(f"data.path: expected one file of {use}, found {' and '.join(map(str, found))}; remove one")
+    return found[0] if found else None
 
 
 def _verih(data: DataConfig, seed: int) -> Uses:

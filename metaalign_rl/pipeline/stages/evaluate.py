@@ -17,11 +17,11 @@ from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
+from reward.score import GOOD
 
 Metrics = dict[str, Any]
 
 ROBUSTNESS_ROWS = 600
-GOOD = 0.5  # the threshold on p from which the reward model calls a response good
 
 
 def run(context: RunContext) -> None:

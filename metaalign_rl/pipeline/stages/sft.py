@@ -3,6 +3,7 @@
 import ray
 
 from metaalign_rl.pipeline.context import RunContext
+from metaalign_rl.pipeline.fitting_rows import require_fitting_rows
 from metaalign_rl.runtime.actor_calls import merge_streams
 from metaalign_rl.runtime.actor_options import actor_options
 from metaalign_rl.runtime.progress import ProgressBar
@@ -22,6 +23,7 @@ def run(context: RunContext) -> None:
     ]
     if not folder.base.is_dir():
         ray.get(workers[0].prepare_base.remote(config.model, demonstrations, config.run.seed, folder.base))
+    require_fitting_rows(config, folder, folder.base)
     arguments = (config.sft, folder.base, demonstrations, folder.sft, folder.checkpoints / "sft")
     keywords = {"max_tokens": config.model.max_tokens, "seed": config.run.seed}
     streams = [worker.train.options(num_returns="streaming").remote(*arguments, **keywords) for worker in workers]
