@@ -29,7 +29,7 @@ from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.stages import STAGES, host_memory
 
 BAR = 1.2
-PERIOD = 0.1  # seconds between two samples
+PERIOD = 0.5  # seconds between two samples
 ROWS = {"demonstrations": 16, "pairs": 16, "prompts": 16}
 SETTINGS = (
     "data.source=jsonl", "model.max_tokens=256", "sft.batch_size=8", "sft.gradient_accumulation=2",
