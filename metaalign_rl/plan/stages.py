@@ -85,7 +85,8 @@ def training_memory(case: Case, stage: str) -> float:
     """Bytes of a device in the stage "sft" or "reward", with what a sleeping engine keeps on the same device."""
     if stage == "sft":
         return sum(sft_memory(case).values())
-    sleeping = memory.engine_memory(case)["process"] if case.config.shares_devices else 0.0
+    has_engine = case.config.shares_devices and case.config.reward.on_policy_prompts > 0
+    sleeping = memory.engine_memory(case)["process"] if has_engine else 0.0
     return sum(reward_training_memory(case).values()) + sleeping
 
 
@@ -113,7 +114,7 @@ def host_memory(case: Case) -> dict[str, Memory]:
         ranks = trainings(config) * config.reward.devices
         found["reward"] = {
             "driver and Ray": memory.DRIVER,
-            "engines": memory.host_memory(case)["engines"],
+            "engines": memory.host_memory(case)["engines"] if config.reward.on_policy_prompts else 0.0,
             "reward training": ranks * _host_part(case, sum(reward_training_memory(case).values()), "float32"),
         }
     if "ppo" in stages:
