@@ -29,14 +29,14 @@ from metaalign_rl.plan.case import case_of
 from metaalign_rl.plan.stages import STAGES, host_memory
 
 BAR = 1.2
-PERIOD = 0.1  # seconds between two samples
+PERIOD = 0.5  # seconds between two samples
 ROWS = {"demonstrations": 16, "pairs": 16, "prompts": 16}
 SETTINGS = (
     "data.source=jsonl", "model.max_tokens=256", "sft.batch_size=8", "sft.gradient_accumulation=2",
     "sft.learning_rate=1e-5", "reward.batch_size=8", "reward.gradient_accumulation=4", "reward.controls=[]",
-    "reward.learning_rate=1e-5", "rollout.max_new_tokens=64", "rollout.kv_cache_gib=0.5", "learner.minibatch_size=16",
-    "learner.micro_batch_tokens=1024", "learner.zero_stage=0", "ppo.steps=2", "ppo.prompts_per_step=8",
-    "ppo.samples_per_prompt=2", "cluster.memory_gib=4",
+    "reward.learning_rate=1e-5", "reward.on_policy_prompts=0", "rollout.max_new_tokens=64", "rollout.kv_cache_gib=0.5",
+    "learner.minibatch_size=16", "learner.micro_batch_tokens=1024", "learner.zero_stage=0", "ppo.steps=2",
+    "ppo.prompts_per_step=8", "ppo.samples_per_prompt=2", "cluster.memory_gib=4",
 )  # fmt: skip
 
 

@@ -177,10 +177,10 @@ def test_sft_and_the_reward_models_training_are_estimated_too(tmp_path: Path, mo
     for stage, section, remedy in (
         (
             "sft",
-            {"sft": replace(config.sft, batch_size=512)},
+            {"sft": replace(config.sft, batch_size=4096)},
             "set sft.gradient_checkpointing=true",
         ),
-        ("reward", {"reward": replace(config.reward, batch_size=512)}, "raise reward.gradient_accumulation"),
+        ("reward", {"reward": replace(config.reward, batch_size=4096)}, "raise reward.gradient_accumulation"),
     ):
         check = estimated(replace(config, **section))[f"memory for all processes of the stage {stage}"]
         assert remedy in check.remedy

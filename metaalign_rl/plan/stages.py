@@ -38,17 +38,18 @@ def device_memory(case: Case) -> dict[str, Memory]:
 def sft_memory(case: Case) -> Memory:
     """Memory of one rank of SFT. On GPUs DeepSpeed keeps bfloat16 weights, on CPUs float32 ones.
 
-    transformers computes the logits of all tokens of a pass at the same time.
+    transformers computes the logits of all tokens of a pass at the same time. Memory that a pass has freed is used
+    again, so on a CPU there is no slack.
     """
-    sft, ranks, shape = case.config.sft, case.config.learner.world_size, case.policy
+    sft, ranks, shape = case.config.sft, case.config.learner.world_size, case.base or case.policy
     dtype = "float32" if case.device.is_cpu else "bfloat16"
     tokens = ceil(sft.batch_size / (ranks * sft.gradient_accumulation)) * case.work.length
     kept = memory.activations(shape, tokens, dtype, sft.gradient_checkpointing)
     return {
         **memory.model_states(shape.parameters, ranks, sft.zero_stage, dtype),
-        "activations": kept * case.device.slack,
+        "activations": kept,
         "logits": tokens * shape.vocabulary * memory.logit_bytes(dtype),
-        "buffers": memory.bucket(case, shape.parameters, sft.zero_stage, dtype),
+        "buffers": _bucket(case, shape.parameters, sft.zero_stage, dtype),
         "process": case.device.process_gib["training"] * GIB,
     }
 
@@ -69,17 +70,23 @@ def reward_training_memory(case: Case) -> Memory:
         **states,
         "weights": float(BYTES["float32"] * shape.backbone),
         "copies": float(BYTES[dtype] * shape.backbone) if dtype == "bfloat16" else 0.0,
-        "activations": kept * case.device.slack,
-        "buffers": memory.bucket(case, trained, stage, "float32") if ranks > 1 else 0.0,
+        "activations": kept,
+        "buffers": _bucket(case, trained, stage, "float32"),
         "process": case.device.process_gib["training"] * GIB,
     }
+
+
+def _bucket(case: Case, parameters: float, stage: int, dtype: str) -> float:
+    """DeepSpeed's bucket of gradients. Without ZeRO it reduces after the backward pass, in what the pass has freed."""
+    return memory.bucket(case, parameters, stage, dtype) if stage else 0.0
 
 
 def training_memory(case: Case, stage: str) -> float:
     """Bytes of a device in the stage "sft" or "reward", with what a sleeping engine keeps on the same device."""
     if stage == "sft":
         return sum(sft_memory(case).values())
-    sleeping = memory.engine_memory(case)["process"] if case.config.shares_devices else 0.0
+    has_engine = case.config.shares_devices and case.config.reward.on_policy_prompts > 0
+    sleeping = memory.engine_memory(case)["process"] if has_engine else 0.0
     return sum(reward_training_memory(case).values()) + sleeping
 
 
@@ -107,7 +114,7 @@ def host_memory(case: Case) -> dict[str, Memory]:
         ranks = trainings(config) * config.reward.devices
         found["reward"] = {
             "driver and Ray": memory.DRIVER,
-            "engines": memory.host_memory(case)["engines"],
+            "engines": memory.host_memory(case)["engines"] if config.reward.on_policy_prompts else 0.0,
             "reward training": ranks * _host_part(case, sum(reward_training_memory(case).values()), "float32"),
         }
     if "ppo" in stages:
