@@ -15,7 +15,7 @@ from metaalign_rl.config.schema import Config, EvaluateConfig, ModelConfig, Roll
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import BadRows, UserError
 from metaalign_rl.core.files import write_json, write_jsonl
-from metaalign_rl.core.meta_prompt import SPECIAL_TOKENS, encode_row, install
+from metaalign_rl.core.meta_prompt import SPECIAL_TOKENS, encode_answer, encode_row, install
 from metaalign_rl.pipeline.fitting_rows import Ruler, require_fitting_rows
 
 Tokenizers = dict[str, PreTrainedTokenizerFast]
@@ -50,7 +50,13 @@ def test_a_row_is_refused_exactly_if_training_would_refuse_it(
     dialog = [*(user(first) if is_user else assistant(first) for is_user in roles), user(last)]
     row = replace(ROW, system_info=system, user_info=of_user, messages=dialog)
     tokenizer = installed[name]
-    expected = verdict(lambda: encode_row(tokenizer, row, max_tokens=room, response=answer, place="row"))
+
+    def encode() -> object:
+        if answer is None:
+            return encode_row(tokenizer, row, max_tokens=room, place="row")
+        return encode_answer(tokenizer, row, answer, max_tokens=room, place="row")
+
+    expected = verdict(encode)
     found = verdict(lambda: Ruler(tokenizer).check(row, answer, room, "row"))
     assert bool(found) == bool(expected)
 
@@ -133,7 +139,7 @@ def test_short_rows_need_no_tokenizer(installed: Tokenizers, monkeypatch: pytest
     from metaalign_rl.pipeline import fitting_rows
 
     encoded = []
-    monkeypatch.setattr(fitting_rows, "encode_row", lambda *_, **__: encoded.append(1) or [0] * 20)
+    monkeypatch.setattr(fitting_rows, "encode", lambda *_, **__: encoded.append(1) or [0] * 20)
     ruler, bad = Ruler(installed["chatml"]), BadRows()
     ruler.check_all([replace(ROW, id=str(number)) for number in range(1000)], "prompts", 100, Path("prompts"), bad)
     bad.require_none()
