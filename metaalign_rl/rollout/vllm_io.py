@@ -32,11 +32,14 @@ def sampling_params(sampling: Sampling, seed: int | None) -> "SamplingParams":
 
     return SamplingParams(
         temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        stop=list(sampling.stop),
+        min_tokens=sampling.min_new_tokens,
         max_tokens=sampling.max_new_tokens,
         seed=seed,
         logprobs=0,
         flat_logprobs=True,
-        detokenize=False,
+        detokenize=bool(sampling.stop),  # stop texts are found in the text
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # each request has its own
     )
@@ -69,7 +72,7 @@ def to_samples(
                 prompt_ids=request.prompt_ids,
                 response_ids=list(answer.token_ids),
                 logprobs=answer.logprobs.logprobs,
-                text=text,
+                text=_before_stop(text, answer.stop_reason),
                 finished=answer.finish_reason == "stop",
                 weight_version=last,
                 engine=engine,
@@ -77,3 +80,8 @@ def to_samples(
             )
         )
     return samples
+
+
+def _before_stop(text: str, reason: int | str | None) -> str:
+    """The text before the stop text that ended it, if one did; vLLM gives that text as the reason."""
+    return text.partition(reason)[0] if isinstance(reason, str) else text
