@@ -54,6 +54,12 @@ class Shape:
         """Number of weights without the output layer: of a critic or a reward model, without its small head."""
         return self.body + self.vocabulary * self.hidden
 
+    def adapter(self, rank: int) -> int:
+        """Number of weights of LoRA adapters of this rank in all linear layers but the output layer."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = 2 * (self.hidden + queries) + 2 * (self.hidden + keys)
+        return self.layers * rank * (attention + 3 * (self.hidden + self.intermediate))
+
     def untied(self) -> "Shape":
         """The shape with a separate output layer, as the stage sft saves the model."""
         return replace(self, tied=False)
