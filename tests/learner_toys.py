@@ -1,8 +1,10 @@
 """A tiny model, samples for it, and a learner on it."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
@@ -56,10 +58,15 @@ def tiny_model(path: Path, seed: int, kind: type = Qwen2ForCausalLM, **changes: 
 
 
 def make_learner(
-    folder: Path, config: LearnerConfig = CONFIG, rank: int = 0, world_size: int = 1, **paths: str
+    folder: Path,
+    config: LearnerConfig = CONFIG,
+    rank: int = 0,
+    world_size: int = 1,
+    options: Mapping[str, Any] | None = None,
+    **paths: str,
 ) -> Learner:
     meeting = f"file://{folder}/rendezvous{world_size}"
-    learner = Learner(config, rank, world_size, meeting, dtype="float32", seed=0)
+    learner = Learner(config, rank, world_size, meeting, **{"dtype": "float32", "seed": 0, **(options or {})})
     names = {"policy": "policy", "critic": "policy", "reference": "reference"} | paths
     learner.setup(*(folder / names[name] for name in ("policy", "critic", "reference")))
     return learner

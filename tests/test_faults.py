@@ -77,7 +77,7 @@ class Worker:
     def pid(self):
         return os.getpid()
 
-    def score(self, rows, answers):
+    def score(self, rows, answers, endings):
         time.sleep(0.1)
         return [Reward(float(len(answer)), None, None) for answer in answers]
 
@@ -85,7 +85,7 @@ class Worker:
 class Broken(Worker):
     """Dies in every call."""
 
-    def score(self, rows, answers):
+    def score(self, rows, answers, endings):
         os._exit(1)
 
 

@@ -312,6 +312,141 @@ def test_attention_in_float32_changes_a_bfloat16_model_only_by_rounding(folder, 
     assert "sdpa" not in (tmp_path / "config.json").read_text()  # vLLM and transformers choose their own
 
 
+# Sampling at a temperature, the critic's head and warm-up, and an empty batch
+
+
+def test_at_a_temperature_log_probabilities_and_entropy_are_those_of_the_scaled_logits(folder):
+    samples, options = make_samples(3), {"temperature": 0.5}
+    learner = make_learner(folder, options=options)
+    batch = learner.evaluate(make_batch(samples, pad_id=0))
+    for column, name in (("logprobs", "policy"), ("ref_logprobs", "reference")):
+        model = AutoModelForCausalLM.from_pretrained(folder / name)
+        for row, (prompt, response) in enumerate(samples):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            expected = torch.log_softmax(logits / 0.5, -1)[range(len(response)), response]
+            found = getattr(batch, column)[row][batch.action_mask[row]]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    cool, warm = (one.train(evaluated(one))["entropy"] for one in (learner, make_learner(folder)))
+    assert cool < warm - 0.1
+
+
+def test_a_bfloat16_critic_has_values_in_float32(folder):
+    from metaalign_rl.learner.models import load_critic  # imports deepspeed, which a learner prepares
+
+    inputs = model_inputs(make_batch(make_samples(400), pad_id=0), share_prompts=False)
+    half, full = (load_critic(folder / "policy", dtype, seed=0) for dtype in (torch.bfloat16, torch.float32))
+    with torch.no_grad():
+        values, exact = half(inputs), full(inputs)
+    assert values.dtype == torch.float32
+    assert len(values.unique()) > 0.95 * len(exact.unique())
+    assert torch.corrcoef(torch.stack([values, exact]))[0, 1] > 0.99
+
+
+def test_the_head_of_a_bfloat16_critic_is_trained(folder):
+    learner = make_learner(folder, replace(CONFIG, zero_stage=2), options={"dtype": "bfloat16"})
+    head, batch = learner.critic.module.model.score.weight, evaluated(learner)
+    before = head.detach().clone()
+    losses = [learner.train(batch)["value_loss"] for _ in range(5)]
+    assert losses[-1] < losses[0]
+    assert not torch.equal(head, before)
+
+
+def test_in_the_warm_up_of_the_critic_the_policy_does_not_move(folder):
+    config = replace(CONFIG, warmup_steps=10)
+    learner = make_learner(folder, config, options={"critic_warmup": 2})
+    batch, start = evaluated(learner), policy_weights(learner).clone()
+    for _ in range(2):
+        metrics = learner.train(batch)
+        assert {"value_loss", "critic_grad_norm"} <= metrics.keys()
+        assert not {"policy_loss", "grad_norm"} & metrics.keys()
+        assert torch.equal(policy_weights(learner), start)
+    assert (metrics["lr"], metrics["critic_lr"]) == pytest.approx((1e-4, 3e-4))  # its own schedule has not begun
+    assert "policy_loss" in learner.train(batch)
+    assert not torch.equal(policy_weights(learner), start)
+
+
+def test_the_policy_s_schedule_may_be_shorter_than_the_critic_s(folder):
+    config = replace(CONFIG, schedule="linear", total_steps=4)
+    learner = make_learner(folder, config, options={"critic_warmup": 2, "policy_steps": 2})
+    batch = evaluated(learner)
+    rates = [learner.train(batch) for _ in range(4)]
+    assert [found["critic_lr"] for found in rates] == pytest.approx([7.5e-4, 5e-4, 2.5e-4, 0])
+    assert [found["lr"] for found in rates] == pytest.approx([1e-3, 1e-3, 5e-4, 0])
+
+
+def test_an_update_on_no_responses_changes_nothing(folder):
+    learner = make_learner(folder)
+    batch, start = evaluated(learner), policy_weights(learner).clone()
+    assert learner.train(batch.select([])) == {"lr": 1e-3, "critic_lr": 1e-3}
+    assert torch.equal(policy_weights(learner), start)
+    assert learner.version == 1
+
+
+# LoRA
+
+ADAPTED = replace(CONFIG, lora_rank=4, lora_alpha=8.0, learning_rate=1e-2)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_adapters_are_trained_and_the_policy_without_them_is_the_reference(folder, tmp_path, stage):
+    learner = make_learner(folder, replace(ADAPTED, zero_stage=stage), reference="policy")
+    batch = evaluated(learner)
+    torch.testing.assert_close(batch.logprobs, make_learner(folder).evaluate(batch).logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(batch.logprobs, batch.ref_logprobs, atol=1e-6, rtol=0)
+    losses = [learner.train(batch)["policy_loss"] for _ in range(5)]
+    assert losses[-1] < losses[0] - 0.01
+    after = learner.evaluate(batch)
+    assert (after.logprobs - batch.logprobs).abs().max() > 0.01
+    torch.testing.assert_close(after.ref_logprobs, batch.ref_logprobs, atol=1e-6, rtol=0)
+    learner.save_policy(tmp_path / "merged")  # a plain checkpoint that computes the same
+    merged = load_file(tmp_path / "merged" / FILE)
+    assert merged.keys() == load_file(folder / "policy" / FILE).keys()
+    assert sorted(path.name for path in (tmp_path / "merged").glob("*.json")) == sorted(
+        path.name for path in (folder / "policy").glob("*.json")
+    )
+    plain = make_learner(folder, policy=str(tmp_path / "merged")).evaluate(batch)
+    torch.testing.assert_close(plain.logprobs, after.logprobs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_resumed_step_with_adapters_equals_the_uninterrupted_one(folder, tmp_path, stage):
+    config = replace(ADAPTED, zero_stage=stage)
+    learner = make_learner(folder, config, reference="policy")
+    batch = evaluated(learner)
+    learner.train(batch)
+    learner.save_state(tmp_path / "state")
+    expected = learner.train(batch)
+    resumed = make_learner(folder, config, reference="policy")
+    resumed.load_state(tmp_path / "state")
+    assert resumed.train(batch) == expected
+    final, repeated = learner.evaluate(batch), resumed.evaluate(batch)
+    assert torch.equal(final.logprobs, repeated.logprobs)
+    assert torch.equal(final.ref_logprobs, repeated.ref_logprobs)
+
+
+def test_the_state_with_adapters_does_not_hold_the_other_weights(folder, tmp_path):
+    sizes = {}
+    for name, config in (("full", CONFIG), ("adapters", ADAPTED)):
+        make_learner(folder, config, reference="policy").save_state(tmp_path / name)
+        sizes[name] = sum(file.stat().st_size for file in (tmp_path / name / "policy").rglob("*"))
+    assert sizes["adapters"] < 0.5 * sizes["full"]
+
+
+def test_engines_get_merged_weights_in_buckets_of_any_size(folder):
+    from metaalign_rl.learner.deepspeed_engine import stream_weights
+
+    learner = make_learner(folder, ADAPTED, reference="policy")
+    learner.train(evaluated(learner))
+    whole = dict(stream_weights(learner.policy.module.model, 10**9))
+    start = load_file(folder / "policy" / FILE)
+    assert whole.keys() == start.keys()
+    moved = {name for name in start if not torch.equal(whole[name], start[name])}
+    assert moved == {name for name in start if name.endswith("_proj.weight")}
+    for name, tensor in stream_weights(learner.policy.module.model, 1):
+        assert torch.equal(tensor, whole[name])
+
+
 def test_a_missing_or_unsafe_model_folder_is_an_error_that_names_it(folder, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such model folder"):
         make_learner(folder, policy="nowhere")

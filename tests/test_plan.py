@@ -125,6 +125,14 @@ def test_the_bytes_of_a_token_in_the_kv_cache() -> None:
     assert memory.kv_tokens(two) > 2 * memory.kv_tokens(one)
 
 
+def test_with_lora_only_adapters_have_gradients_and_there_is_no_reference() -> None:
+    full, lora = (memory.learner_memory(case("7B", lora_rank=rank, world_size=8)) for rank in (0, 16))
+    assert KNOWN["7B"].adapter(16) == 40_370_176  # as peft counts them for Qwen2.5-7B
+    assert "reference" not in lora
+    assert lora["optimizer states"] < 0.01 * full["optimizer states"]
+    assert lora["weights"] == pytest.approx(full["weights"], rel=0.01)
+
+
 SIZES, RANKS = st.sampled_from(sorted(KNOWN)), st.integers(1, 128)
 DTYPES = st.sampled_from(["float32", "bfloat16"])
 

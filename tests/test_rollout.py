@@ -1,8 +1,10 @@
 """The rollout engine, as a Ray actor, compared with transformers on the same tiny model."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -97,19 +99,19 @@ def send(engine: SimpleNamespace, parameters: object, version: int) -> None:
     confirm((version, sent.checksum), sent.taken[0], engine="engine 0")
 
 
-def draw(engine: SimpleNamespace, requests: list[Request] = REQUESTS, **sampling: float) -> list[Sample]:
+def draw(engine: SimpleNamespace, requests: list[Request] = REQUESTS, **sampling: Any) -> list[Sample]:
     """All samples, in the requests' order."""
     samples = [sample for batch in engine.stream(requests, Sampling(**sampling)) for sample in batch]
     return sorted(samples, key=lambda sample: sample.index)
 
 
 @torch.no_grad()
-def learner_logprobs(model: LlamaForCausalLM, samples: list[Sample]) -> list[list[float]]:
+def learner_logprobs(model: LlamaForCausalLM, samples: list[Sample], temperature: float = 1.0) -> list[list[float]]:
     """transformers' log-probabilities of each sample's response tokens."""
     result = []
     for sample in samples:
         ids = torch.tensor([sample.prompt_ids + sample.response_ids])
-        logprobs = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1].log_softmax(-1)
+        logprobs = (model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / temperature).log_softmax(-1)
         result.append(logprobs.gather(-1, ids[0, len(sample.prompt_ids) :, None])[:, 0].tolist())
     return result
 
@@ -150,6 +152,44 @@ def test_a_sample_says_whether_it_finished_or_was_cut(engine):
         assert EOS not in sample.response_ids[:-1]
         assert len(sample.response_ids) <= 12
         assert sample.finished or len(sample.response_ids) == 12
+
+
+def test_top_p_leaves_out_unlikely_tokens_but_not_from_the_log_probabilities(engine):
+    samples = draw(engine, [Request(i, PROMPTS[i % 8]) for i in range(16)], top_p=0.3)
+    assert engine_mismatch(tiny_model(), samples) < 1e-4
+    least = [min(sample.logprobs) for sample in samples]
+    assert min(least) > math.log(0.7 / len(VOCABULARY))  # the others would have at least 0.7 together
+
+
+def test_the_end_token_is_not_sampled_before_the_minimum_of_tokens(engine):
+    requests = [Request(i, PROMPTS[i % 8]) for i in range(32)]
+    assert min(len(sample.response_ids) for sample in draw(engine, requests, max_new_tokens=12)) < 6
+    samples = draw(engine, requests, max_new_tokens=12, min_new_tokens=6)
+    assert min(len(sample.response_ids) for sample in samples) >= 6
+    assert engine_mismatch(tiny_model(), samples) < 1e-4
+
+
+def test_a_stop_text_ends_a_response_and_is_not_in_its_text(engine):
+    plain = draw(engine, temperature=0.0)
+    stop = plain[0].text.split()[2]
+    samples = draw(engine, temperature=0.0, stop=(stop,))
+    assert samples[0].text.split() == plain[0].text.split()[:2]
+    assert samples[0].response_ids == plain[0].response_ids[:3]
+    assert samples[0].finished
+    assert engine_mismatch(tiny_model(), samples) < 1e-4
+    for sample in samples:
+        assert stop not in sample.text
+
+
+@pytest.mark.slow
+def test_an_engine_of_another_temperature_reports_the_log_probabilities_of_what_it_samples(model_folder, local_ray):
+    actor = ray.remote(**THREADS, **ONE_THREAD)(RolloutEngine).remote(
+        str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, temperature=0.7
+    )
+    samples = draw(calls_of(actor), temperature=0.7)
+    for sample, expected in zip(samples, learner_logprobs(tiny_model(), samples, temperature=0.7), strict=True):
+        assert sample.logprobs == pytest.approx(expected, abs=1e-4)
+    ray.kill(actor)
 
 
 def test_text_has_no_special_tokens(engine):

@@ -1,5 +1,6 @@
 """The learners' settings. Imports no torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,16 +24,17 @@ class LearnerConfig:
     )
     betas: tuple[float, float] = setting((0.9, 0.95), "AdamW's betas.", unit=PLAIN)
     weight_decay: float = setting(0.0, "AdamW's weight decay.", unit=PLAIN)
-    schedule: Literal["constant", "linear"] = setting(
+    schedule: Literal["constant", "linear", "cosine"] = setting(
         "constant",
-        "Schedule of the learning rates after the warm-up. With `linear` they fall to zero by the end of the run.",
+        "Schedule of the learning rates after the warm-up. With `linear` and `cosine` they fall to zero by the end of "
+        "the run.",
     )
     warmup_steps: int = setting(
         0, "Optimizer steps over which the learning rates rise from zero.", unit="optimizer steps"
     )
     total_steps: int | None = setting(
         None,
-        "Optimizer steps of the run, for the linear schedule. `null` computes them from the `ppo` settings.",
+        "Optimizer steps of the run, for the schedule. `null` computes them from the `ppo` settings.",
         unit="optimizer steps",
     )
     max_grad_norm: float = setting(
@@ -123,8 +125,17 @@ class LearnerConfig:
         False, "Recompute activations in the backward pass. This saves memory and takes a third more time."
     )
 
+    lora_rank: int = setting(
+        0,
+        "Rank of LoRA adapters. If it is above 0, only adapters of the policy are trained, and the policy without them "
+        "is the reference. Use a learning rate about ten times as high. 0 trains all weights.",
+        unit=PLAIN,
+    )
+    lora_alpha: float = setting(32.0, "The adapters' update is scaled by lora_alpha / lora_rank.", unit=PLAIN)
+
     def __post_init__(self) -> None:
-        require_positive(self, "learner.", ("learning_rate", "critic_learning_rate", "max_grad_norm"))
+        require_positive(self, "learner.", ("learning_rate", "critic_learning_rate", "max_grad_norm", "lora_alpha"))
+        require_at_least(self, "learner.", 0, ("lora_rank",))
         require_at_least(self, "learner.", 1, ("world_size", "epochs", "minibatch_size", "micro_batch_tokens"))
         require_options(self, "learner.")
         for name in ("dual_clip", "spike_limit"):
@@ -173,4 +184,5 @@ class LearnerConfig:
         if self.schedule == "constant":
             return 1.0
         assert self.total_steps is not None
-        return max(0.0, (self.total_steps - step) / (self.total_steps - self.warmup_steps))
+        left = max(0.0, (self.total_steps - step) / (self.total_steps - self.warmup_steps))
+        return left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2

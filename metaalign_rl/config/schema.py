@@ -52,6 +52,8 @@ class Config:
         for name, tokens in (("rollout", self.rollout.max_new_tokens), ("evaluate", self.evaluate.max_new_tokens)):
             room = f"less than model.max_tokens={self.model.max_tokens}"
             require(f"{name}.max_new_tokens", tokens < self.model.max_tokens, room, tokens)
+        limit, overlong = self.rollout.max_new_tokens, self.ppo.overlong_tokens
+        require("ppo.overlong_tokens", overlong <= limit, f"at most rollout.max_new_tokens={limit}", overlong)
         self._check_layout()
 
     def _check_layout(self) -> None:

@@ -108,8 +108,17 @@ class LearnerGroup:
     def _launch(self) -> None:
         config = self._config
         actor, ranks = ray.remote(Learner), config.learner.world_size
-        settings = replace(config.learner, total_steps=config.learner.total_steps or optimizer_steps(config))
-        self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
+        settings = replace(
+            config.learner, total_steps=config.learner.total_steps or optimizer_steps(config, config.ppo.steps)
+        )
+        self._meeting, warmup = rendezvous(config), config.ppo.critic_warmup_steps
+        same = {
+            "dtype": config.model.dtype,
+            "seed": config.run.seed,
+            "temperature": config.rollout.temperature,
+            "critic_warmup": warmup,
+            "policy_steps": config.learner.total_steps or optimizer_steps(config, config.ppo.steps - warmup),
+        }
         self.ranks = [
             actor.options(**actor_options(config, "learner", ranks, rank)).remote(
                 settings, rank, ranks, self._meeting, **same
@@ -141,7 +150,7 @@ class LearnerGroup:
             return PendingCall(method, [getattr(rank, method).remote(*arguments) for rank in self.ranks])
 
 
-def optimizer_steps(config: Config) -> int:
-    """The optimizer steps of a PPO run."""
+def optimizer_steps(config: Config, steps: int) -> int:
+    """The optimizer steps of `steps` steps of PPO, if all responses enter the loss."""
     minibatches = -(-config.ppo.prompts_per_step * config.ppo.samples_per_prompt // config.learner.minibatch_size)
-    return config.ppo.steps * config.learner.epochs * minibatches
+    return steps * config.learner.epochs * minibatches

@@ -30,7 +30,14 @@ class OptimizerStep:
         self.monitor = DivergenceMonitor(config.spike_limit)
 
     def __call__(
-        self, batch: Batch, plan: list[MicroBatch], tokens: int, samples: int, penalty: Penalty, where: str
+        self,
+        batch: Batch,
+        plan: list[MicroBatch],
+        tokens: int,
+        samples: int,
+        penalty: Penalty,
+        where: str,
+        critic_only: bool = False,
     ) -> dict[str, float]:
         """Take one optimizer step.
 
@@ -38,6 +45,7 @@ class OptimizerStep:
             plan: this rank's micro-batches.
             tokens, samples: response tokens and samples of the minibatch on all ranks.
             where: the minibatch's name in errors.
+            critic_only: leave the policy as it is.
 
         Returns:
             Metrics over all ranks; see `Learner.train`.
@@ -46,23 +54,24 @@ class OptimizerStep:
             Diverged: on all ranks, before the step is taken.
         """
         scale = Scale(tokens, samples, self._ranks)
+        engines = {name: engine for name, engine in self._engines.items() if name or not critic_only}
+        terms = {"": self._policy_term, "critic_": self._value_term}
         means: dict[str, Tensor] = {}
         for number, micro in enumerate(plan, start=1):
             part = batch.select(micro.indices)
             inputs = model_inputs(part, share_prompts=self._share_prompts).to(self._device)
             part = part.to(self._device)
-            for engine, term in ((self._policy, self._policy_term), (self._critic, self._value_term)):
-                if engine is not None:
-                    loss, shares = term(part, inputs, scale, penalty)
-                    engine.set_gradient_accumulation_boundary(number == len(plan))
-                    engine.backward(loss * (not micro.filler))
-                    for name, share in shares.items():
-                        means[name] = means.get(name, 0.0) + share.detach() * (not micro.filler)
+            for model, engine in engines.items():
+                loss, shares = terms[model](part, inputs, scale, penalty)
+                engine.set_gradient_accumulation_boundary(number == len(plan))
+                engine.backward(loss * (not micro.filler))
+                for name, share in shares.items():
+                    means[name] = means.get(name, 0.0) + share.detach() * (not micro.filler)
         metrics = self._over_ranks(means)
         self.monitor.check(metrics, where)  # before the gradients, which are computed from these losses
-        norms = {f"{name}grad_norm": gradient_norm(engine) for name, engine in self._engines.items()}
+        norms = {f"{name}grad_norm": gradient_norm(engine) for name, engine in engines.items()}
         self.monitor.check(norms, where)
-        for engine in self._engines.values():
+        for engine in engines.values():
             engine.step()
         return metrics | norms
 

@@ -36,14 +36,27 @@ class Learner:
     """
 
     def __init__(
-        self, config: LearnerConfig, rank: int, world_size: int, rendezvous: str, *, dtype: str, seed: int
+        self,
+        config: LearnerConfig,
+        rank: int,
+        world_size: int,
+        rendezvous: str,
+        *,
+        dtype: str,
+        seed: int,
+        temperature: float = 1.0,
+        critic_warmup: int = 0,
+        policy_steps: int | None = None,
     ) -> None:
         """Join the process group; see `deepspeed_setup.prepare`.
 
         Args:
             rendezvous: see `deepspeed_setup.prepare`.
             dtype: type of the weights, "float32" or "bfloat16". With bfloat16, DeepSpeed keeps float32 master weights.
-            seed: seed of the minibatches' order and of a new value head.
+            seed: seed of the minibatches' order, of a new value head and of new adapters.
+            temperature: the responses are sampled at it.
+            critic_warmup: number of updates at the start that leave the policy as it is.
+            policy_steps: optimizer steps of the policy, for its schedule; None: `config.total_steps`.
 
         Raises:
             UserError: these settings cannot train this dtype.
@@ -52,7 +65,8 @@ class Learner:
         self.config, self.rank, self.world_size = config, rank, world_size
         self.device = deepspeed_setup.prepare(rank, world_size, rendezvous)
         self._generator = torch.Generator().manual_seed(seed)
-        self._dtype, self._seed = getattr(torch, dtype), seed
+        self._dtype, self._seed, self._temperature = getattr(torch, dtype), seed, temperature
+        self._critic_warmup, self._policy_steps = critic_warmup, policy_steps or config.total_steps
         self.version = 0
 
     def setup(self, policy_path: str | Path, critic_path: str | Path | None, reference_path: str | Path) -> None:
@@ -67,16 +81,21 @@ class Learner:
         """
         # DeepSpeed must not be imported before `deepspeed_setup.prepare`.
         from metaalign_rl.learner import deepspeed_engine, models, optimizer_step
+        from metaalign_rl.learner.lora import Lora
 
         config, dtype = self.config, self._dtype
         self._policy_path = Path(policy_path)
-        load_policy = partial(models.load_policy, dtype=dtype)
-        self.policy = deepspeed_engine.build(
-            partial(load_policy, self._policy_path), config, config.learning_rate, dtype
-        )
-        self.reference = deepspeed_engine.build_frozen(
-            partial(load_policy, Path(reference_path)), config, self.device, dtype
-        )
+        load_policy = partial(models.load_policy, dtype=dtype, temperature=self._temperature)
+        lora = Lora(config.lora_rank, config.lora_alpha, self._seed) if config.lora_rank else None
+        load, steps = partial(load_policy, self._policy_path, lora=lora), self._policy_steps
+        self.policy = deepspeed_engine.build(load, replace(config, total_steps=steps), config.learning_rate, dtype)
+        self.reference: Callable[[Inputs], tuple[Tensor, Tensor | None]]
+        if lora is not None:
+            assert Path(reference_path) == self._policy_path, "with adapters, the policy without them is the reference"
+            self.reference = models.Unadapted(self.policy)
+        else:
+            load = partial(load_policy, Path(reference_path))
+            self.reference = deepspeed_engine.build_frozen(load, config, self.device, dtype)
         self.critic = None
         if critic_path is not None:
             load_critic = partial(models.load_critic, Path(critic_path), dtype=dtype, seed=self._seed)
@@ -134,6 +153,9 @@ class Learner:
         from metaalign_rl.learner.optimizer_step import explained_variance
 
         here, penalty = f"update {self.version + 1}", Penalty(kl_coef, kl_estimator)
+        if not len(batch):  # every response was left out of the loss
+            self.version += 1
+            return self._rates()
         check_batch(batch, here)
         count = -(-len(batch) // self.config.minibatch_size)
         metrics = []
@@ -142,16 +164,15 @@ class Learner:
                 where = f"{here}, epoch {epoch + 1}, minibatch {number} of {count}"
                 tokens = int(batch.action_mask[rows].sum())
                 plan = self._plan(batch, rows.tolist())
-                metrics.append(self._update(batch, plan, tokens, len(rows), penalty, where))
+                critic_only = self.version < self._critic_warmup
+                metrics.append(self._update(batch, plan, tokens, len(rows), penalty, where, critic_only))
         self.version += 1
         means = {name: sum(step[name] for step in metrics) / len(metrics) for name in metrics[0]}
         if "mismatch" in means:  # in later minibatches the policy has moved
             means["mismatch"] = metrics[0]["mismatch"]
-        means["lr"] = self.policy.get_lr()[0]
         if self.critic is not None:
-            means["critic_lr"] = self.critic.get_lr()[0]
             means["explained_variance"] = explained_variance(batch)
-        return means
+        return means | self._rates()
 
     def connect_weights(self, plan: SyncPlan) -> None:
         """Connect to the engines of a sync plan; it replaces the last plan."""
@@ -196,6 +217,11 @@ class Learner:
 
     def _engines(self) -> dict[str, Any]:
         return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
+
+    def _rates(self) -> dict[str, float]:
+        """The learning rates of the next step."""
+        engines = {"lr": self.policy} | ({} if self.critic is None else {"critic_lr": self.critic})
+        return {name: engine.get_lr()[0] for name, engine in engines.items()}
 
     def _shuffled(self, batch: Batch) -> Tensor:
         """All rows in a new order. With `share_prompts`, rows with the same prompt stay together."""

@@ -40,6 +40,7 @@ OPERATIONAL = {
     "ppo.max_mismatch",
     "ppo.save_steps",
     "ppo.keep_checkpoints",
+    "ppo.evaluate_steps",
     "learner.micro_batch_tokens",
     "learner.share_prompts",
     "learner.gradient_checkpointing",

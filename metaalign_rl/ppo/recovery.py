@@ -23,6 +23,7 @@ class Recovery:
         self.step, self.kl = 0, KLController.of(config.ppo)
         self._config, self._learners, self._checkpoints, self._faults = config, learners, checkpoints, faults
         self._gold: list[float] = []  # one per step since the newest checkpoint
+        self._held_out: float | None = None  # result of the evaluation after this step
         self._can_save = False  # the learners are between two updates, and ahead of the newest checkpoint
         self._has_warned = False
 
@@ -56,12 +57,18 @@ class Recovery:
     def finish_update(self) -> None:
         """Count the update."""
         self.step += 1
-        self._can_save = True
+        self._can_save, self._held_out = True, None
 
-    def finish_step(self, gold: float | None) -> None:
-        """The engines have the new weights. `gold`: share of the step's rollouts that pass their checks."""
+    def finish_step(self, gold: float | None, held_out: float | None) -> None:
+        """The engines have the new weights.
+
+        Args:
+            gold: share of the step's rollouts that pass their checks.
+            held_out: result of the evaluation after this step, if there was one; see `held_out.score_of`.
+        """
         if gold is not None:
             self._gold.append(gold)
+        self._held_out = held_out
         self._faults.step_finished(self.step)
 
     def save_if_due(self) -> None:
@@ -82,7 +89,8 @@ class Recovery:
     def _save(self) -> None:
         began = time.monotonic()
         gold = fmean(self._gold) if self._gold else None
-        self._checkpoints.save({"step": self.step, "kl_coef": self.kl.value, "gold": gold}, self._save_learners)
+        state = {"step": self.step, "kl_coef": self.kl.value, "gold": gold, "held_out": self._held_out}
+        self._checkpoints.save(state, self._save_learners)
         self._gold, self._can_save = [], False
         self._has_warned = self._has_warned or signals.warn_if_stop_kills_save(time.monotonic() - began)
 

@@ -39,6 +39,9 @@ def write(folder: RunFolder, mode: str) -> dict[str, float]:
         report["reward.on_policy"] = metrics["reward"]["on_policy"]
         report["ppo.gold_minus_proxy"] = metrics["reward"]["gold_minus_proxy"]
     report |= _training_metrics(folder)
+    if folder.best_checkpoint.is_file():
+        best = read_json(folder.best_checkpoint)
+        report |= {"ppo.best_step": best["step"], "ppo.best_result": best["result"]}
     report["seconds.report"] = round(time.monotonic() - began, 1)
     write_json(folder.report, report)
     return report

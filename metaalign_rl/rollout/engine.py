@@ -47,6 +47,7 @@ class RolloutEngine:
         sleeps: bool = False,
         backend: Backend = "store",
         number: int = 0,
+        temperature: float = 1.0,
     ) -> None:
         """Load the model and its tokenizer. The folder's weights are version 0.
 
@@ -61,6 +62,8 @@ class RolloutEngine:
             sleeps: whether `sleep` frees the GPU's memory. Enabling this costs some memory from the start.
             backend: how new weights arrive.
             number: this engine's index, recorded in each sample.
+            temperature: of the samples' log-probabilities. If it is not 1, these are only right for samples that are
+                drawn at this temperature, without top-p and a minimum of tokens.
 
         Raises:
             UserError: there is no such model folder, it has no safetensors, or its embeddings are tied (on a CPU).
@@ -77,6 +80,7 @@ class RolloutEngine:
             max_num_seqs=max_sequences,
             tensor_parallel=tensor_parallel,
             backend=backend,
+            temperature=temperature,
             **(cpu_options(kv_cache_gib, max_tokens) if on_cpu else gpu_options(gpu_memory_utilization, sleeps)),
         )
         self._tokenizer: Any = self._engine.get_tokenizer()

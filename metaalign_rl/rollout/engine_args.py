@@ -27,8 +27,13 @@ def gpu_options(memory_utilization: float, sleeps: bool) -> dict[str, Any]:
     return {"gpu_memory_utilization": memory_utilization, "enable_sleep_mode": sleeps}
 
 
-def start(*, tensor_parallel: int, backend: Backend, **options: Any) -> "LLMEngine":
-    """A vLLM engine. Call `prepare_vllm` first."""
+def start(*, tensor_parallel: int, backend: Backend, temperature: float = 1.0, **options: Any) -> "LLMEngine":
+    """A vLLM engine. Call `prepare_vllm` first.
+
+    Args:
+        temperature: of the log-probabilities. vLLM knows those of temperature 1, and those of what is sampled; the
+            latter also see top-p and the minimum of tokens.
+    """
     from vllm import EngineArgs
     from vllm.config import WeightTransferConfig
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -37,7 +42,7 @@ def start(*, tensor_parallel: int, backend: Backend, **options: Any) -> "LLMEngi
         EngineArgs(
             load_format="safetensors",
             use_tqdm_on_load=False,
-            logprobs_mode="raw_logprobs",
+            logprobs_mode="raw_logprobs" if temperature == 1 else "processed_logprobs",
             disable_log_stats=True,
             async_scheduling=False,  # weights may change between two steps, so no step may be in progress then
             tensor_parallel_size=tensor_parallel,

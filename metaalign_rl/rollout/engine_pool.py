@@ -72,6 +72,7 @@ class EnginePool:
                 sleeps=config.cluster.layout == "colocated",
                 backend=backend_of(config),
                 number=number,
+                temperature=rollout.temperature,
             )
 
         deadline = partial(HeartbeatDeadline, limits.start_s, limits.silence_s)
