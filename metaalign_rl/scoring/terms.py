@@ -7,7 +7,7 @@ A term gives each response a value; the reward is the weighted mean of the terms
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from metaalign_rl.core.dataflow import Ending, Row
 from metaalign_rl.core.errors import UserError
@@ -103,9 +103,10 @@ class ModelTerm:
         """See `RewardTerm`."""
         answered = [replace(row, response=response) for row, response in zip(rows, responses, strict=True)]
         seen = apply_view(answered, self._view)
-        # A server may read how a response ended. Our reward model reads finished responses only.
-        more: dict[str, Any] = {"endings": endings} if self._is_remote else {}
-        scores = self._scorer.score(seen, **more)
+        if self._is_remote:  # a server may read how a response ended; our reward model does not
+            scores = cast("RemoteScorer", self._scorer).score(seen, endings=endings)
+        else:
+            scores = self._scorer.score(seen)
         return [TermScore(combine(s, row, self._mode), s.probabilities) for s, row in zip(scores, seen, strict=True)]
 
 
