@@ -193,6 +193,12 @@ class RolloutConfig:
     max_new_tokens: int = setting(32, "Longest response that PPO samples.", unit="tokens", level="core")
     kv_cache_gib: float = setting(1.0, "Size of an engine's KV cache (CPU only).", unit="GiB")
     gpu_memory_utilization: float = setting(0.4, "Share of a device's memory that an engine uses.", unit="share")
+    batch_tokens: int | None = setting(
+        None,
+        "Prompt tokens that an engine reads in one step. `null` is vLLM's default for offline generation: 16,384 on "
+        "GPUs of 70 GiB or more, except the A100, and 8,192 on others and on CPUs.",
+        unit="tokens",
+    )
     bucket_mib: int = setting(
         128,
         "Weights that are on their way to the engines at a time. They need twice this space in Ray's object store.",
@@ -203,6 +209,8 @@ class RolloutConfig:
         counts = ("engines", "tensor_parallel", "max_sequences", "max_new_tokens", "bucket_mib")
         require_at_least(self, "rollout.", 1, counts)
         require_positive(self, "rollout.", ("kv_cache_gib", "gpu_memory_utilization"))
+        tokens = self.batch_tokens
+        require("rollout.batch_tokens", tokens is None or tokens >= 1, "a number of at least 1, or null", tokens)
         share = self.gpu_memory_utilization
         require("rollout.gpu_memory_utilization", share <= 1, "a share of at most 1", share)
 

@@ -34,15 +34,18 @@ OPERATIONAL = {
     "rollout.max_sequences",
     "rollout.kv_cache_gib",
     "rollout.gpu_memory_utilization",
+    "rollout.batch_tokens",
     "rollout.bucket_mib",
     "ppo.reward_workers",
     "ppo.stream_chunks",
     "ppo.max_mismatch",
+    "ppo.max_mismatch_growth",
     "ppo.save_steps",
     "ppo.keep_checkpoints",
     "learner.micro_batch_tokens",
     "learner.share_prompts",
     "learner.gradient_checkpointing",
+    "learner.offload_states",
 }
 OPEN = {"ppo": {"ppo.steps"}}  # by stage, the settings that may change until the stage is finished
 

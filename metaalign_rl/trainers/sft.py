@@ -125,15 +125,7 @@ def collate(samples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, T
     return {"input_ids": padded("input_ids", pad_id), "attention_mask": mask, "labels": padded("labels", IGNORED)}
 
 
-def untie(model: Any) -> None:
-    """Give the output layer its own weights: with tied ones, vLLM on a CPU would miss their updates."""
-    if model.config.tie_word_embeddings:
-        model.config.tie_word_embeddings = False
-        model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
-
-
 def _save(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    untie(trainer.model)
     trainer.save_model(str(folder))
     tokenizer.save_pretrained(folder)
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that no user of the model needs

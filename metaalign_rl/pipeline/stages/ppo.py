@@ -33,6 +33,8 @@ def run(context: RunContext) -> None:
     config, folder, start = context.config, context.folder, context.start_policy()
     critic = (context.reward_model() or start) if needs_critic(config.ppo.algorithm) else None
     engines = context.engines(start)  # first, because they take longest to load
+    if config.shares_gpus:  # vLLM must not measure memory while others load
+        engines.settle()
     learners = LearnerGroup(config, Models(policy=start, critic=critic, reference=start))
     actors = Actors(engines, start_scorers(context), learners)
     tokenizer, checkpoints = AutoTokenizer.from_pretrained(start), folder.checkpoints / "ppo"
