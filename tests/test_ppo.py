@@ -1,4 +1,4 @@
-"""The parts of the PPO loop that run in the controller: prompts, rewards, chunks, checkpoints, mismatch."""
+"""The parts of the PPO loop that run in the controller: prompts, rewards, chunks, checkpoints."""
 
 import json
 from collections import Counter
@@ -14,19 +14,16 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.data.flips import MARK
 from metaalign_rl.data.world import build
 from metaalign_rl.data.world.tokenizer import build_tokenizer
-from metaalign_rl.learner.batch import batch_of
 from metaalign_rl.monitoring.rollout_table import RolloutWriter, read_rollouts
 from metaalign_rl.ppo.advantages import scores_of
 from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.collector import chunked, complete_groups, in_order
 from metaalign_rl.ppo.kl_controller import KLController
-from metaalign_rl.ppo.mismatch import check_engines
 from metaalign_rl.ppo.prompt_sampler import PromptSampler, PromptSource
 from metaalign_rl.preflight.run import preflight
 from metaalign_rl.runtime.placement import actor_resources
 from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
-from metaalign_rl.weights import StaleEngine
 
 
 @pytest.fixture(scope="module")
@@ -242,34 +239,6 @@ def test_a_run_may_keep_no_rollouts(rows, tmp_path):
 def _rollout(row, value):
     sample = Sample(0, [1], [2], [-0.1], "x", finished=True, weight_version=0)
     return Rollout(row, sample, Reward(value, value, None))
-
-
-def _drawn(row, engine, off, version=4):
-    """A rollout of one token, which the learner will say has log-probability -1."""
-    sample = Sample(0, [1], [2], [-1.0 - off], "x", finished=True, weight_version=version, engine=engine)
-    return Rollout(row, sample, Reward(0.0, None, None))
-
-
-def _worst(rollouts):
-    batch = batch_of([rollout.sample for rollout in rollouts], pad_id=0)
-    evaluated = replace(batch, logprobs=-batch.action_mask.float())
-    return check_engines(evaluated, rollouts, version=4, config=Config(ppo=PPOConfig(max_mismatch=0.01)))
-
-
-def test_the_mismatch_is_that_of_the_worst_engine(rows):
-    rollouts = [_drawn(rows[0], engine=0, off=0.0), _drawn(rows[0], engine=1, off=0.004)]
-    assert _worst(rollouts) == pytest.approx(0.004, abs=1e-6)
-
-
-def test_one_stale_engine_of_many_is_named(rows):
-    rollouts = [_drawn(rows[0], engine, off=0.05 if engine == 7 else 0.0) for engine in range(16)]
-    with pytest.raises(StaleEngine, match="rollout engine 7 .* stale or wrong"):
-        _worst(rollouts)
-
-
-def test_samples_from_another_weight_version_stop_the_run(rows):
-    with pytest.raises(StaleEngine, match="rollout engine 1 sampled from weight version 3, expected version 4"):
-        _worst([_drawn(rows[0], 0, 0.0), _drawn(rows[0], 1, 0.0), _drawn(rows[0], 1, 0.0, version=3)])
 
 
 def test_a_meta_prompt_that_does_not_fit_is_an_error_before_training(rows):

@@ -62,9 +62,15 @@ class PPOConfig:
     )
     max_mismatch: float | None = setting(
         None,
-        "Mean |Δ log p| between learner and engine above which the run stops. `null` is 0.01 in float32 and 0.05 in "
-        "bfloat16.",
+        "Mean |Δ log p| between learner and an engine above which the run stops in any case. `null` is 0.01 in float32 "
+        "and 0.2 in bfloat16, whose rounding alone can be 0.05.",
         unit="nats per token",
+    )
+    max_mismatch_growth: float = setting(
+        1.5,
+        "Growth of an engine's mismatch above which the run stops: relative to the run's first step, where only "
+        "rounding separates learner and engine, and to the other engines.",
+        unit="times",
     )
     reward_workers: int = setting(1, "Processes that score responses in parallel.", unit="count")
     stream_chunks: int = setting(
@@ -97,6 +103,8 @@ class PPOConfig:
             require(f"ppo.{key}", 0 <= getattr(self, key) <= 1, "a number from 0 to 1", getattr(self, key))
         limit = self.max_mismatch
         require("ppo.max_mismatch", limit is None or limit > 0, "a number above 0, or null", limit)
+        growth = self.max_mismatch_growth
+        require("ppo.max_mismatch_growth", growth > 1, "a number above 1", growth)
         for name, weight in self.sampler.items():
             require(f"ppo.sampler.{name}", weight >= 0, "0 or more", weight)
         self._check_algorithm()

@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+from metaalign_rl.config.learner import HEAD_LOGITS
 from metaalign_rl.core.units import GIB, MIB
 from metaalign_rl.plan.shape import BYTES, Shape
 from metaalign_rl.plan.work import Case
@@ -54,9 +55,12 @@ def activations(shape: Shape, tokens: float, dtype: str, checkpointing: bool) ->
 
 
 def logits(shape: Shape, tokens: float, dtype: str) -> float:
-    """Bytes for the logits of `tokens` response tokens: in float32, their softmax, its gradient, copies in dtype."""
+    """Bytes for the logits of `tokens` response tokens: in float32, their softmax, its gradient, copies in dtype.
+
+    A learner computes at most `HEAD_LOGITS` at a time.
+    """
     copies = 12 if dtype == "float32" else 12 + 2 * BYTES[dtype]
-    return tokens * shape.vocabulary * copies
+    return min(tokens * shape.vocabulary, HEAD_LOGITS) * copies
 
 
 def micro_batch(case: Case) -> float:

@@ -14,7 +14,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         state: the trainer's "step", "kl_coef" and "gold": the mean share of rollouts that passed their checks since the
-            previous checkpoint, or None.
+            previous checkpoint, or None; and "mismatch_baseline", see `MismatchGuard`.
         learners: folder of the learners' state.
         policy: folder of the policy, in the Hugging Face format.
     """

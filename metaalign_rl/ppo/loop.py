@@ -7,7 +7,7 @@ rows            this step   generate,     rewards and KL     policy and       en
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metaalign_rl.config.schema import Config
@@ -19,7 +19,6 @@ from metaalign_rl.monitoring.rollout_table import RolloutWriter, save_experience
 from metaalign_rl.ppo.advantages import add_advantages
 from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.collector import Collector
-from metaalign_rl.ppo.mismatch import check_engines
 from metaalign_rl.ppo.prefetch import Prefetch
 from metaalign_rl.ppo.prompt_sampler import PromptSource
 from metaalign_rl.ppo.recovery import Recovery
@@ -30,7 +29,6 @@ from metaalign_rl.rollout.engine_pool import EnginePool
 from metaalign_rl.runtime import signals
 from metaalign_rl.runtime.faults import FaultLog, LearnersLost
 from metaalign_rl.scoring.worker_pool import RewardPool
-from metaalign_rl.weights import assert_fresh
 
 
 @dataclass
@@ -72,6 +70,7 @@ class PPOTrainer:
     ) -> None:
         engines, scorers, self.learners = actors.engines, actors.scorers, actors.learners
         self.config, self.rollout_writer, self.faults, self.report = config, rollout_writer, faults, report
+        self._trusts_engines = config.learner.old_logprobs == "engine"
         self.checkpoints = Checkpoints(checkpoints, config.ppo.keep_checkpoints)
         self.recovery = Recovery(config, self.learners, self.checkpoints, faults)
         self.weight_sync = WeightSync.of(config, self.learners, engines.actors)
@@ -105,6 +104,8 @@ class PPOTrainer:
                     self.recovery.stop_learners(lost)
                     self.prefetch.cancel()
                     is_restored = False
+        except Diverged as error:
+            raise UserError(error.args[0]) from error
         except KeyboardInterrupt:
             self.recovery.save_before_stopping()
             raise
@@ -117,7 +118,8 @@ class PPOTrainer:
         rollouts, batch, seconds = self.prefetch.next(step)  # generate, score, evaluate
         timer.add(seconds)
         with signals.defer_signals():  # a signal to stop waits for the end of the step
-            mismatch = check_engines(batch, rollouts, step, self.config)
+            self.recovery.guard.check_versions(rollouts, step)
+            mismatch = None if self._trusts_engines else self.recovery.guard.check(batch, rollouts, step)
             add_advantages(batch, rollouts, self.config.ppo, kl.value)
             with timer.part("learn"):
                 self.recovery.begin_update()
@@ -126,6 +128,8 @@ class PPOTrainer:
                 self.rollout_writer.write(step + 1, rollouts)
                 metrics = {"step": step + 1, **rollout_metrics(rollouts, batch, version=step)}
                 learned = self._finish_update(update, step, rollouts, batch)
+                if mismatch is None:
+                    mismatch = self._check_first_minibatch(batch, rollouts, step)
             with timer.part("rollout"):
                 self.prefetch.wait_unless_in_flight()
             self.recovery.finish_update()
@@ -134,7 +138,7 @@ class PPOTrainer:
             kl.update(metrics["kl"] * metrics["response_tokens"], len(rollouts))
             self.recovery.finish_step(metrics.get("gold"))
             faults = {"faults": self.faults.count, "reward_faults": self.faults.reward_worker_count}
-            self.report({**metrics, "mismatch": mismatch, **learned, "kl_coef": kl.value, **faults, **timer.metrics()})
+            self.report({**metrics, **learned, "mismatch": mismatch, "kl_coef": kl.value, **faults, **timer.metrics()})
             self.recovery.save_if_due()
 
     def _finish_update(self, update: PendingCall, step: int, rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
@@ -145,6 +149,13 @@ class PPOTrainer:
             kept = self.checkpoints.folder / f"diverged-step-{step + 1}"
             save_experience(kept, step + 1, rollouts, batch)
             raise UserError(f"{error.args[0]}; its batch is in {kept}") from error
-        if "mismatch" in metrics and not self.config.ppo.staleness:  # learner.old_logprobs=engine measures it here
-            assert_fresh(metrics["mismatch"], self.config.max_mismatch, step, "a rollout engine")
         return metrics
+
+    def _check_first_minibatch(self, batch: Batch, rollouts: Sequence[Rollout], step: int) -> float:
+        """The mismatch with `learner.old_logprobs=engine`, where the update computes the learner's log-probabilities.
+
+        Only those of the first minibatch are the policy's before the update.
+        """
+        rows, logprobs = self.learners.call("first_logprobs")
+        part = replace(batch, logprobs=logprobs).select(rows)
+        return self.recovery.guard.check(part, [rollouts[row] for row in rows], step)
