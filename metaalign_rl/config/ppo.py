@@ -69,7 +69,7 @@ class PPOConfig:
     max_mismatch_growth: float = setting(
         1.5,
         "Growth of an engine's mismatch above which the run stops: relative to the run's first step, where only "
-        "rounding separates learner and engine, and to the other engines.",
+        "rounding separates learner and engine. Relative to the other engines, half of that growth is allowed.",
         unit="times",
     )
     reward_workers: int = setting(1, "Processes that score responses in parallel.", unit="count")

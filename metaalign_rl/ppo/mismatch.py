@@ -16,6 +16,7 @@ from metaalign_rl.core.dataflow import Batch, Rollout
 from metaalign_rl.weights import StaleEngine, assert_fresh
 
 CERTAIN = 4.0  # standard errors by which a mismatch must exceed its limit, since a step has few samples
+FEW_TOKENS = 32
 ROUNDING = {"float32": 1e-3, "bfloat16": 1e-2}  # nats per token; less than this never stops a run
 
 
@@ -24,12 +25,13 @@ class Deviation:
     """How far engine and learner are apart on some samples.
 
     Rounding moves the log-probability of a token in proportion to 1 - p: a certain token stays certain. So `rate` does
-    not change when training makes the policy more or less certain, and `mean` does.
+    not change when training makes the policy more or less certain, and `mean` does. For SmolLM2-135M in bfloat16 the
+    rate was 0.07 to 0.08 for tokens with p up to 0.9, and 0.13 at most.
 
     Attributes:
         mean: |Δ log p| per token, nats.
         uncertainty: 1 - p per token, by the learner.
-        error: standard error of `mean` at this uncertainty; infinite for a single sample.
+        error: standard error of `mean` at this uncertainty; infinite for less than `FEW_TOKENS` tokens.
     """
 
     mean: float
@@ -45,21 +47,18 @@ class Deviation:
     def of(cls, batch: Batch, rows: Sequence[int]) -> "Deviation":
         """The deviation on the samples at `rows` of an evaluated batch."""
         assert batch.rollout_logprobs is not None and batch.logprobs is not None
-        mask, learner = batch.action_mask[rows], batch.logprobs[rows].double()
-        gaps = ((batch.rollout_logprobs[rows].double() - learner).abs() * mask).sum(dim=1)
-        unsure = (-torch.expm1(learner) * mask).sum(dim=1).clamp(min=0.0)
-        tokens = int(mask.sum())
-        mean, uncertainty = float(gaps.sum()) / tokens, float(unsure.sum()) / tokens
-        return cls(mean, uncertainty, _error(gaps, unsure) / tokens)
+        mask = batch.action_mask[rows]
+        engine, learner = batch.rollout_logprobs[rows][mask].double(), batch.logprobs[rows][mask].double()
+        gaps, unsure = (engine - learner).abs(), -torch.expm1(learner.clamp(max=0.0))
+        return cls(float(gaps.mean()), float(unsure.mean()), _error(gaps, unsure))
 
 
 def _error(gaps: Tensor, unsure: Tensor) -> float:
-    """Standard error of the sum of `gaps`, as a ratio to the sum of `unsure` (Cochran 1977, section 6.3)."""
-    count = len(gaps)
-    if count < 2:
+    """Standard error of the mean of `gaps` as a ratio to the mean of `unsure` (Cochran 1977, section 6.3)."""
+    if len(gaps) < FEW_TOKENS:
         return math.inf
-    rate = gaps.sum() / unsure.sum().clamp(min=1e-12)
-    return float(((gaps - rate * unsure).square().sum() * count / (count - 1)).sqrt())
+    rate = gaps.sum() / unsure.sum().clamp(min=1e-6)
+    return float((gaps - rate * unsure).square().mean().sqrt()) / math.sqrt(len(gaps))
 
 
 class MismatchGuard:
@@ -93,15 +92,17 @@ class MismatchGuard:
         """
         self.check_versions(rollouts, version)
         is_first, moved = self.baseline is None, self._config.ppo.staleness > 0
+        growth = self._config.ppo.max_mismatch_growth
         everything = Deviation.of(batch, range(len(rollouts)))
         worst = 0.0
         for drawn, rows in _by_engine(rollouts, sorted({r.sample.weight_version for r in rollouts})):
             for engine, own in rows.items():
                 found = Deviation.of(batch, own)
                 others = [row for other, its in rows.items() if other != engine for row in its]
-                rates = [Deviation.of(batch, others).rate] if others else []
+                # Between engines there is only chance; a run may also change since its first step.
+                rates = [Deviation.of(batch, others).rate * (1 + growth) / 2] if others else []
                 if self.baseline is not None and not moved:
-                    rates.append(self.baseline)
+                    rates.append(self.baseline * growth)
                 limit = self._limit(found, rates, is_fixed=is_first or not moved)
                 assert_fresh(found.mean, limit, drawn, f"rollout engine {engine}")
                 worst = max(worst, found.mean)
@@ -124,9 +125,9 @@ class MismatchGuard:
                 )
 
     def _limit(self, found: Deviation, rates: Iterable[float], *, is_fixed: bool) -> float:
-        """The limit of an engine's mean: the lowest of `rates`, with the allowed growth and its chance error."""
-        growth, fixed = self._config.ppo.max_mismatch_growth, self._config.max_mismatch if is_fixed else math.inf
-        limits = [growth * rate * found.uncertainty + CERTAIN * found.error for rate in rates]
+        """The limit of an engine's mean: the lowest of the highest `rates`, plus its chance error."""
+        fixed = self._config.max_mismatch if is_fixed else math.inf
+        limits = [rate * found.uncertainty + CERTAIN * found.error for rate in rates]
         return min(fixed, max(ROUNDING[self._config.model.dtype], min(limits, default=math.inf)))
 
 
