@@ -140,7 +140,7 @@ class Learner:
         here, penalty = f"update {self.version + 1}", Penalty(kl_coef, kl_estimator)
         check_batch(batch, here)
         count = -(-len(batch) // self.config.minibatch_size)
-        metrics = []
+        metrics: list[dict[str, float]] = []
         with self._states_on_device():
             for epoch in range(self.config.epochs):
                 for number, rows in enumerate(self._shuffled(batch).tensor_split(count), start=1):
