@@ -93,9 +93,8 @@ class MismatchGuard:
         self.check_versions(rollouts, version)
         is_first, moved = self.baseline is None, self._config.ppo.staleness > 0
         growth = self._config.ppo.max_mismatch_growth
-        everything = Deviation.of(batch, range(len(rollouts)))
         worst = 0.0
-        for drawn, rows in _by_engine(rollouts, sorted({r.sample.weight_version for r in rollouts})):
+        for drawn, rows in _by_version(rollouts):
             for engine, own in rows.items():
                 found = Deviation.of(batch, own)
                 others = [row for other, its in rows.items() if other != engine for row in its]
@@ -107,7 +106,7 @@ class MismatchGuard:
                 assert_fresh(found.mean, limit, drawn, f"rollout engine {engine}")
                 worst = max(worst, found.mean)
         if is_first:
-            self.baseline = everything.rate
+            self.baseline = Deviation.of(batch, range(len(rollouts))).rate
         return worst
 
     def check_versions(self, rollouts: Sequence[Rollout], current: int) -> None:
@@ -131,11 +130,10 @@ class MismatchGuard:
         return min(fixed, max(ROUNDING[self._config.model.dtype], min(limits, default=math.inf)))
 
 
-def _by_engine(rollouts: Sequence[Rollout], versions: Sequence[int]) -> Iterable[tuple[int, dict[int, list[int]]]]:
-    """By version of the weights that drew the last token: the rows of each engine."""
-    for version in versions:
-        rows: dict[int, list[int]] = {}
-        for row, rollout in enumerate(rollouts):
-            if rollout.sample.weight_version == version:
-                rows.setdefault(rollout.sample.engine, []).append(row)
-        yield version, dict(sorted(rows.items()))
+def _by_version(rollouts: Sequence[Rollout]) -> list[tuple[int, dict[int, list[int]]]]:
+    """By version of the weights that drew the last token, the rows of each engine."""
+    found: dict[int, dict[int, list[int]]] = {}
+    for row, rollout in enumerate(rollouts):
+        by_engine = found.setdefault(rollout.sample.weight_version, {})
+        by_engine.setdefault(rollout.sample.engine, []).append(row)
+    return sorted(found.items())
