@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from metaalign_rl.config.learner import LearnerConfig
@@ -38,16 +39,15 @@ def make_samples(count: int = 12) -> list[tuple[list[int], list[int]]]:
 def tiny_model(path: Path, seed: int, kind: type = Qwen2ForCausalLM, **changes: object) -> Path:
     torch.manual_seed(seed)
     config = Qwen2Config(
+        **{"tie_word_embeddings": False} | changes,
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        tie_word_embeddings=False,
         initializer_range=0.2,
         pad_token_id=0,
-        **changes,
     )
     kind(config).save_pretrained(path)
     words = {f"w{index}": index for index in range(VOCABULARY)}
@@ -70,6 +70,23 @@ def make_learner(
     names = {"policy": "policy", "critic": "policy", "reference": "reference"} | paths
     learner.setup(*(folder / names[name] for name in ("policy", "critic", "reference")))
     return learner
+
+
+class _Poisoned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def poison(engine: Any, factor: float) -> None:
+    """Multiply the gradient of the embeddings by `factor`, such as NaN. The losses stay as they are."""
+    embeddings = engine.module.model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda module, inputs, found: _Poisoned.apply(found, factor))
 
 
 def with_advantages(batch: Batch) -> Batch:

@@ -36,7 +36,7 @@ WORK = Config(
 def case(size: str = "7B", config: Config = WORK, **learner: Any) -> Case:
     """PPO with a model of a known size on H100s."""
     config = replace(config, learner=replace(config.learner, **learner))
-    shape = find_shape(size).untied()
+    shape = find_shape(size)
     return Case(config=config, policy=shape, reward=shape, device=find_device("h100"), work=work_of(config))
 
 
@@ -263,7 +263,7 @@ def test_a_training_that_fits_no_gpu_is_named_in_the_plan() -> None:
 )  # fmt: skip
 def test_every_stage_of_a_shipped_config_fits_by_the_plan_s_own_formulas(name: str, size: str, gpu: str) -> None:
     config = config_files.load(Config, ROOT / "configs" / f"{name}.yaml", [])
-    shape, device = find_shape(size).untied(), find_device(gpu)
+    shape, device = find_shape(size), find_device(gpu)
     found = Case(config=config, policy=shape, reward=shape, device=device, work=work_of(config))
     assert device.memory_gib is not None
     for stage in ("sft", "reward"):

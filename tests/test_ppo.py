@@ -1,4 +1,4 @@
-"""The parts of the PPO loop that run in the controller: prompts, rewards, chunks, checkpoints, mismatch."""
+"""The parts of the PPO loop that run in the controller: prompts, rewards, chunks, checkpoints."""
 
 import json
 from collections import Counter
@@ -16,14 +16,12 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.data.flips import MARK
 from metaalign_rl.data.world import build
 from metaalign_rl.data.world.tokenizer import build_tokenizer
-from metaalign_rl.learner.batch import batch_of
 from metaalign_rl.monitoring.rollout_table import RolloutWriter, read_rollouts
 from metaalign_rl.ppo.advantages import scores_of
 from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.collector import chunked, complete_groups, in_order
 from metaalign_rl.ppo.held_out import HeldOutEvaluation, HeldOutPrompts, score_of
 from metaalign_rl.ppo.kl_controller import KLController
-from metaalign_rl.ppo.mismatch import check_engines
 from metaalign_rl.ppo.prompt_sampler import PromptSampler, PromptSource
 from metaalign_rl.ppo.selection import select
 from metaalign_rl.preflight.run import preflight
@@ -31,7 +29,6 @@ from metaalign_rl.runtime.faults import StepInterrupted
 from metaalign_rl.runtime.placement import actor_resources
 from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
-from metaalign_rl.weights import StaleEngine
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +370,7 @@ class Answers:
     """A collector and reward workers: a prompt's response is its number of tokens, which is also its reward."""
 
     def __init__(self):
-        self.sampling, self.lost = None, 1
+        self.sampling, self.lost, self.rests = None, 1, 0
 
     def generate(self, requests, sampling):
         self.sampling = sampling
@@ -386,6 +383,9 @@ class Answers:
 
     def repair(self):
         pass
+
+    def rest(self):
+        self.rests += 1
 
     def begin_step(self):
         pass
@@ -412,6 +412,7 @@ def test_the_held_out_prompts_are_answered_greedily_and_a_lost_engine_does_not_m
     assert metrics["held_out_gold"] == sum(row.tier == "system" for row in prompts.rows) / 40
     assert score_of(metrics) == metrics["held_out_gold"]
     assert (fake.sampling.temperature, fake.sampling.max_new_tokens) == (0.0, 32)
+    assert fake.rests == 1
 
 
 def test_without_checks_the_reward_decides(rows):
@@ -436,34 +437,6 @@ def test_with_checks_in_the_reward_only_rows_with_checks_are_evaluated(rows):
     bare = [replace(row, checks={}) if index % 2 else row for index, row in enumerate(rows[:20])]
     chosen = evaluation(bare, checks_weight=1.0)[1].rows
     assert chosen and all(row.tier in row.checks for row in chosen)
-
-
-def _drawn(row, engine, off, version=4):
-    """A rollout of one token, which the learner will say has log-probability -1."""
-    sample = Sample(0, [1], [2], [-1.0 - off], "x", finished=True, weight_version=version, engine=engine)
-    return Rollout(row, sample, Reward(0.0, None, None))
-
-
-def _worst(rollouts):
-    batch = batch_of([rollout.sample for rollout in rollouts], pad_id=0)
-    evaluated = replace(batch, logprobs=-batch.action_mask.float())
-    return check_engines(evaluated, rollouts, version=4, config=Config(ppo=PPOConfig(max_mismatch=0.01)))
-
-
-def test_the_mismatch_is_that_of_the_worst_engine(rows):
-    rollouts = [_drawn(rows[0], engine=0, off=0.0), _drawn(rows[0], engine=1, off=0.004)]
-    assert _worst(rollouts) == pytest.approx(0.004, abs=1e-6)
-
-
-def test_one_stale_engine_of_many_is_named(rows):
-    rollouts = [_drawn(rows[0], engine, off=0.05 if engine == 7 else 0.0) for engine in range(16)]
-    with pytest.raises(StaleEngine, match="rollout engine 7 .* stale or wrong"):
-        _worst(rollouts)
-
-
-def test_samples_from_another_weight_version_stop_the_run(rows):
-    with pytest.raises(StaleEngine, match="rollout engine 1 sampled from weight version 3, expected version 4"):
-        _worst([_drawn(rows[0], 0, 0.0), _drawn(rows[0], 1, 0.0), _drawn(rows[0], 1, 0.0, version=3)])
 
 
 def test_a_meta_prompt_that_does_not_fit_is_an_error_before_training(rows):

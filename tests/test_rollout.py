@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -17,9 +19,8 @@ from metaalign_rl.core.checkpoints import tensor_names
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
-from metaalign_rl.rollout.engine_args import refuse_tied_embeddings
 from metaalign_rl.runtime.actor_options import actor_environment
-from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, mismatch, store
+from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, store
 from metaalign_rl.weights.sender import Sender
 from metaalign_rl.weights.sync_plan import SyncPlan
 
@@ -116,9 +117,9 @@ def learner_logprobs(model: LlamaForCausalLM, samples: list[Sample], temperature
     return result
 
 
-def changed(seed: int) -> LlamaForCausalLM:
+def changed(seed: int, *, tied: bool = False) -> LlamaForCausalLM:
     """The model after a step that moves every tensor."""
-    model, generator = tiny_model(), torch.Generator().manual_seed(seed)
+    model, generator = tiny_model(tied=tied), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -126,7 +127,10 @@ def changed(seed: int) -> LlamaForCausalLM:
 
 
 def engine_mismatch(model: LlamaForCausalLM, samples: list[Sample]) -> float:
-    return mismatch([sample.logprobs for sample in samples], learner_logprobs(model, samples))
+    """Mean |engine - learner| per token, nats."""
+    engine = [value for sample in samples for value in sample.logprobs]
+    learner = [value for values in learner_logprobs(model, samples) for value in values]
+    return fmean(abs(one - other) for one, other in zip(engine, learner, strict=True))
 
 
 def test_a_new_engine_has_version_zero_and_answers_every_request_once(engine):
@@ -339,10 +343,40 @@ def test_a_tensor_parallel_engine_of_two_processes_accepts_new_weights(model_fol
     ray.kill(actor)
 
 
-def test_a_model_with_tied_embeddings_is_an_error_on_a_cpu_with_the_fix(tmp_path):
-    tiny_model(tied=True).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"tied.*tie_word_embeddings=false"):
-        refuse_tied_embeddings(str(tmp_path))
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def tied(request, tmp_path_factory, local_ray) -> Iterator[SimpleNamespace]:
+    """An engine on a model with tied embeddings, whose folder stores the output layer all the same, as some do."""
+    folder = tmp_path_factory.mktemp("tied")
+    model = tiny_model(tied=True)
+    tiny_tokenizer().save_pretrained(folder)
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, folder / "model.safetensors")
+
+    actor = ray.remote(**THREADS, **ONE_THREAD)(RolloutEngine).remote(
+        str(folder), max_tokens=MAX_TOKENS, max_sequences=4, dtype=request.param
+    )
+    yield SimpleNamespace(**vars(calls_of(actor)), folder=folder, rounding=1e-4 if request.param == "float32" else 0.1)
+    ray.kill(actor)
+
+
+def test_an_engine_with_tied_embeddings_uses_the_new_output_layer_after_every_update(tied):
+    assert engine_mismatch(tiny_model(tied=True), draw(tied)) < tied.rounding
+    for version in (1, 2):
+        model = changed(version, tied=True)
+        parameters = [(name, p) for name, p in model.named_parameters()]
+        assert "lm_head.weight" not in dict(parameters)
+        send(tied, parameters, version)  # the checksums of both ends agree
+        assert engine_mismatch(model, draw(tied)) < tied.rounding
+        with torch.no_grad():
+            model.lm_head.weight = torch.nn.Parameter(tiny_model(tied=True).lm_head.weight)
+        assert engine_mismatch(model, draw(tied)) > 0.3, "the test needs an output layer that matters"
+
+
+def test_an_engine_with_tied_embeddings_loads_a_checkpoint(tied):
+    answer = tied.call("load_checkpoint", str(tied.folder), 7)
+    assert answer == tied.call("load_checkpoint", str(tied.folder), 7)
+    assert engine_mismatch(tiny_model(tied=True), draw(tied)) < tied.rounding
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path):

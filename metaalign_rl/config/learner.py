@@ -6,6 +6,8 @@ from typing import Literal
 
 from metaalign_rl.core.settings import PLAIN, require, require_at_least, require_options, require_positive, setting
 
+HEAD_LOGITS = 2**25  # logits that a learner computes at a time: a row of the vocabulary's size for each token
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerConfig:
@@ -121,6 +123,11 @@ class LearnerConfig:
         level="core",
     )
     offload_optimizer: bool = setting(False, "Keep the optimizer states in main memory. Needs a zero_stage above 0.")
+    offload_states: bool = setting(
+        False,
+        "Keep the float32 weights and the optimizer states in main memory while the engines generate, and move them to "
+        "the GPU for each update. Leaves engines on the learners' GPUs more room. Needs a zero_stage of 1 or 2.",
+    )
     gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass. This saves memory and takes a third more time."
     )
@@ -149,6 +156,11 @@ class LearnerConfig:
         # Without ZeRO, DeepSpeed does not offload.
         can_offload = self.zero_stage > 0 or not self.offload_optimizer
         self._require("zero_stage", can_offload, "1, 2 or 3 with learner.offload_optimizer=true")
+        # Under ZeRO-3, DeepSpeed moves only the states of its own AdamW, which is compiled at first use.
+        can_move = self.zero_stage in (1, 2) or not self.offload_states
+        self._require("zero_stage", can_move, "1 or 2 with learner.offload_states=true")
+        is_there = self.offload_optimizer and self.offload_states
+        self._require("offload_states", not is_there, "false with learner.offload_optimizer=true")
 
     def _check_correction(self) -> None:
         if self.correction == "off":

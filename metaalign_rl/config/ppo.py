@@ -93,9 +93,15 @@ class PPOConfig:
     )
     max_mismatch: float | None = setting(
         None,
-        "Mean |Δ log p| between learner and engine above which the run stops. `null` is 0.01 in float32 and 0.05 in "
-        "bfloat16.",
+        "Mean |Δ log p| between learner and an engine above which the run stops in any case. `null` is 0.01 in float32 "
+        "and 0.2 in bfloat16, whose rounding alone can be 0.05.",
         unit="nats per token",
+    )
+    max_mismatch_growth: float = setting(
+        1.5,
+        "Growth of an engine's mismatch above which the run stops: relative to the run's first step, where only "
+        "rounding separates learner and engine. Relative to the other engines, half of that growth is allowed.",
+        unit="times",
     )
     reward_workers: int = setting(1, "Processes that score responses in parallel.", unit="count")
     stream_chunks: int = setting(
@@ -149,6 +155,8 @@ class PPOConfig:
         is_divisor = not self.evaluate_steps or self.save_steps % self.evaluate_steps == 0
         divisor = f"0, or a divisor of ppo.save_steps={self.save_steps}, so that every checkpoint has a result"
         require("ppo.evaluate_steps", is_divisor, divisor, self.evaluate_steps)
+        growth = self.max_mismatch_growth
+        require("ppo.max_mismatch_growth", growth > 1, "a number above 1", growth)
         for name, weight in self.sampler.items():
             require(f"ppo.sampler.{name}", weight >= 0, "0 or more", weight)
         self._check_algorithm()

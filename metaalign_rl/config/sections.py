@@ -234,6 +234,12 @@ class RolloutConfig:
     )
     kv_cache_gib: float = setting(1.0, "Size of an engine's KV cache (CPU only).", unit="GiB")
     gpu_memory_utilization: float = setting(0.4, "Share of a device's memory that an engine uses.", unit="share")
+    batch_tokens: int | None = setting(
+        None,
+        "Prompt tokens that an engine reads in one step. `null` is vLLM's default for offline generation: 16,384 on "
+        "GPUs of 70 GiB or more, except the A100, and 8,192 on others and on CPUs.",
+        unit="tokens",
+    )
     bucket_mib: int = setting(
         128,
         "Size of the pieces in which weights are sent to the engines. Ray's object store must have room for two of "
@@ -247,6 +253,8 @@ class RolloutConfig:
         require_at_least(self, "rollout.", 0, ("min_new_tokens",))
         require_positive(self, "rollout.", ("kv_cache_gib", "gpu_memory_utilization", "temperature", "top_p"))
         self._check_sampling()
+        tokens = self.batch_tokens
+        require("rollout.batch_tokens", tokens is None or tokens >= 1, "a number of at least 1, or null", tokens)
         share = self.gpu_memory_utilization
         require("rollout.gpu_memory_utilization", share <= 1, "a share of at most 1", share)
 

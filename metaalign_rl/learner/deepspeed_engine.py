@@ -7,6 +7,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
@@ -91,6 +92,12 @@ def stream_weights(model: PreTrainedModel, gathered_bytes: int) -> Iterator[tupl
     saved = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     yield from revert_weight_conversion(model, buffers).items()
+
+
+def offload_states(engine: Any) -> None:
+    """Move the float32 weights, the gradients and the optimizer states to main memory; `reload_states` undoes it."""
+    moved = [OffloadStateTypeEnum.hp_params, OffloadStateTypeEnum.lp_grads, OffloadStateTypeEnum.optim_states]
+    engine.offload_states(include=moved, pin_memory=torch.cuda.is_available())
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -1,19 +1,23 @@
 """Policy and critic: Hugging Face models that compute their outputs at response tokens only."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from metaalign_rl.config.learner import HEAD_LOGITS
 from metaalign_rl.core.checkpoints import disable_dropout, is_reward_model, require_loadable, tensors_of
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.learner.attention import attention_for
@@ -21,7 +25,6 @@ from metaalign_rl.learner.lora import Lora, add_adapter, without_adapters
 from metaalign_rl.learner.micro_batches import Inputs
 from metaalign_rl.learner.openrlhf_modules import openrlhf_module
 
-ENTROPY_ROWS = 1024  # tokens at a time; with a large vocabulary, a full micro-batch would not fit in memory
 HEAD_DEVIATION = 0.01  # for a new value head's weights, so that values start near 0
 HEADS = ("score.", "classifier.")
 TOKENIZER_FILES = (
@@ -39,6 +42,9 @@ TOKENIZER_FILES = (
 class Policy(nn.Module):
     """A causal language model that returns the log-probabilities of response tokens.
 
+    Logits are most of the memory of a large vocabulary: 16 bytes each with their gradients. So they are computed for
+    `HEAD_LOGITS` at a time, and again in the backward pass.
+
     Args:
         temperature: divides the logits, so that the log-probabilities are those of tokens sampled at it.
     """
@@ -46,27 +52,42 @@ class Policy(nn.Module):
     def __init__(self, model: PreTrainedModel, temperature: float = 1.0) -> None:
         super().__init__()
         self.model, self._temperature = model, temperature
-        self._sources: Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._keep_response)
-
-    def _keep_response(self, head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        # Logits are most of the work of a small model, and most of the memory of a large one.
-        assert self._sources is not None
-        return (inputs[0].flatten(0, 1)[self._sources][None],)
 
     def forward(
         self, inputs: Inputs, entropy: bool = False, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probability [N], and with `entropy` the entropy [N], of the N response tokens, row by row; float32."""
-        self._sources = inputs.sources
-        logits = inputs.run(self.model).logits[0].float()
+        hidden = inputs.run(self.model.get_decoder()).last_hidden_state.flatten(0, 1)[inputs.sources]
+        rows = max(1, HEAD_LOGITS // self.model.config.get_text_config().vocab_size)
+        score = partial(self._score, entropy=entropy, entropy_gradient=entropy_gradient)
+        if len(hidden) > rows and torch.is_grad_enabled():
+            score = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+        parts = [score(*part) for part in zip(hidden.split(rows), inputs.tokens.split(rows), strict=True)]
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies) if entropy else None
+
+    def _score(
+        self, hidden: Tensor, tokens: Tensor, entropy: bool, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        logits = self._logits(hidden).float()
         if self._temperature != 1:
             logits = logits / self._temperature
-        logprobs = openrlhf_module("models.utils").log_probs_from_logits(logits, inputs.tokens)
-        if not entropy:
-            return logprobs, None
-        with torch.set_grad_enabled(entropy_gradient):
-            return logprobs, torch.cat([_entropy(rows) for rows in logits.split(ENTROPY_ROWS)])
+        logprobs = openrlhf_module("models.utils").log_probs_from_logits(logits, tokens)
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            return logprobs, _entropy(logits) if entropy else None
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits [n, vocabulary] of the decoder's outputs [n, size], from the model's own forward pass.
+
+        The output layer alone is not enough: some models scale their logits or cap them.
+        """
+        decoder = self.model.get_decoder()
+        decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden[None])
+        try:
+            logits: Tensor = self.model(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        finally:
+            del decoder.forward
+        return logits
 
 
 class Unadapted:

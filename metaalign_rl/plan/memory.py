@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+from metaalign_rl.config.learner import HEAD_LOGITS
 from metaalign_rl.core.units import GIB, MIB
 from metaalign_rl.plan.shape import BYTES, Shape
 from metaalign_rl.plan.work import Case
@@ -59,8 +60,8 @@ def logit_bytes(dtype: str) -> int:
 
 
 def logits(shape: Shape, tokens: float, dtype: str) -> float:
-    """Bytes for the logits of `tokens` response tokens."""
-    return tokens * shape.vocabulary * logit_bytes(dtype)
+    """Bytes for the logits of `tokens` response tokens. A learner computes at most `HEAD_LOGITS` of them at a time."""
+    return min(tokens * shape.vocabulary, HEAD_LOGITS) * logit_bytes(dtype)
 
 
 def micro_batch(case: Case) -> float:

@@ -15,8 +15,8 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         state: the trainer's "step", "kl_coef", "gold": the mean share of rollouts that passed their checks since the
-            previous checkpoint, or None; and "held_out": the result of the evaluation on held-out prompts after this
-            step, or None.
+            previous checkpoint, or None; "held_out": the result of the evaluation on held-out prompts after this step,
+            or None; and "mismatch_baseline", see `MismatchGuard`.
         learners: folder of the learners' state.
         policy: folder of the policy, in the Hugging Face format.
     """

@@ -128,6 +128,11 @@ class Collector:
                 requests = lost.unanswered
                 self._weight_sync.repair()
 
+    def rest(self) -> None:
+        """Free the memory of devices that the engines share with the learners. The engines keep their weights."""
+        if self._config.shares_devices:
+            self._engines.sleep(keep_weights=True)
+
     def _send_on(self, row_of: Sequence[Row], samples: list[Sample]) -> RolloutChunk:
         scores = submit(self._scorers, [row_of[sample.index] for sample in samples], samples)
         return RolloutChunk(samples, scores, None if self._config.shares_devices else self._evaluate(samples))

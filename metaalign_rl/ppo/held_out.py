@@ -67,6 +67,7 @@ class HeldOutEvaluation:
         """
         assert self._prompts is not None
         samples = self._answers()
+        self._collector.rest()  # a checkpoint may follow
         self._scorers.begin_step()
         rewards = self._scorers.result(submit(self._scorers, self._prompts.rows, samples))
         return _metrics(samples, rewards)

@@ -7,7 +7,7 @@ rows            this step   generate,     rewards and KL     policy and       en
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metaalign_rl.config.schema import Config
@@ -20,7 +20,6 @@ from metaalign_rl.ppo.advantages import add_advantages
 from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.collector import Collector
 from metaalign_rl.ppo.held_out import HeldOutEvaluation, HeldOutPrompts, score_of
-from metaalign_rl.ppo.mismatch import check_engines
 from metaalign_rl.ppo.prefetch import Prefetch
 from metaalign_rl.ppo.prompt_sampler import PromptSource
 from metaalign_rl.ppo.recovery import Recovery
@@ -32,7 +31,6 @@ from metaalign_rl.rollout.engine_pool import EnginePool
 from metaalign_rl.runtime import signals
 from metaalign_rl.runtime.faults import FaultLog, LearnersLost
 from metaalign_rl.scoring.worker_pool import RewardPool
-from metaalign_rl.weights import assert_fresh
 
 
 @dataclass
@@ -110,6 +108,8 @@ class PPOTrainer:
                     self.recovery.stop_learners(lost)
                     self.prefetch.cancel()
                     is_restored = False
+        except Diverged as error:
+            raise UserError(error.args[0]) from error
         except KeyboardInterrupt:
             self.recovery.save_before_stopping()
             raise
@@ -122,7 +122,7 @@ class PPOTrainer:
         rollouts, batch, seconds = self.prefetch.next(step)  # generate, score, evaluate
         timer.add(seconds)
         with signals.defer_signals():  # a signal to stop waits for the end of the step
-            mismatch = check_engines(batch, rollouts, step, self.config)
+            mismatch = self._check_engines(batch, rollouts, step)
             learned, selected = select(rollouts, self.config.ppo)
             add_advantages(batch, rollouts, self.config.ppo, kl.value, learned)
             with timer.part("learn"):
@@ -132,7 +132,8 @@ class PPOTrainer:
                 self.prefetch.start(step + 1)  # queued after the update, so the updated policy evaluates its batch
                 self.rollout_writer.write(step + 1, rollouts)
                 metrics = {"step": step + 1, **rollout_metrics(rollouts, batch, version=step), **selected}
-                metrics |= {"mismatch": mismatch, **self._finish_update(update, step, rollouts, batch)}
+                metrics |= mismatch | self._finish_update(update, step, rollouts, batch)
+                metrics |= self._check_first_minibatch(batch, rollouts, learned, step)
             with timer.part("rollout"):
                 self.prefetch.wait_unless_in_flight()
             self.recovery.finish_update()
@@ -157,6 +158,27 @@ class PPOTrainer:
             kept = self.checkpoints.folder / f"diverged-step-{step + 1}"
             save_experience(kept, step + 1, rollouts, batch)
             raise UserError(f"{error.args[0]}; its batch is in {kept}") from error
-        if "mismatch" in metrics and not self.config.ppo.staleness:  # learner.old_logprobs=engine measures it here
-            assert_fresh(metrics["mismatch"], self.config.max_mismatch, step, "a rollout engine")
         return metrics
+
+    def _check_engines(self, batch: Batch, rollouts: Sequence[Rollout], step: int) -> Metrics:
+        """The mismatch, if the batch has the learners' own log-probabilities."""
+        guard = self.recovery.guard
+        guard.check_versions(rollouts, step)
+        return {} if self._trusts_engines(step) else {"mismatch": guard.check(batch, rollouts, step)}
+
+    def _check_first_minibatch(
+        self, batch: Batch, rollouts: Sequence[Rollout], learned: Sequence[int], step: int
+    ) -> Metrics:
+        """The mismatch, if only the update computes the learners' log-probabilities.
+
+        Only those of the first minibatch are the policy's before the update. Without `learned` rollouts there are none.
+        """
+        if not self._trusts_engines(step) or not learned:
+            return {}
+        rows, logprobs = self.learners.call("first_logprobs")
+        part = replace(batch.select(learned), logprobs=logprobs).select(rows)
+        return {"mismatch": self.recovery.guard.check(part, [rollouts[learned[row]] for row in rows], step)}
+
+    def _trusts_engines(self, step: int) -> bool:
+        """Whether the batch has the engines' log-probabilities as the policy's; see `Learner.evaluate`."""
+        return self.config.learner.old_logprobs == "engine" and step >= self.config.ppo.critic_warmup_steps

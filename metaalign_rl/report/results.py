@@ -64,9 +64,9 @@ def _training_metrics(folder: RunFolder) -> dict[str, float]:
         return {}
     steps = list(read_log(folder.metrics))
     seconds = sum(step["seconds_step"] for step in steps)
+    mismatches = [step["mismatch"] for step in steps if "mismatch" in step]
     return {
         "ppo.steps": len(steps),
         "ppo.samples_per_second": sum(step["samples"] for step in steps) / seconds,
-        "ppo.mismatch_max": max(step["mismatch"] for step in steps),
         "ppo.alarms": len(find_alarms(steps)),
-    }
+    } | ({"ppo.mismatch_max": max(mismatches)} if mismatches else {})

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from metaalign_rl.core.dataflow import Ending, Reward, Row
 from metaalign_rl.data.gold import judge
+from metaalign_rl.runtime.gpu_memory import frees_gpu_memory
 from metaalign_rl.scoring.terms import RewardSpec, make_terms
 
 
@@ -19,6 +20,7 @@ class RewardWorker:
         self._terms, self._shaping = make_terms(spec), spec.shaping
         self._total_weight = sum(term.weight for term in self._terms.values())
 
+    @frees_gpu_memory
     def score(
         self, rows: Sequence[Row], responses: Sequence[str], endings: Sequence[Ending] | None = None
     ) -> list[Reward]:

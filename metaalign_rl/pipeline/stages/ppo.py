@@ -31,14 +31,16 @@ SHOWN = ("reward", "gold", "kl")  # next to the progress bar
 
 def run(context: RunContext) -> None:
     """Train `policy/` from the SFT policy; an interrupted run resumes from its last checkpoint."""
-    from transformers import AutoTokenizer
+    from metaalign_rl.core.tokenizers import load_tokenizer
 
     config, folder, start = context.config, context.folder, context.start_policy()
     critic = (context.reward_model() or start) if needs_critic(config.ppo.algorithm) else None
     engines = context.engines(start)  # first, because they take longest to load
+    if config.shares_gpus:  # vLLM must not measure memory while others load
+        engines.settle()
     learners = LearnerGroup(config, Models(policy=start, critic=critic, reference=start))
     actors = Actors(engines, start_scorers(context), learners)
-    tokenizer, checkpoints = AutoTokenizer.from_pretrained(start), folder.checkpoints / "ppo"
+    tokenizer, checkpoints = load_tokenizer(start), folder.checkpoints / "ppo"
     try:
         prompts = PromptSource(config, context.rows("prompts"), tokenizer)
         writer = RolloutWriter(folder.rollouts, config.run.keep_rollouts)
