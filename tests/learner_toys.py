@@ -1,7 +1,9 @@
 """A tiny model, samples for it, and a learner on it."""
 
+import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,27 @@ def tiny_model(path: Path, seed: int, kind: type = Qwen2ForCausalLM, **changes: 
     tokenizer.chat_template = "{{ messages }}"
     tokenizer.save_pretrained(path)
     return path
+
+
+def policy_and_reference(folder: Path) -> Path:
+    tiny_model(folder / "policy", seed=1)
+    tiny_model(folder / "reference", seed=2)
+    return folder
+
+
+@contextmanager
+def own_process_group() -> Iterator[None]:
+    """A learner makes its process a rank; the tests after these must not find themselves in one."""
+    environment = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def policy_weights(learner: Learner) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in learner.policy.module.parameters()])
 
 
 def make_learner(

@@ -1,6 +1,7 @@
 """The guard against engines with other weights than the learners': it must tell them from rounding."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import Config, ModelConfig, PPOConfig
 from metaalign_rl.core.dataflow import Batch, Reward, Rollout, Row, Sample
 from metaalign_rl.learner.batch import batch_of
+from metaalign_rl.ppo.loop import PPOTrainer
 from metaalign_rl.ppo.mismatch import MismatchGuard
 from metaalign_rl.weights import StaleEngine
 
@@ -148,3 +150,40 @@ def test_samples_from_another_weight_version_stop_the_run():
     (batch, rollouts), (_, old) = drawn(0, version=4), drawn(0, version=3)
     with pytest.raises(StaleEngine, match="rollout engine 1 sampled from weight version 3, expected version 4"):
         guard_of().check(batch, rollouts[:-1] + old[-1:], 4)
+
+
+# Whose log-probabilities the trainer gives to the guard.
+
+
+def trainer(batch: Batch, warmup: int = 0) -> PPOTrainer:
+    """A trainer whose learners' update had the batch's last two samples in its first minibatch."""
+    found = PPOTrainer.__new__(PPOTrainer)
+    ppo, learner = PPOConfig(critic_warmup_steps=warmup), LearnerConfig(old_logprobs="engine")
+    found.config = Config(ppo=ppo, learner=learner, model=ModelConfig(dtype="bfloat16"))
+    found.recovery = SimpleNamespace(guard=MismatchGuard(found.config))
+    rows = [len(batch) - 2, len(batch) - 1]
+    found.learners = SimpleNamespace(call=lambda method: (rows, batch.logprobs))
+    return found
+
+
+def test_without_the_learner_s_log_probabilities_the_first_minibatch_is_checked_after_the_update():
+    batch, rollouts = drawn(0, version=0)
+    learned = list(range(0, 32, 3))  # the others are left out of the loss
+    one = trainer(batch.select(learned))
+    trusted = replace(batch, logprobs=batch.rollout_logprobs)
+    assert one._check_engines(trusted, rollouts, 0) == {}
+    expected = MismatchGuard(one.config).check(batch.select(learned[-2:]), [rollouts[row] for row in learned[-2:]], 0)
+    assert one._check_first_minibatch(trusted, rollouts, learned, 0) == {"mismatch": expected}
+
+
+def test_an_update_on_no_responses_has_no_mismatch():
+    batch, rollouts = drawn(0, version=0)
+    assert trainer(batch)._check_first_minibatch(batch, rollouts, [], 0) == {}
+
+
+def test_while_only_the_critic_is_updated_all_responses_are_checked_before_the_update():
+    batch, rollouts = drawn(0, version=0)
+    one = trainer(batch, warmup=1)
+    expected = MismatchGuard(one.config).check(batch, rollouts, 0)
+    assert one._check_engines(batch, rollouts, 0) == {"mismatch": expected}
+    assert one._check_first_minibatch(batch, rollouts, list(range(32)), 0) == {}

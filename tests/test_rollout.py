@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.chat_template import install
 from metaalign_rl.core.checkpoints import tensor_names
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
@@ -25,7 +26,8 @@ from metaalign_rl.weights.sender import Sender
 from metaalign_rl.weights.sync_plan import SyncPlan
 
 EOS = 1
-VOCABULARY = ["<pad>", "<eos>", "<User>", *(f"w{i}" for i in range(297))]
+SPECIAL = ["<pad>", "<eos>", "<User>", "<Assistant>", "<System Info>", "<User Info>"]
+VOCABULARY = [*SPECIAL, *(f"w{i}" for i in range(300 - len(SPECIAL)))]
 MAX_TOKENS = 64
 ONE_THREAD = {"runtime_env": {"env_vars": actor_environment(1)}}
 PROMPTS = [[2, 10 + i, 20 + i, 30 + i] for i in range(8)]
@@ -48,9 +50,11 @@ def tiny_model(*, tied: bool = False) -> LlamaForCausalLM:
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<eos>", pad_token="<pad>", extra_special_tokens=["<User>"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<eos>", pad_token="<pad>", extra_special_tokens=SPECIAL[2:]
     )
+    install(tokenizer)
+    return tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,14 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, get_ident
+from types import SimpleNamespace
 
 import pytest
 
+from metaalign_rl.config.schema import ClusterConfig, Config
 from metaalign_rl.core.dataflow import Sampling
 from metaalign_rl.learner.worker import Learner
+from metaalign_rl.ppo.collector import Collector
 from metaalign_rl.rollout.engine import RolloutEngine
 from metaalign_rl.rollout.engine_args import cpu_options, gpu_options
 from metaalign_rl.runtime.gpu_memory import frees_gpu_memory
@@ -110,3 +113,12 @@ def test_vllm_works_in_one_thread_whoever_calls(engine):
     for call in (engine.sleep, engine.start_weight_update, engine.wake_up, lambda: engine.update_weights({})):
         callers.submit(call).result()
     assert len(engine._engine.threads) == 1
+
+
+@pytest.mark.parametrize(("layout", "expected"), [("colocated", [True]), ("disaggregated", [])])
+def test_engines_that_share_devices_sleep_after_an_evaluation_and_keep_their_weights(layout, expected):
+    sleeps = []
+    config = Config(cluster=ClusterConfig(gpus=2, layout=layout))
+    engines = SimpleNamespace(sleep=lambda keep_weights: sleeps.append(keep_weights))
+    Collector(config, None, engines, None, None, None, 0).rest()
+    assert sleeps == expected
