@@ -162,11 +162,11 @@ def test_sft_resumes_from_the_newest_complete_checkpoint(tmp_path: Path) -> None
     ("path", "says"),
     [
         ("", "model.path: there is no policy to start from; run the stage sft, or give a checkpoint"),
-        ("owner/model", "expected a checkpoint folder without the stage sft, found 'owner/model'"),
-        (".", "expected a checkpoint with the meta-prompt's template, found '.'; run the stage sft"),
+        ("absent/folder/of", "absent/folder/of: no such folder"),
+        (".", "expected a checkpoint, found no config.json"),
     ],
 )
-def test_without_sft_a_policy_must_be_a_prepared_checkpoint(
+def test_without_sft_a_policy_must_be_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 from reward_toys import color_pairs, encoder, language_model, make_row, make_tokenizer, reward_model
 
 from metaalign_rl.core.batching import batches_by_length
+from metaalign_rl.core.chat_template import META_PROMPT_VERSION
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MetaPrompt
@@ -130,7 +131,7 @@ def test_the_config_has_the_labels_and_prevents_a_softmax_across_them():
     config = json.loads((reward_model() / "config.json").read_text())
     assert list(config["id2label"].values()) == list(LABELS)
     assert config["problem_type"] == "multi_label_classification"
-    assert config["metaalign"]["meta_prompt_version"] == 1
+    assert config["metaalign"]["meta_prompt_version"] == META_PROMPT_VERSION
     assert config["metaalign"]["temperature"] == dict.fromkeys(LABELS, 1.0)
 
 
@@ -218,20 +219,21 @@ def test_an_error_names_a_hub_id_that_cannot_be_fetched(monkeypatch):
 
 def test_weights_that_are_not_safetensors_are_refused(copied_model):
     (copied_model / "model.safetensors").rename(copied_model / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"expected \*\.safetensors weights, found none"):
+    with pytest.raises(UserError, match="expected model.safetensors or model.safetensors.index.json, found neither"):
         Scorer.from_pretrained(copied_model)
 
 
 def test_an_error_names_the_folder_of_broken_weights(copied_model):
     (copied_model / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(UserError, match=f"{copied_model}: cannot be loaded"):
+    with pytest.raises(UserError, match=f"{copied_model}/model.safetensors: no safetensors file"):
         Scorer.from_pretrained(copied_model)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 def test_a_checkpoint_with_its_own_code_is_refused(copied_model, name):
     config = json.loads((copied_model / name).read_text())
-    (copied_model / name).write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
+    own = {"auto_map": {"AutoModel": "evil.Model"}, "model_type": "evil", "tokenizer_class": "EvilTokenizer"}
+    (copied_model / name).write_text(json.dumps(config | own))
     with pytest.raises(UserError, match="auto_map"):
         Scorer.from_pretrained(copied_model)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _POINTER = b"version https://git-lfs"
 _PACKED_TYPES = ("U8", "I8", "F8", "F4")  # beginnings of safetensors' names of types
 _PACKED_NAMES = (".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax")
@@ -69,7 +69,7 @@ def find_checkpoint(path: Path) -> Path:
     for folder in (path / "policy", path):
         if is_checkpoint(folder):
             return folder.absolute()
-    if not path.exists() and is_hub_id(str(path)):
+    if "/" in str(path) and not path.exists() and is_hub_id(str(path)):
         return local_checkpoint(path)
     _refuse_adapter(path)
     raise UserError(
@@ -369,7 +369,7 @@ def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    if not is_hub_id(name):
+    if "/" not in name or not is_hub_id(name):
         raise UserError(f"{name}: no such folder")
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
