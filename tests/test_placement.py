@@ -8,7 +8,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from metaalign_rl.config.learner import LearnerConfig
-from metaalign_rl.config.schema import ClusterConfig, Config, PPOConfig, RewardConfig, RolloutConfig
+from metaalign_rl.config.schema import ClusterConfig, Config, PPOConfig, RewardConfig, RolloutConfig, SFTConfig
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.runtime import placement
 from metaalign_rl.runtime.actor_options import actor_options
@@ -17,6 +17,7 @@ from metaalign_rl.runtime.actor_options import actor_options
 def config(learners: int, engines: int, tensor_parallel: int = 1, devices: int = 1, **cluster: object) -> Config:
     return Config(
         learner=LearnerConfig(world_size=learners),
+        sft=SFTConfig(batch_size=learners),
         rollout=RolloutConfig(engines=engines, tensor_parallel=tensor_parallel),
         reward=RewardConfig(devices=devices, batch_size=devices),
         cluster=ClusterConfig(**{"cpus": 4, "placement_timeout": 20.0} | cluster),
