@@ -1,11 +1,16 @@
 """A tiny model, samples for it, and a learner on it."""
 
+import os
 import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from metaalign_rl.config.learner import LearnerConfig
@@ -36,16 +41,15 @@ def make_samples(count: int = 12) -> list[tuple[list[int], list[int]]]:
 def tiny_model(path: Path, seed: int, kind: type = Qwen2ForCausalLM, **changes: object) -> Path:
     torch.manual_seed(seed)
     config = Qwen2Config(
+        **{"tie_word_embeddings": False} | changes,
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        tie_word_embeddings=False,
         initializer_range=0.2,
         pad_token_id=0,
-        **changes,
     )
     kind(config).save_pretrained(path)
     words = {f"w{index}": index for index in range(VOCABULARY)}
@@ -55,14 +59,57 @@ def tiny_model(path: Path, seed: int, kind: type = Qwen2ForCausalLM, **changes: 
     return path
 
 
+def policy_and_reference(folder: Path) -> Path:
+    tiny_model(folder / "policy", seed=1)
+    tiny_model(folder / "reference", seed=2)
+    return folder
+
+
+@contextmanager
+def own_process_group() -> Iterator[None]:
+    """A learner makes its process a rank; the tests after these must not find themselves in one."""
+    environment = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def policy_weights(learner: Learner) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in learner.policy.module.parameters()])
+
+
 def make_learner(
-    folder: Path, config: LearnerConfig = CONFIG, rank: int = 0, world_size: int = 1, **paths: str
+    folder: Path,
+    config: LearnerConfig = CONFIG,
+    rank: int = 0,
+    world_size: int = 1,
+    options: Mapping[str, Any] | None = None,
+    **paths: str,
 ) -> Learner:
     meeting = f"file://{folder}/rendezvous{world_size}"
-    learner = Learner(config, rank, world_size, meeting, dtype="float32", seed=0)
+    learner = Learner(config, rank, world_size, meeting, **{"dtype": "float32", "seed": 0, **(options or {})})
     names = {"policy": "policy", "critic": "policy", "reference": "reference"} | paths
     learner.setup(*(folder / names[name] for name in ("policy", "critic", "reference")))
     return learner
+
+
+class _Poisoned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def poison(engine: Any, factor: float) -> None:
+    """Multiply the gradient of the embeddings by `factor`, such as NaN. The losses stay as they are."""
+    embeddings = engine.module.model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda module, inputs, found: _Poisoned.apply(found, factor))
 
 
 def with_advantages(batch: Batch) -> Batch:

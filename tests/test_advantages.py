@@ -1,6 +1,7 @@
 """Advantages, KL and its coefficient, and the learner's settings. No model runs."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -94,7 +95,13 @@ def test_learning_rates_warm_up_and_then_fall_to_zero():
     assert [config.rate_factor(step) for step in range(7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
 
 
+def test_a_cosine_schedule_falls_slowly_at_both_ends():
+    config = LearnerConfig(schedule="cosine", warmup_steps=2, total_steps=6)
+    expected = [0.5, 1.0, *((1 + math.cos(math.pi * step / 4)) / 2 for step in range(5)), 0.0]
+    assert [config.rate_factor(step) for step in range(8)] == pytest.approx(expected)
+
+
 def test_the_schedule_ends_with_the_run():
     ppo = PPOConfig(steps=10, prompts_per_step=25, samples_per_prompt=4)
     learner = LearnerConfig(minibatch_size=64, epochs=3)
-    assert optimizer_steps(Config(ppo=ppo, learner=learner)) == 10 * 3 * 2
+    assert optimizer_steps(Config(ppo=ppo, learner=learner), ppo.steps) == 10 * 3 * 2

@@ -154,6 +154,17 @@ def test_ppo_whitens_generalized_advantages_and_keeps_the_returns(step, lam):
     torch.testing.assert_close(batch.returns, spread(returns, batch.action_mask), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce++"])
+def test_responses_left_out_of_the_loss_do_not_count_in_the_whitening(algorithm):
+    step = [Answer(i, score, [(-1.0, -1.2, 0.1), (-0.5, -0.4, 0.3)]) for i, score in enumerate((0.1, 0.9, 0.4))]
+    rollouts = [answer.rollout() for answer in step]
+    batch = advantaged(step, PPOConfig(algorithm=algorithm), 0.1)
+    add_advantages(batch, rollouts, PPOConfig(algorithm=algorithm), 0.1, learned=[0, 2])
+    expected = advantages_of([step[0], step[2]], PPOConfig(algorithm=algorithm))
+    kept = batch.select([0, 2])
+    assert_close([row[mask].tolist() for row, mask in zip(kept.advantages, kept.action_mask, strict=True)], expected)
+
+
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_every_kl_estimator_works_in_the_reward(estimator):
     step = [Answer(0, 1.0, [(-1.0, -1.5, 0), (-2.0, -1.0, 0)]), Answer(0, 0.0, [(-0.5, -0.7, 0)])]

@@ -36,7 +36,7 @@ def test_a_run_exports_all_metrics_that_dashboards_and_alerts_query(seen: Seen) 
     scraped = seen.series
     absent = {name for name in needed("ray_") if not name.startswith("ray_metaalign_reward_")} - scraped.keys()
     # The quickstart's settings do not produce these.
-    optional = {"kl_loss", "rollout_kl", "corrected"}
+    optional = {"kl_loss", "rollout_kl", "corrected", "penalty", "skipped_groups"}
     assert absent <= {f"ray_metaalign_ppo_{name}" for name in optional}, seen.error
     for name, labels in needed("ray_").items():
         if name in scraped:

@@ -22,7 +22,10 @@ REPORT_KEYS = {
         for suffix in ("", "_greedy")
     ),
     *(f"reward.{name}" for name in ("accuracy", "flip", "conflict", "preference_blind", "tier_blind", "on_policy")),
-    *(f"ppo.{name}" for name in ("gold_minus_proxy", "steps", "samples_per_second", "mismatch_max")),
+    *(
+        f"ppo.{name}"
+        for name in ("gold_minus_proxy", "steps", "samples_per_second", "mismatch_max", "best_step", "best_result")
+    ),
 }
 
 
@@ -44,6 +47,17 @@ def test_each_step_has_metrics_by_tier_and_the_seconds_of_its_parts(tiny_run):
         assert {"reward", "gold", "proxy", "kl", "entropy", "policy_loss", "value_loss", "mismatch"} <= set(step)
         assert any(name.startswith("tier/system/") for name in step)
         assert all(step[f"seconds_{part}"] > 0 for part in ("rollout", "reference", "learn", "transfer", "step"))
+
+
+def test_the_policy_is_evaluated_on_held_out_prompts_and_the_best_checkpoint_is_in_the_report(tiny_run):
+    steps = [step for _, step in read_jsonl(tiny_run / "metrics.jsonl")]
+    found = {step["step"]: step["held_out_gold"] for step in steps if "held_out_gold" in step}
+    assert set(found) == {2, 4, 6}
+    best, report = read_json(tiny_run / "best_checkpoint.json"), read_json(tiny_run / "report.json")
+    assert found[best["step"]] == best["result"] == report["ppo.best_result"] == max(found.values())
+    assert Path(best["policy"], "model.safetensors").is_file()
+    page = (tiny_run / "report.html").read_text()
+    assert f"Best checkpoint: step {best['step']}" in page
 
 
 def test_the_trained_policy_loads_in_transformers_with_the_three_tier_template(tiny_run):

@@ -17,9 +17,11 @@ import pytest
 import ray
 from ray import cloudpickle
 
+from metaalign_rl.config.schema import Config, FaultsConfig
 from metaalign_rl.core.dataflow import Request, Reward, Sample, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.data.world import build
+from metaalign_rl.learner.group import LearnerGroup
 from metaalign_rl.rollout.engine_pool import EnginePool
 from metaalign_rl.rollout.generate_call import NoEngineServing
 from metaalign_rl.runtime.actor_calls import HeartbeatDeadline, merge_streams
@@ -71,13 +73,33 @@ class Engine:
 SAMPLE = Sample(0, [1, 2], [3], [-1.0], "x", finished=True, weight_version=0)
 
 
+class Sleeper(Engine):
+    """Notes its calls in a file. The second engine of a number fails to start as often as the file `failures` says."""
+
+    def __init__(self, number, log):
+        super().__init__(number)
+        self.log = log
+        self.note("load")
+        failures = log.with_name("failures")
+        if failures.is_file() and (left := int(failures.read_text())):
+            failures.write_text(str(left - 1))
+            raise ValueError("Free memory on device is less than desired")
+
+    def note(self, call):
+        with self.log.open("a") as file:
+            file.write(f"{call} {self.number}\n")
+
+    def sleep(self, keep_weights=False):
+        self.note("sleep")
+
+
 class Worker:
     """The reward of a response is its length."""
 
     def pid(self):
         return os.getpid()
 
-    def score(self, rows, answers):
+    def score(self, rows, answers, endings):
         time.sleep(0.1)
         return [Reward(float(len(answer)), None, None) for answer in answers]
 
@@ -85,7 +107,7 @@ class Worker:
 class Broken(Worker):
     """Dies in every call."""
 
-    def score(self, rows, answers):
+    def score(self, rows, answers, endings):
         os._exit(1)
 
 
@@ -261,6 +283,77 @@ def test_an_actor_that_fails_to_start_is_an_error_and_not_a_fault(faults, tmp_pa
     assert not (tmp_path / "faults.jsonl").exists()
 
 
+class Rank:
+    """A learner that sleeps for as many seconds as it is told."""
+
+    def setup(self, *paths):
+        time.sleep(2)
+
+    def work(self, seconds):
+        time.sleep(seconds)
+        return seconds
+
+
+@pytest.fixture
+def learners(monkeypatch):
+    config = Config(faults=FaultsConfig(silence_s=1.0, start_s=30.0))
+    monkeypatch.setattr(LearnerGroup, "_launch", lambda group: None)
+    group = LearnerGroup(config, None)
+    group.ranks = [ray.remote(num_cpus=0)(Rank).remote()]
+    group.call("setup")  # a new process may take seconds
+    return group
+
+
+def test_a_silent_learner_is_lost_after_the_limit_for_working_actors(learners):
+    began = time.monotonic()
+    with pytest.raises(LearnersLost, match=r"no heartbeat for 1 s in work \(faults.silence_s=1\)"):
+        learners.call("work", 60)
+    assert time.monotonic() - began < 10
+
+
+def test_a_call_of_a_learner_may_wait_for_an_earlier_one(learners):
+    calls = [learners._begin("work", 0.7) for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(learners.result, calls)) == [0.7, 0.7]
+
+
+def sleepers(faults, log, count) -> EnginePool:
+    def start(number):
+        return ray.remote(num_cpus=0)(Sleeper).remote(number, log)
+
+    return EnginePool(start, count, faults, lambda: HeartbeatDeadline(30.0, 30.0), shares_gpus=True)
+
+
+def test_engines_on_shared_gpus_sleep_before_anything_else_starts(faults, tmp_path):
+    log = tmp_path / "calls"
+    sleepers(faults, log, 2).settle()
+    calls = log.read_text().split("\n")[:-1]
+    assert sorted(calls[:2]) == ["load 0", "load 1"]
+    assert {"sleep 0", "sleep 1"} == set(calls[2:])
+
+
+def test_a_replacement_on_shared_gpus_sleeps_before_the_others_go_on(faults, tmp_path):
+    pool, log = sleepers(faults, tmp_path / "calls", 2), tmp_path / "calls"
+    pool.settle()
+    log.unlink()
+    pool.actors.replace_engine(EngineLost(1, RuntimeError("gone")), pool.actors.actors[1])
+    assert log.read_text() == "load 1\nsleep 1\n"
+
+
+def test_a_replacement_that_fails_to_start_is_one_more_fault(faults, tmp_path):
+    pool = sleepers(faults, tmp_path / "calls", 1)
+    pool.settle()
+    (tmp_path / "failures").write_text("2")
+    pool.actors.replace_engine(EngineLost(0, RuntimeError("gone")), pool.actors.actors[0])
+    assert [line["who"] for line in lines(tmp_path)] == ["rollout engine 0"] * 3
+    assert "Free memory" in lines(tmp_path)[-1]["cause"]
+    assert ray.get(pool.actors.actors[0].ready.remote())
+    faults.step_finished(1)
+    (tmp_path / "failures").write_text("9")
+    with pytest.raises(TooManyFaults, match="Free memory"):
+        pool.actors.replace_engine(EngineLost(0, RuntimeError("gone")), pool.actors.actors[0])
+
+
 def test_the_error_of_one_rank_is_raised_while_the_others_still_run():
     class Rank:
         def train(self, rank):
@@ -275,23 +368,6 @@ def test_the_error_of_one_rank_is_raised_while_the_others_still_run():
         list(merge_streams(streams))
 
 
-def test_many_actors_may_be_lost_together_with_their_node(faults):
-    for number in range(16):
-        faults.record(EngineLost(number, RuntimeError("gone")), "a new one replaces it")
-    assert faults.count == 16
-
-
-def test_learners_that_always_die_at_one_step_end_the_run_although_earlier_steps_are_repeated(faults):
-    lost = [LearnersLost(f"learner rank {rank}", RuntimeError("gone")) for rank in range(4)]
-    for one in lost[:3]:
-        faults.step_finished(1)
-        faults.step_finished(2)
-        faults.record(one, "all ranks start again")
-    faults.step_finished(1)
-    with pytest.raises(TooManyFaults, match="4 faults of the learners"):
-        faults.record(lost[3], "all ranks start again")
-
-
 def test_a_new_step_resets_the_limit_but_not_the_count_of_faults(faults, tmp_path):
     for step in range(5):
         for _ in range(3):
@@ -300,14 +376,3 @@ def test_a_new_step_resets_the_limit_but_not_the_count_of_faults(faults, tmp_pat
     assert faults.count == faults.reward_worker_count == len(lines(tmp_path)) == 15
     assert FaultLog(tmp_path / "faults.jsonl", limit=3).count == 15
     assert FaultLog(tmp_path / "faults.jsonl", limit=3).reward_worker_count == 15
-
-
-def test_an_incomplete_line_of_the_fault_file_is_ignored(tmp_path: Path) -> None:
-    path = tmp_path / "faults.jsonl"
-    lost = ActorLost("reward worker 0", TimeoutError("silent"))
-    FaultLog(path, limit=5, report=lambda line: None).record(lost, "replaced")
-    path.write_text(path.read_text() + '{"time": "20')
-    log = FaultLog(path, limit=5, report=lambda line: None)
-    assert log.count == 1
-    log.record(lost, "replaced")
-    assert [json.loads(line)["who"] for line in path.read_text().splitlines()] == [lost.who] * 2

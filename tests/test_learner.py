@@ -1,8 +1,7 @@
-"""The learner: updates by DeepSpeed on a tiny model, its state and its weights."""
+"""The learner: updates by DeepSpeed on a tiny model."""
 
 import json
 import multiprocessing
-import os
 import random
 from dataclasses import replace
 from functools import partial
@@ -10,25 +9,34 @@ from pathlib import Path
 
 import pytest
 import torch
-from learner_toys import CONFIG, evaluated, make_learner, make_samples, tiny_model, with_advantages
+from learner_toys import (
+    CONFIG,
+    VOCABULARY,
+    evaluated,
+    make_learner,
+    make_samples,
+    own_process_group,
+    poison,
+    policy_and_reference,
+    policy_weights,
+    tiny_model,
+    with_advantages,
+)
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
-    Qwen2ForSequenceClassification,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
 )
 
 from metaalign_rl.config.schema import Config, RunConfig
 from metaalign_rl.core.dataflow import Batch
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.files import replace_folder
 from metaalign_rl.learner.batch import make_batch
 from metaalign_rl.learner.divergence import Diverged
 from metaalign_rl.learner.micro_batches import model_inputs
-from metaalign_rl.learner.worker import Learner
 from metaalign_rl.runtime.rendezvous import rendezvous
 
 FILE = "model.safetensors"
@@ -37,25 +45,13 @@ CAPPED = {"correction": "token", "correction_mode": "clip", "correction_bounds":
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    tiny_model(folder / "policy", seed=1)
-    tiny_model(folder / "reference", seed=2)
-    return folder
+    return policy_and_reference(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group():
-    """A learner makes its process a rank; the tests after these must not find themselves in one."""
-    environment = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(environment)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def policy_weights(learner: Learner) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in learner.policy.module.parameters()])
+    with own_process_group():
+        yield
 
 
 # Updates
@@ -72,6 +68,57 @@ def test_log_probabilities_are_those_of_transformers(folder):
         torch.testing.assert_close(batch.logprobs[row][batch.action_mask[row]], expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_output_layer_in_chunks_does_not_change_an_update(folder, monkeypatch, stage):
+    config = replace(CONFIG, zero_stage=stage, entropy_coef=0.1)
+    whole, parts = make_learner(folder, config), make_learner(folder, config)
+    batch = evaluated(whole)
+    expected = [whole.train(batch) for _ in range(2)]
+    monkeypatch.setattr("metaalign_rl.learner.models.HEAD_LOGITS", 7 * VOCABULARY)
+    for name in ("logprobs", "ref_logprobs"):
+        torch.testing.assert_close(getattr(evaluated(parts), name), getattr(batch, name))
+    for metrics in expected:
+        assert parts.train(batch) == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+
+
+def test_memory_for_logits_does_not_grow_with_the_response(folder, monkeypatch):
+    from metaalign_rl.learner.models import load_policy  # imports deepspeed, which a learner prepares
+
+    policy, kept = load_policy(folder / "policy", torch.float32), []
+    monkeypatch.setattr("metaalign_rl.learner.models.HEAD_LOGITS", 7 * VOCABULARY)
+    inputs = model_inputs(make_batch(make_samples(), pad_id=0), share_prompts=False)
+    assert len(inputs.tokens) > 4 * 7
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            is_weight = isinstance(found, Tensor) and found.numel() == policy.model.lm_head.weight.numel()
+            if isinstance(found, Tensor) and found.shape[-1:] == (VOCABULARY,) and not is_weight:
+                kept.append(found.numel() // VOCABULARY)
+            return found
+
+    with Largest():
+        logprobs, entropy = policy(inputs, entropy=True, entropy_gradient=True)
+        (logprobs.sum() + entropy.sum()).backward()
+    assert max(kept) == 7
+
+
+@pytest.mark.parametrize("changes", [{"final_logit_softcapping": 2.0}, {}])
+def test_a_model_s_own_treatment_of_its_logits_is_kept(tmp_path, changes):
+    """Gemma 2 caps its logits after the output layer."""
+    from metaalign_rl.learner.models import load_policy
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "head_dim": 8, "num_attention_heads": 2}
+    config = Gemma2Config(vocab_size=VOCABULARY, num_hidden_layers=2, num_key_value_heads=2, **sizes, **changes)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    ((prompt, response),) = samples = [([3, 4], [5, 6, 7])]
+    found, _ = load_policy(tmp_path, torch.float32)(model_inputs(make_batch(samples, pad_id=0), share_prompts=False))
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path)(torch.tensor([prompt + response])).logits[0]
+    torch.testing.assert_close(found, logits.log_softmax(-1)[[1, 2, 3], response], atol=1e-5, rtol=0)
+
+
 def test_sharing_a_pass_over_the_prompt_does_not_change_an_update(folder):
     prompts = [prompt for prompt, _ in make_samples(4)]
     samples = [(prompts[index % 4], response) for index, (_, response) in enumerate(make_samples(12))]
@@ -86,7 +133,7 @@ def test_sharing_a_pass_over_the_prompt_does_not_change_an_update(folder):
 
 
 def test_the_engine_s_log_probabilities_can_replace_the_learner_s_pass(folder):
-    """The update then reports how far they are from the learner's own, before its first step."""
+    """The update then gives the learner's own, from before its first step."""
     judge = make_learner(folder)
     samples = make_samples()
     batch = judge.evaluate(make_batch(samples, pad_id=0))
@@ -98,9 +145,13 @@ def test_the_engine_s_log_probabilities_can_replace_the_learner_s_pass(folder):
     pass_.remove()
     for name in ("logprobs", "ref_logprobs", "values"):
         torch.testing.assert_close(getattr(taken, name), getattr(batch, name), atol=1e-5, rtol=0)
-    assert trusting.train(with_advantages(taken))["mismatch"] < 1e-5
-    fresh = make_learner(folder, trusting.config)
-    assert fresh.train(with_advantages(off))["mismatch"] == pytest.approx(0.5, abs=1e-4)
+    fresh = make_learner(folder, replace(trusting.config, minibatch_size=5))
+    for learner, given, count in ((trusting, taken, 12), (fresh, off, 4)):
+        learner.train(with_advantages(given))
+        rows, logprobs = learner.first_logprobs()
+        assert len(set(rows)) == count
+        mask = batch.action_mask[rows]
+        torch.testing.assert_close(logprobs[rows][mask], batch.logprobs[rows][mask], atol=1e-5, rtol=0)
 
 
 def test_samples_that_share_a_prompt_stay_in_one_minibatch(folder):
@@ -190,6 +241,52 @@ def test_a_non_finite_loss_stops_training_before_the_step(folder, stage):
     assert learner.version == 1
 
 
+STAGES = [("float32", 0), ("float32", 1), ("float32", 2), ("float32", 3), *(("bfloat16", stage) for stage in (1, 2, 3))]
+
+
+@pytest.mark.parametrize(("dtype", "stage"), STAGES)
+def test_a_non_finite_gradient_stops_training_before_the_step(folder, dtype, stage):
+    learner = make_learner(folder, replace(CONFIG, zero_stage=stage), options={"dtype": dtype})
+    batch = evaluated(learner)
+    learner.train(batch)
+    before = learner.evaluate(batch).logprobs
+    poison(learner.policy, float("nan"))
+    with pytest.raises(Diverged, match="update 2.*: grad_norm is inf; resume from"):
+        learner.train(batch)
+    assert learner.version == 1
+    assert torch.equal(learner.evaluate(batch).logprobs, before)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_non_finite_gradient_of_the_critic_is_seen_with_offloaded_optimizers(folder, stage):
+    learner = make_learner(folder, replace(CONFIG, zero_stage=stage, offload_optimizer=True))
+    batch = evaluated(learner)
+    poison(learner.critic, float("inf"))
+    with pytest.raises(Diverged, match="critic_grad_norm is inf"):
+        learner.train(batch)
+
+
+def test_a_step_that_deepspeed_drops_is_no_version(folder, monkeypatch):
+    learner = make_learner(folder, replace(CONFIG, zero_stage=2), options={"dtype": "bfloat16"})
+    batch = evaluated(learner)
+    poison(learner.policy, float("inf"))
+    monkeypatch.setattr("metaalign_rl.learner.optimizer_step.gradient_norm", lambda engine: 1.0)
+    with pytest.raises(Diverged, match="DeepSpeed dropped the step of the policy"):
+        learner.train(batch)
+    assert learner.version == 0
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_weights_that_are_not_finite_are_never_saved(folder, tmp_path, stage):
+    learner = make_learner(folder, replace(CONFIG, zero_stage=stage))
+    weight = next(learner.policy.module.parameters())
+    getattr(weight, "ds_tensor", weight).data.view(-1)[0] = float("nan")
+    for save in (learner.save_state, learner.save_policy):
+        with pytest.raises(Diverged, match="update 0: the weights .* of the policy are not finite, so nothing is"):
+            save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_gradient_spike_stops_training_before_the_step(folder, stage):
     learner = make_learner(folder, replace(CONFIG, zero_stage=stage, spike_limit=50.0))
@@ -202,124 +299,25 @@ def test_a_gradient_spike_stops_training_before_the_step(folder, stage):
     assert torch.equal(learner.evaluate(batch).logprobs, before)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_resumed_step_equals_the_uninterrupted_one(folder, tmp_path, stage):
-    config = replace(CONFIG, minibatch_size=5, zero_stage=stage, warmup_steps=10)
-    learner = make_learner(folder, config)
-    batch = evaluated(learner)
-    learner.train(batch)
-    learner.save_state(tmp_path / "state")
-    expected, noise = learner.train(batch), (random.random(), torch.rand(1).item())
-    resumed = make_learner(folder, config)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_states_in_main_memory_between_updates_do_not_change_them(folder, tmp_path, stage):
+    config = replace(CONFIG, zero_stage=stage)
+    plain, moving = make_learner(folder, config), make_learner(folder, replace(config, offload_states=True))
+    assert moving.policy.optimizer.offloaded_states
+    batch = evaluated(plain)
+    assert moving.train(batch) == plain.train(batch)
+    assert moving.policy.optimizer.offloaded_states
+    moving.save_state(tmp_path / "state")
+    resumed = make_learner(folder, moving.config)
     resumed.load_state(tmp_path / "state")
-    assert resumed.train(batch) == expected
-    assert (random.random(), torch.rand(1).item()) == noise
-    final, repeated = learner.evaluate(batch), resumed.evaluate(batch)
-    assert torch.equal(final.logprobs, repeated.logprobs)
-    assert torch.equal(final.values, repeated.values)
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    assert resumed.train(batch) == moving.train(batch) == plain.train(batch)
+    assert torch.equal(resumed.evaluate(batch).logprobs, plain.evaluate(batch).logprobs)
 
 
-def test_a_folder_is_replaced_atomically_and_leftovers_of_dead_writers_are_removed(tmp_path):
-    for litter in (".state.1.part", ".state.1.old", ".state.2.1.part"):
-        (tmp_path / litter).mkdir()
-    for name in ("first", "second"):
-        replace_folder(tmp_path / "state", lambda folder, name=name: (folder / name).touch())
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".state.2.1.part", "state"]
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["second"]
-
-
-def test_the_state_of_another_set_of_engines_is_an_error(folder, tmp_path):
-    learner = make_learner(folder)
-    learner.save_state(tmp_path / "state")
-    learner.critic = None
-    with pytest.raises(UserError, match="resume with the same config"):
-        learner.load_state(tmp_path / "state")
-
-
-def test_a_saved_policy_is_a_transformers_checkpoint(folder, tmp_path):
-    learner = make_learner(folder)
-    batch = evaluated(learner)
-    learner.train(batch)
-    learner.save_policy(tmp_path / "saved")
-    names = load_file(tmp_path / "saved" / "model.safetensors").keys()
-    assert names == load_file(folder / "policy" / "model.safetensors").keys()
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    with torch.no_grad():
-        logits = model(batch.sequences).logits
-        expected = learner.policy.module.model.model(batch.sequences).last_hidden_state
-        expected = torch.nn.functional.linear(expected, learner.policy.module.model.lm_head.weight)
-    torch.testing.assert_close(logits, expected)
-    assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == "{{ messages }}"
-
-
-def test_a_critic_starts_from_a_reward_model_with_a_new_head(folder):
-    tiny_model(folder / "reward", seed=3, kind=Qwen2ForSequenceClassification, num_labels=4)
-    batch = evaluated(make_learner(folder, critic="reward"))
-    assert batch.values[batch.action_mask].abs().max() < 0.5
-
-
-def test_the_critic_is_optional(folder):
-    learner = Learner(CONFIG, 0, 1, f"file://{folder}/rendezvous1", dtype="float32", seed=0)
-    learner.setup(folder / "policy", None, folder / "reference")
-    batch = learner.evaluate(make_batch(make_samples(), pad_id=0))
-    assert batch.values is None
-    metrics = learner.train(replace(batch, advantages=torch.ones(batch.action_mask.shape)))
-    assert "value_loss" not in metrics
-
-
-def test_weights_for_the_engines_have_the_names_of_the_checkpoint(folder):
-    from metaalign_rl.learner.deepspeed_engine import stream_weights
-
-    learner = make_learner(folder)
-    expected = load_file(folder / "policy" / "model.safetensors")
-    for gathered_bytes in (1, 5_000, 10**9):
-        found = dict(stream_weights(learner.policy.module.model, gathered_bytes))
-        assert found.keys() == expected.keys()
-        for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor)
-
-
-def test_tensors_that_transformers_merged_are_sent_as_in_the_checkpoint(tmp_path):
-    from metaalign_rl.learner.deepspeed_engine import stream_weights
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "moe_intermediate_size": 8, "intermediate_size": 8, "head_dim": 8}
-    config = Qwen3MoeConfig(
-        vocab_size=20, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, num_experts=4, **sizes
-    )
-    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    expected = load_file(tmp_path / "model.safetensors")
-    found = dict(stream_weights(model, gathered_bytes=1))
-    assert "model.layers.1.mlp.experts.3.gate_proj.weight" in expected
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor)
-
-
-def test_attention_in_float32_changes_a_bfloat16_model_only_by_rounding(folder, tmp_path):
-    from metaalign_rl.learner.models import load_policy  # imports deepspeed, which a learner prepares
-
-    inputs = model_inputs(make_batch(make_samples(), pad_id=0), share_prompts=False)
-    policy = load_policy(folder / "policy", torch.bfloat16)
-    here = policy(inputs)[0]
-    policy.model.set_attn_implementation("sdpa")
-    assert (here - policy(inputs)[0]).abs().max() < 0.05
-    exact = load_policy(folder / "policy", torch.float32)(inputs)[0]
-    assert (here - exact).abs().mean() < 0.02
-    load_policy(folder / "policy", torch.bfloat16).model.save_pretrained(tmp_path)
-    assert "sdpa" not in (tmp_path / "config.json").read_text()  # vLLM and transformers choose their own
-
-
-def test_a_missing_or_unsafe_model_folder_is_an_error_that_names_it(folder, tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such model folder"):
-        make_learner(folder, policy="nowhere")
-    tiny_model(tmp_path / "remote", seed=1)
-    config = json.loads((tmp_path / "remote" / "config.json").read_text())
-    (tmp_path / "remote" / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.Y"}}))
-    with pytest.raises(UserError, match="auto_map"):
-        make_learner(folder, policy=str(tmp_path / "remote"))
+@pytest.mark.parametrize("changes", [{"zero_stage": 3}, {"zero_stage": 0}, {"offload_optimizer": True}])
+def test_states_move_only_where_deepspeed_can(changes):
+    with pytest.raises(UserError, match="offload_states"):
+        replace(CONFIG, offload_states=True, **changes)
 
 
 # Ranks

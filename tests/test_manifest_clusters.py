@@ -102,7 +102,7 @@ def test_the_head_has_the_memory_that_the_config_needs(name: str) -> None:
 def test_the_plan_agrees_that_a_config_fits(name: str) -> None:
     config = loader.load(Config, ROOT / f"configs/{name}.yaml", [])
     model, gpu = SIZES[name]
-    shape, device, nodes = find_shape(model).untied(), find_device(gpu), -(-config.cluster.gpus // 8)
+    shape, device, nodes = find_shape(model), find_device(gpu), -(-config.cluster.gpus // 8)
     case = Case(config=config, policy=shape, reward=shape, device=device, work=work_of(config), nodes=nodes)
     assert layout.fits(case)
     planned = layout.propose(case, layout.Devices(config.cluster.gpus, nodes))

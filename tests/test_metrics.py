@@ -31,7 +31,7 @@ STEP = {
     **dict.fromkeys((*metric_registry.RESPONSE_METRICS, *metric_registry.STEP_METRICS), 0.5),
     **{f"tier/user/{name}": 0.25 for name in metric_registry.RESPONSE_METRICS},
     **{f"seconds_{part}": 1.0 for part in metric_registry.PARTS},
-    "seconds_step": 6.0,
+    "seconds_step": float(len(metric_registry.PARTS)),
     "samples": 8,
 }
 

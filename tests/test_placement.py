@@ -8,7 +8,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from metaalign_rl.config.learner import LearnerConfig
-from metaalign_rl.config.schema import ClusterConfig, Config, RewardConfig, RolloutConfig
+from metaalign_rl.config.schema import ClusterConfig, Config, PPOConfig, RewardConfig, RolloutConfig, SFTConfig
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.runtime import placement
 from metaalign_rl.runtime.actor_options import actor_options
@@ -17,6 +17,7 @@ from metaalign_rl.runtime.actor_options import actor_options
 def config(learners: int, engines: int, tensor_parallel: int = 1, devices: int = 1, **cluster: object) -> Config:
     return Config(
         learner=LearnerConfig(world_size=learners),
+        sft=SFTConfig(batch_size=learners),
         rollout=RolloutConfig(engines=engines, tensor_parallel=tensor_parallel),
         reward=RewardConfig(devices=devices, batch_size=devices),
         cluster=ClusterConfig(**{"cpus": 4, "placement_timeout": 20.0} | cluster),
@@ -30,6 +31,18 @@ def test_disaggregated_learners_and_engines_have_a_bundle_each_and_the_reward_wo
         role: placement.bundle_indices(disaggregated, role) for role in ("learner", "training", "reward", "rollout")
     }
     assert roles == {"learner": [0, 1], "training": [0, 1], "reward": [2], "rollout": [3, 4]}
+
+
+def test_each_reward_worker_with_a_model_has_a_gpu_and_those_of_a_server_share_one():
+    workers = PPOConfig(reward_workers=3)
+    own = replace(config(1, 1, gpus=5), ppo=workers)
+    assert placement.bundle_indices(own, "reward") == [1, 2, 3]
+    assert placement.bundle_indices(own, "rollout") == [4]
+    assert placement.actor_resources(own, "reward", 3)["num_gpus"] == 1
+    assert [name for name, _ in placement.named_bundles(own)][1:4] == [f"reward worker {n}" for n in range(3)]
+    served = replace(own, reward=RewardConfig(url="http://scorer:8000"))
+    assert placement.bundle_indices(served, "reward") == [1]
+    assert placement.bundle_indices(replace(config(1, 1), ppo=workers), "reward") == [1]
 
 
 def test_training_ranks_use_the_bundles_of_learners_and_reward_workers():

@@ -36,7 +36,7 @@ WORK = Config(
 def case(size: str = "7B", config: Config = WORK, **learner: Any) -> Case:
     """PPO with a model of a known size on H100s."""
     config = replace(config, learner=replace(config.learner, **learner))
-    shape = find_shape(size).untied()
+    shape = find_shape(size)
     return Case(config=config, policy=shape, reward=shape, device=find_device("h100"), work=work_of(config))
 
 
@@ -123,6 +123,14 @@ def test_the_bytes_of_a_token_in_the_kv_cache() -> None:
     one, two = (case("7B", replace(WORK, rollout=replace(WORK.rollout, tensor_parallel=n))) for n in (1, 2))
     # Each device has half the heads and half the weights.
     assert memory.kv_tokens(two) > 2 * memory.kv_tokens(one)
+
+
+def test_with_lora_only_adapters_have_gradients_and_there_is_no_reference() -> None:
+    full, lora = (memory.learner_memory(case("7B", lora_rank=rank, world_size=8)) for rank in (0, 16))
+    assert KNOWN["7B"].adapter(16) == 40_370_176  # as peft counts them for Qwen2.5-7B
+    assert "reference" not in lora
+    assert lora["optimizer states"] < 0.01 * full["optimizer states"]
+    assert lora["weights"] == pytest.approx(full["weights"], rel=0.01)
 
 
 SIZES, RANKS = st.sampled_from(sorted(KNOWN)), st.integers(1, 128)
@@ -255,7 +263,7 @@ def test_a_training_that_fits_no_gpu_is_named_in_the_plan() -> None:
 )  # fmt: skip
 def test_every_stage_of_a_shipped_config_fits_by_the_plan_s_own_formulas(name: str, size: str, gpu: str) -> None:
     config = config_files.load(Config, ROOT / "configs" / f"{name}.yaml", [])
-    shape, device = find_shape(size).untied(), find_device(gpu)
+    shape, device = find_shape(size), find_device(gpu)
     found = Case(config=config, policy=shape, reward=shape, device=device, work=work_of(config))
     assert device.memory_gib is not None
     for stage in ("sft", "reward"):

@@ -1,10 +1,12 @@
-"""The parts of the PPO loop that run in the controller: prompts, rewards, chunks, checkpoints, mismatch."""
+"""The parts of the PPO loop that run in the controller: prompts, rewards, chunks, checkpoints."""
 
 import json
 from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import ClusterConfig, Config, PPOConfig, RolloutConfig
@@ -14,19 +16,16 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.data.flips import MARK
 from metaalign_rl.data.world import build
 from metaalign_rl.data.world.tokenizer import build_tokenizer
-from metaalign_rl.learner.batch import batch_of
 from metaalign_rl.monitoring.rollout_table import RolloutWriter, read_rollouts
 from metaalign_rl.ppo.advantages import scores_of
 from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.collector import chunked, complete_groups, in_order
 from metaalign_rl.ppo.kl_controller import KLController
-from metaalign_rl.ppo.mismatch import check_engines
 from metaalign_rl.ppo.prompt_sampler import PromptSampler, PromptSource
 from metaalign_rl.preflight.run import preflight
 from metaalign_rl.runtime.placement import actor_resources
 from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
-from metaalign_rl.weights import StaleEngine
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +51,43 @@ def test_a_tiers_weight_is_its_share_of_the_draws(rows):
 def test_a_relation_s_weight_overrides_its_tier_s(rows):
     sampler = PromptSampler(rows, {"system/conflict": 1.0}, seed=0)
     assert {rows[i].relation for i in sampler.draw(0, 50)} == {"conflict"}
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 9),
+    count=st.integers(1, 300),
+    steps=st.integers(1, 12),
+    weights=st.sampled_from([{}, {"system": 1.0}, {"system/conflict": 3.0, "user": 1.0}]),
+)
+def test_every_row_of_a_group_is_drawn_once_before_any_a_second_time(rows, seed, count, steps, weights):
+    sampler = PromptSampler(rows, weights, seed)
+    drawn = Counter(i for step in range(steps) for i in sampler.draw(step, count))
+    assert sum(drawn.values()) == steps * count
+    groups = {f"{row.tier}/{row.relation}" for row in rows} if weights else {""}
+    for group in groups:
+        times = [drawn[i] for i, row in enumerate(rows) if f"{row.tier}/{row.relation}".startswith(group)]
+        assert max(times) - min(times) <= 1
+
+
+def test_passes_come_in_different_orders(rows):
+    sampler = PromptSampler(rows, {}, seed=0)
+    first, second = ([i for step in steps for i in sampler.draw(step, 100)] for steps in (range(6), range(6, 12)))
+    assert sorted(first) == sorted(second) == list(range(600))
+    assert first != second
+
+
+def test_a_resumed_run_draws_the_same_rows_without_the_steps_before(rows):
+    for weights in ({}, {"system": 2.0, "user/conflict": 1.0}):
+        whole = PromptSampler(rows, weights, seed=3)
+        steps = [whole.draw(step, 90) for step in range(20)]
+        assert PromptSampler(rows, weights, seed=3).draw(19, 90) == steps[19]
+        assert whole.draw(4, 90) == steps[4]  # a repeated step
+
+
+def test_only_groups_with_a_weight_are_drawn(rows):
+    sampler = PromptSampler(rows, {"system": 2.0}, seed=0)
+    assert {rows[i].tier for step in range(10) for i in sampler.draw(step, 100)} == {"system"}
 
 
 def test_a_step_always_draws_the_same_rows_and_the_next_step_others(rows):
@@ -190,6 +226,15 @@ def test_the_newest_checkpoints_are_kept_and_the_best_one(tmp_path):
     assert checkpoints.last().state == {"step": 5, "gold": 0.6}
 
 
+def test_the_best_checkpoint_is_the_best_on_held_out_prompts_if_any_was_evaluated(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, gold, held_out in ((1, 0.9, 0.2), (2, 0.3, 0.6), (3, 0.5, 0.6), (4, 0.99, None), (5, 0.4, 0.1)):
+        state = {"step": step, "gold": gold, "held_out": held_out}
+        checkpoints.save(state, lambda checkpoint: checkpoint.policy.mkdir())
+    assert checkpoints.best().state["step"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3", "step-5"]
+
+
 def test_an_incomplete_checkpoint_does_not_count(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save({"step": 1, "gold": None}, lambda checkpoint: checkpoint.policy.mkdir())
@@ -242,34 +287,6 @@ def test_a_run_may_keep_no_rollouts(rows, tmp_path):
 def _rollout(row, value):
     sample = Sample(0, [1], [2], [-0.1], "x", finished=True, weight_version=0)
     return Rollout(row, sample, Reward(value, value, None))
-
-
-def _drawn(row, engine, off, version=4):
-    """A rollout of one token, which the learner will say has log-probability -1."""
-    sample = Sample(0, [1], [2], [-1.0 - off], "x", finished=True, weight_version=version, engine=engine)
-    return Rollout(row, sample, Reward(0.0, None, None))
-
-
-def _worst(rollouts):
-    batch = batch_of([rollout.sample for rollout in rollouts], pad_id=0)
-    evaluated = replace(batch, logprobs=-batch.action_mask.float())
-    return check_engines(evaluated, rollouts, version=4, config=Config(ppo=PPOConfig(max_mismatch=0.01)))
-
-
-def test_the_mismatch_is_that_of_the_worst_engine(rows):
-    rollouts = [_drawn(rows[0], engine=0, off=0.0), _drawn(rows[0], engine=1, off=0.004)]
-    assert _worst(rollouts) == pytest.approx(0.004, abs=1e-6)
-
-
-def test_one_stale_engine_of_many_is_named(rows):
-    rollouts = [_drawn(rows[0], engine, off=0.05 if engine == 7 else 0.0) for engine in range(16)]
-    with pytest.raises(StaleEngine, match="rollout engine 7 .* stale or wrong"):
-        _worst(rollouts)
-
-
-def test_samples_from_another_weight_version_stop_the_run(rows):
-    with pytest.raises(StaleEngine, match="rollout engine 1 sampled from weight version 3, expected version 4"):
-        _worst([_drawn(rows[0], 0, 0.0), _drawn(rows[0], 1, 0.0), _drawn(rows[0], 1, 0.0, version=3)])
 
 
 def test_a_meta_prompt_that_does_not_fit_is_an_error_before_training(rows):

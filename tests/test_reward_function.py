@@ -6,8 +6,11 @@ import pytest
 from reward_toys import make_row
 
 from metaalign_rl.config.schema import Config, PPOConfig, RewardConfig
+from metaalign_rl.core.dataflow import Ending
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.pipeline.stages.ppo import shaping
 from metaalign_rl.preflight.checks import check_sources
+from metaalign_rl.scoring.shaping import Shaping
 from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.user_function import UserFunction, absolute
 from metaalign_rl.scoring.worker import RewardWorker
@@ -39,6 +42,64 @@ def test_the_function_is_found_from_another_folder(tmp_path: Path, monkeypatch: 
     named = absolute("rewards.py:score")
     monkeypatch.chdir("/")
     assert UserFunction(named)(ROWS, ["red", "blue"]) == [1.0, 1.0]
+
+
+ENDINGS = [Ending(finished=True, tokens=3), Ending(finished=False, tokens=32)]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "value", "expected"),
+    [
+        ("*, finished, tokens", "[n * f for n, f in zip(tokens, finished)]", [3.0, 0.0]),
+        ("tokens", "tokens", [3.0, 32.0]),
+        ("finished=None", "finished", [1.0, 0.0]),
+    ],
+)
+def test_a_function_may_read_how_a_response_ended(
+    tmp_path: Path, parameters: str, value: str, expected: list[float]
+) -> None:
+    function = UserFunction(written(tmp_path, f"def score(rows, answers, {parameters}): return {value}"))
+    assert function(ROWS, ["red", "red"], ENDINGS) == expected
+
+
+def test_an_exception_about_an_ending_names_its_row(tmp_path: Path) -> None:
+    function = UserFunction(
+        written(tmp_path, "def score(rows, answers, tokens): return [1 / (n - 32) for n in tokens]")
+    )
+    with pytest.raises(UserError, match="division by zero .* on row 'second'"):
+        function(ROWS, ["red", "red"], ENDINGS)
+
+
+def test_a_function_without_these_parameters_is_called_as_before(tmp_path: Path) -> None:
+    assert UserFunction(written(tmp_path, BY_TAG))(ROWS, ["red", "red"], ENDINGS) == [1.0, 0.0]
+
+
+def test_a_truncated_response_is_penalized_after_the_clip(tmp_path: Path) -> None:
+    function = written(tmp_path, "def score(rows, answers): return [5.0, 5.0]")
+    shaped = Shaping(clip=(-1.0, 1.0), unfinished=0.4)
+    worker = RewardWorker(RewardSpec(function=function, function_weight=1.0, shaping=shaped))
+    rewards = worker.score(ROWS, ["red", "red"], ENDINGS)
+    assert [(reward.value, reward.penalty) for reward in rewards] == [(1.0, 0.0), (pytest.approx(0.6), 0.4)]
+    assert [reward.terms for reward in rewards] == [{"function": 5.0}] * 2
+
+
+def test_without_settings_a_truncated_response_is_scored_like_a_finished_one(tmp_path: Path) -> None:
+    worker = RewardWorker(RewardSpec(function=written(tmp_path, BY_TAG), function_weight=1.0))
+    assert worker.score(ROWS, ["red", "blue"], ENDINGS) == worker.score(ROWS, ["red", "blue"])
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(1, 0.0), (24, 0.0), (25, 0.25), (28, 1.0), (32, 2.0)])
+def test_the_overlong_penalty_grows_over_the_last_tokens(tokens: int, expected: float) -> None:
+    """DAPO, equation 13, times 2: with a limit of 32 and a buffer of 8 tokens."""
+    penalty = Shaping(overlong=2.0, overlong_tokens=8, max_new_tokens=32).penalty(Ending(tokens < 32, tokens))
+    assert penalty == expected
+
+
+def test_the_settings_choose_the_penalties() -> None:
+    assert shaping(Config()).penalty(Ending(False, 32)) == 0.0
+    penalized = PPOConfig(unfinished="penalty", unfinished_penalty=0.5, overlong_tokens=4, overlong_penalty=0.25)
+    assert shaping(Config(ppo=penalized)).penalty(Ending(False, 32)) == 0.75
+    assert shaping(Config(ppo=PPOConfig(unfinished="mask"))).penalty(Ending(False, 32)) == 0.0
 
 
 @pytest.mark.parametrize("given", ["np.float32(0.5)", "True", "3"])

@@ -18,7 +18,7 @@ from conftest import ROOT, free_port
 from fastapi.testclient import TestClient
 from reward_toys import make_row, reward_model
 
-from metaalign_rl.core.dataflow import LABELS
+from metaalign_rl.core.dataflow import LABELS, Ending
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MetaPrompt
 from metaalign_rl.scoring.terms import RewardSpec
@@ -332,7 +332,8 @@ def test_ppos_reward_worker_scores_through_a_server(server: Any, monkeypatch: py
     monkeypatch.setenv("METAALIGN_REWARD_TOKEN", "secret")
     rows = [make_row(system_info="say red"), make_row(user_info="say blue")]
     near, far = (RewardWorker(RewardSpec(model=model, model_weight=1.0)) for model in (reward_model(), server[0]))
-    for one, other in zip(near.score(rows, ["red", "red"]), far.score(rows, ["red", "red"]), strict=True):
+    endings = [Ending(finished=False, tokens=1)] * 2  # our server ignores them
+    for one, other in zip(near.score(rows, ["red", "red"]), far.score(rows, ["red", "red"], endings), strict=True):
         assert one.proxy == pytest.approx(other.proxy, abs=1e-5)
 
 
@@ -397,6 +398,15 @@ def test_the_client_retries_failures_that_may_pass(monkeypatch: pytest.MonkeyPat
     assert len(requests) == 4
     assert len(pauses) == 3
     assert pauses[2] >= 7
+
+
+def test_the_client_tells_the_server_how_a_response_ended() -> None:
+    remote, requests = answering(*[httpx.Response(200, json=SCORED)] * 2)
+    remote.score([ROW], endings=[Ending(finished=False, tokens=32)])
+    remote.score([ROW])
+    first, second = (json.loads(request.content)["rows"][0] for request in requests)
+    assert (first.pop("finished"), first.pop("tokens")) == (False, 32)
+    assert first == second
 
 
 def test_a_server_that_does_not_answer_is_an_error_and_never_a_score(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,28 +1,33 @@
 """The rollout engine, as a Ray actor, compared with transformers on the same tiny model."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.chat_template import install
 from metaalign_rl.core.checkpoints import tensor_names
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.rollout.engine import THREADS, RolloutEngine
-from metaalign_rl.rollout.engine_args import refuse_tied_embeddings
 from metaalign_rl.runtime.actor_options import actor_environment
-from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, mismatch, store
+from metaalign_rl.weights import StaleEngine, assert_fresh, buckets, confirm, store
 from metaalign_rl.weights.sender import Sender
 from metaalign_rl.weights.sync_plan import SyncPlan
 
 EOS = 1
-VOCABULARY = ["<pad>", "<eos>", "<User>", *(f"w{i}" for i in range(297))]
+SPECIAL = ["<pad>", "<eos>", "<User>", "<Assistant>", "<System Info>", "<User Info>"]
+VOCABULARY = [*SPECIAL, *(f"w{i}" for i in range(300 - len(SPECIAL)))]
 MAX_TOKENS = 64
 ONE_THREAD = {"runtime_env": {"env_vars": actor_environment(1)}}
 PROMPTS = [[2, 10 + i, 20 + i, 30 + i] for i in range(8)]
@@ -45,9 +50,11 @@ def tiny_model(*, tied: bool = False) -> LlamaForCausalLM:
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<eos>", pad_token="<pad>", extra_special_tokens=["<User>"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<eos>", pad_token="<pad>", extra_special_tokens=SPECIAL[2:]
     )
+    install(tokenizer)
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -97,26 +104,26 @@ def send(engine: SimpleNamespace, parameters: object, version: int) -> None:
     confirm((version, sent.checksum), sent.taken[0], engine="engine 0")
 
 
-def draw(engine: SimpleNamespace, requests: list[Request] = REQUESTS, **sampling: float) -> list[Sample]:
+def draw(engine: SimpleNamespace, requests: list[Request] = REQUESTS, **sampling: Any) -> list[Sample]:
     """All samples, in the requests' order."""
     samples = [sample for batch in engine.stream(requests, Sampling(**sampling)) for sample in batch]
     return sorted(samples, key=lambda sample: sample.index)
 
 
 @torch.no_grad()
-def learner_logprobs(model: LlamaForCausalLM, samples: list[Sample]) -> list[list[float]]:
+def learner_logprobs(model: LlamaForCausalLM, samples: list[Sample], temperature: float = 1.0) -> list[list[float]]:
     """transformers' log-probabilities of each sample's response tokens."""
     result = []
     for sample in samples:
         ids = torch.tensor([sample.prompt_ids + sample.response_ids])
-        logprobs = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1].log_softmax(-1)
+        logprobs = (model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / temperature).log_softmax(-1)
         result.append(logprobs.gather(-1, ids[0, len(sample.prompt_ids) :, None])[:, 0].tolist())
     return result
 
 
-def changed(seed: int) -> LlamaForCausalLM:
+def changed(seed: int, *, tied: bool = False) -> LlamaForCausalLM:
     """The model after a step that moves every tensor."""
-    model, generator = tiny_model(), torch.Generator().manual_seed(seed)
+    model, generator = tiny_model(tied=tied), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -124,7 +131,10 @@ def changed(seed: int) -> LlamaForCausalLM:
 
 
 def engine_mismatch(model: LlamaForCausalLM, samples: list[Sample]) -> float:
-    return mismatch([sample.logprobs for sample in samples], learner_logprobs(model, samples))
+    """Mean |engine - learner| per token, nats."""
+    engine = [value for sample in samples for value in sample.logprobs]
+    learner = [value for values in learner_logprobs(model, samples) for value in values]
+    return fmean(abs(one - other) for one, other in zip(engine, learner, strict=True))
 
 
 def test_a_new_engine_has_version_zero_and_answers_every_request_once(engine):
@@ -150,6 +160,44 @@ def test_a_sample_says_whether_it_finished_or_was_cut(engine):
         assert EOS not in sample.response_ids[:-1]
         assert len(sample.response_ids) <= 12
         assert sample.finished or len(sample.response_ids) == 12
+
+
+def test_top_p_leaves_out_unlikely_tokens_but_not_from_the_log_probabilities(engine):
+    samples = draw(engine, [Request(i, PROMPTS[i % 8]) for i in range(16)], top_p=0.3)
+    assert engine_mismatch(tiny_model(), samples) < 1e-4
+    least = [min(sample.logprobs) for sample in samples]
+    assert min(least) > math.log(0.7 / len(VOCABULARY))  # the others would have at least 0.7 together
+
+
+def test_the_end_token_is_not_sampled_before_the_minimum_of_tokens(engine):
+    requests = [Request(i, PROMPTS[i % 8]) for i in range(32)]
+    assert min(len(sample.response_ids) for sample in draw(engine, requests, max_new_tokens=12)) < 6
+    samples = draw(engine, requests, max_new_tokens=12, min_new_tokens=6)
+    assert min(len(sample.response_ids) for sample in samples) >= 6
+    assert engine_mismatch(tiny_model(), samples) < 1e-4
+
+
+def test_a_stop_text_ends_a_response_and_is_not_in_its_text(engine):
+    plain = draw(engine, temperature=0.0)
+    stop = plain[0].text.split()[2]
+    samples = draw(engine, temperature=0.0, stop=(stop,))
+    assert samples[0].text.split() == plain[0].text.split()[:2]
+    assert samples[0].response_ids == plain[0].response_ids[:3]
+    assert samples[0].finished
+    assert engine_mismatch(tiny_model(), samples) < 1e-4
+    for sample in samples:
+        assert stop not in sample.text
+
+
+@pytest.mark.slow
+def test_an_engine_of_another_temperature_reports_the_log_probabilities_of_what_it_samples(model_folder, local_ray):
+    actor = ray.remote(**THREADS, **ONE_THREAD)(RolloutEngine).remote(
+        str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4, temperature=0.7
+    )
+    samples = draw(calls_of(actor), temperature=0.7)
+    for sample, expected in zip(samples, learner_logprobs(tiny_model(), samples, temperature=0.7), strict=True):
+        assert sample.logprobs == pytest.approx(expected, abs=1e-4)
+    ray.kill(actor)
 
 
 def test_text_has_no_special_tokens(engine):
@@ -299,10 +347,40 @@ def test_a_tensor_parallel_engine_of_two_processes_accepts_new_weights(model_fol
     ray.kill(actor)
 
 
-def test_a_model_with_tied_embeddings_is_an_error_on_a_cpu_with_the_fix(tmp_path):
-    tiny_model(tied=True).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"tied.*tie_word_embeddings=false"):
-        refuse_tied_embeddings(str(tmp_path))
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def tied(request, tmp_path_factory, local_ray) -> Iterator[SimpleNamespace]:
+    """An engine on a model with tied embeddings, whose folder stores the output layer all the same, as some do."""
+    folder = tmp_path_factory.mktemp("tied")
+    model = tiny_model(tied=True)
+    tiny_tokenizer().save_pretrained(folder)
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, folder / "model.safetensors")
+
+    actor = ray.remote(**THREADS, **ONE_THREAD)(RolloutEngine).remote(
+        str(folder), max_tokens=MAX_TOKENS, max_sequences=4, dtype=request.param
+    )
+    yield SimpleNamespace(**vars(calls_of(actor)), folder=folder, rounding=1e-4 if request.param == "float32" else 0.1)
+    ray.kill(actor)
+
+
+def test_an_engine_with_tied_embeddings_uses_the_new_output_layer_after_every_update(tied):
+    assert engine_mismatch(tiny_model(tied=True), draw(tied)) < tied.rounding
+    for version in (1, 2):
+        model = changed(version, tied=True)
+        parameters = [(name, p) for name, p in model.named_parameters()]
+        assert "lm_head.weight" not in dict(parameters)
+        send(tied, parameters, version)  # the checksums of both ends agree
+        assert engine_mismatch(model, draw(tied)) < tied.rounding
+        with torch.no_grad():
+            model.lm_head.weight = torch.nn.Parameter(tiny_model(tied=True).lm_head.weight)
+        assert engine_mismatch(model, draw(tied)) > 0.3, "the test needs an output layer that matters"
+
+
+def test_an_engine_with_tied_embeddings_loads_a_checkpoint(tied):
+    answer = tied.call("load_checkpoint", str(tied.folder), 7)
+    assert answer == tied.call("load_checkpoint", str(tied.folder), 7)
+    assert engine_mismatch(tiny_model(tied=True), draw(tied)) < tied.rounding
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path):

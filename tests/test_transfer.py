@@ -234,6 +234,43 @@ def test_vllm_s_nccl_sender_works_with_our_weight_stream_and_client(local_ray, m
     assert source.checksum == sent.checksum
 
 
+def test_an_engine_that_cannot_start_an_update_ends_it_before_an_nccl_broadcast(local_ray, monkeypatch):
+    """In the broadcast everyone would wait for that engine for ever. Other ranks still gather what they share."""
+    from metaalign_rl.weights import sender
+
+    broadcast, gathered = [], []
+
+    class StartEngine:
+        def __init__(self, refuses: bool) -> None:
+            self.refuses = refuses
+
+        def start_weight_update(self) -> None:
+            if self.refuses:
+                raise RuntimeError("the layers cannot be reloaded")
+
+    class Trainer:
+        def __init__(self, plan: SyncPlan, rank: int, client: EnginesClient, source: WeightStream) -> None:
+            self.client = client
+
+        def send_weights(self) -> None:
+            self.client.start_weight_update()
+            broadcast.append("begun")
+
+    def passes() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in WEIGHTS:
+            gathered.append(name)
+            yield name, tensor
+
+    monkeypatch.setattr(sender, "_trainer", Trainer)
+    engine = ray.remote(num_cpus=0)(StartEngine)
+    healthy, broken = engine.remote(False), engine.remote(True)
+    result = sender.Sender(SyncPlan("nccl", {0: healthy, 3: broken}, 1, 1000, 60.0), 0, passes).send(1)
+    assert list(result.failed) == [3] and "cannot be reloaded" in str(result.failed[3])
+    assert (broadcast, gathered) == ([], [name for name, _ in WEIGHTS])
+    assert sender.Sender(SyncPlan("nccl", {0: healthy}, 1, 1000, 60.0), 0, passes).send(1).failed == {}
+    assert broadcast == ["begun"]
+
+
 def test_the_ipc_bucket_holds_the_largest_tensor():
     source = WeightStream(lambda: iter(WEIGHTS))
     infos = [ipc.init_info(SyncPlan("ipc", {}, 1, size, 60.0), 0, source) for size in (10, 1000)]
@@ -253,7 +290,7 @@ def test_vllm_s_receivers_compute_the_checksum_of_loaded_tensors(backend, monkey
     )
     monkeypatch.setattr(ipc_engine, "packed_ipc_consumer", lambda **rest: WEIGHTS)
 
-    class Model:
+    class Model(torch.nn.Module):
         def load_weights(self, weights: object) -> None:
             self.loaded = dict(weights)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaalign_rl.weights import StaleEngine, assert_fresh, confirm, mismatch
+from metaalign_rl.weights import StaleEngine, assert_fresh, confirm
 from metaalign_rl.weights.buckets import Bucket, fill, unpack
 from metaalign_rl.weights.checksum import CHUNK, Digest
 
@@ -124,17 +124,6 @@ def test_a_wrong_version_or_checksum_is_an_error_with_engine_expected_and_found(
         confirm((3, "ab"), (2, "ab"), engine="engine 1")
     with pytest.raises(StaleEngine, match="expected checksum ab, found 00"):
         confirm((3, "ab"), (3, "00"), engine="engine 1")
-
-
-def test_mismatch_is_the_mean_absolute_difference_per_token_of_ragged_samples():
-    assert mismatch([[-1.0, -2.0], [], [-3.0]], [[-1.5, -2.0], [], [-2.0]]) == pytest.approx(0.5)
-
-
-def test_mismatch_of_padded_tensors_counts_only_tokens_in_the_mask():
-    engine = torch.tensor([[-1.0, -2.0], [-3.0, math.nan]])
-    learner = torch.tensor([[-1.5, -2.0], [-2.0, 99.0]])
-    mask = torch.tensor([[1, 1], [1, 0]])
-    assert mismatch(engine, learner, mask) == pytest.approx(0.5)
 
 
 def test_a_mismatch_that_is_nan_or_above_the_limit_is_an_error():

@@ -104,7 +104,11 @@ def learning() -> list[Panel]:
         metric("Surprisal and entropy", "short", "surprisal", "entropy"),
         cut("Refusals by tier", "percentunit", "refused", "tier"),
         cut("Response length by tier (tokens)", "short", "response_tokens", "tier"),
-        metric("Truncated responses", "percentunit", "unfinished"),
+        metric("Truncated responses", "percentunit", "unfinished", "held_out_unfinished"),
+        metric("Responses with other tokens", "percentunit", "retokenized"),
+        metric("Held-out prompts", "percentunit", "held_out_gold", "held_out_reward"),
+        metric("Length penalty", "short", "penalty"),
+        metric("Prompts left out", "percentunit", "skipped_groups"),
     ]
 
 

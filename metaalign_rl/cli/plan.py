@@ -96,7 +96,7 @@ def _case(args: argparse.Namespace) -> "tuple[Case, Devices]":
     nodes = args.nodes or -(-gpus // 8) or 1
     if gpus % nodes:
         raise UserError(f"--gpus {gpus} --nodes {nodes}: expected the same number of GPUs on each node")
-    policy = find_shape(args.model).untied() if args.model else cases.policy_shape(config)
+    policy = find_shape(args.model) if args.model else cases.policy_shape(config)
     if policy is None:
         raise UserError(f"model.path: the shape of the hub's model {config.model.path!r} is unknown; give --model")
     device = find_device(args.gpu or "h100" if gpus else "cpu", config.cluster.cpus)

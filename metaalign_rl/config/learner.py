@@ -1,9 +1,12 @@
 """The learners' settings. Imports no torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from metaalign_rl.core.settings import PLAIN, require, require_at_least, require_options, require_positive, setting
+
+HEAD_LOGITS = 2**25  # logits that a learner computes at a time: a row of the vocabulary's size for each token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,16 +26,17 @@ class LearnerConfig:
     )
     betas: tuple[float, float] = setting((0.9, 0.95), "AdamW's betas.", unit=PLAIN)
     weight_decay: float = setting(0.0, "AdamW's weight decay.", unit=PLAIN)
-    schedule: Literal["constant", "linear"] = setting(
+    schedule: Literal["constant", "linear", "cosine"] = setting(
         "constant",
-        "Schedule of the learning rates after the warm-up. With `linear` they fall to zero by the end of the run.",
+        "Schedule of the learning rates after the warm-up. With `linear` and `cosine` they fall to zero by the end of "
+        "the run.",
     )
     warmup_steps: int = setting(
         0, "Optimizer steps over which the learning rates rise from zero.", unit="optimizer steps"
     )
     total_steps: int | None = setting(
         None,
-        "Optimizer steps of the run, for the linear schedule. `null` computes them from the `ppo` settings.",
+        "Optimizer steps of the run, for the schedule. `null` computes them from the `ppo` settings.",
         unit="optimizer steps",
     )
     max_grad_norm: float = setting(
@@ -119,12 +123,26 @@ class LearnerConfig:
         level="core",
     )
     offload_optimizer: bool = setting(False, "Keep the optimizer states in main memory. Needs a zero_stage above 0.")
+    offload_states: bool = setting(
+        False,
+        "Keep the float32 weights and the optimizer states in main memory while the engines generate, and move them to "
+        "the GPU for each update. Leaves engines on the learners' GPUs more room. Needs a zero_stage of 1 or 2.",
+    )
     gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass. This saves memory and takes a third more time."
     )
 
+    lora_rank: int = setting(
+        0,
+        "Rank of LoRA adapters. If it is above 0, only adapters of the policy are trained, and the policy without them "
+        "is the reference. Use a learning rate about ten times as high. 0 trains all weights.",
+        unit=PLAIN,
+    )
+    lora_alpha: float = setting(32.0, "The adapters' update is scaled by lora_alpha / lora_rank.", unit=PLAIN)
+
     def __post_init__(self) -> None:
-        require_positive(self, "learner.", ("learning_rate", "critic_learning_rate", "max_grad_norm"))
+        require_positive(self, "learner.", ("learning_rate", "critic_learning_rate", "max_grad_norm", "lora_alpha"))
+        require_at_least(self, "learner.", 0, ("lora_rank",))
         require_at_least(self, "learner.", 1, ("world_size", "epochs", "minibatch_size", "micro_batch_tokens"))
         require_options(self, "learner.")
         for name in ("dual_clip", "spike_limit"):
@@ -138,6 +156,11 @@ class LearnerConfig:
         # Without ZeRO, DeepSpeed does not offload.
         can_offload = self.zero_stage > 0 or not self.offload_optimizer
         self._require("zero_stage", can_offload, "1, 2 or 3 with learner.offload_optimizer=true")
+        # Under ZeRO-3, DeepSpeed moves only the states of its own AdamW, which is compiled at first use.
+        can_move = self.zero_stage in (1, 2) or not self.offload_states
+        self._require("zero_stage", can_move, "1 or 2 with learner.offload_states=true")
+        is_there = self.offload_optimizer and self.offload_states
+        self._require("offload_states", not is_there, "false with learner.offload_optimizer=true")
 
     def _check_correction(self) -> None:
         if self.correction == "off":
@@ -173,4 +196,5 @@ class LearnerConfig:
         if self.schedule == "constant":
             return 1.0
         assert self.total_steps is not None
-        return max(0.0, (self.total_steps - step) / (self.total_steps - self.warmup_steps))
+        left = max(0.0, (self.total_steps - step) / (self.total_steps - self.warmup_steps))
+        return left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2

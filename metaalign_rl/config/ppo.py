@@ -30,9 +30,39 @@ class PPOConfig:
     )
     checks_weight: float = setting(0.0, "Weight of the rows' own gold checks in the reward.", unit="weight")
     function_weight: float = setting(0.0, "Weight of reward.function in the reward.", unit="weight")
+    reward_clip: tuple[float, float] | None = setting(
+        None,
+        "Lowest and highest reward: the weighted mean is clipped to this range. `null` does not clip.",
+        unit="reward",
+    )
+    unfinished: Literal["none", "penalty", "mask"] = setting(
+        "none",
+        "What happens to a response that is truncated at rollout.max_new_tokens. `none` treats it like a finished one, "
+        "`penalty` subtracts ppo.unfinished_penalty from its reward, `mask` leaves its tokens out of the loss.",
+    )
+    unfinished_penalty: float = setting(
+        1.0, "Subtracted from the reward of a truncated response (ppo.unfinished=penalty only).", unit="reward"
+    )
+    overlong_tokens: int = setting(
+        0,
+        "In the last n tokens before rollout.max_new_tokens, a penalty grows linearly to ppo.overlong_penalty "
+        "(DAPO, arXiv:2503.14476). 0 turns it off.",
+        unit="tokens",
+    )
+    overlong_penalty: float = setting(
+        1.0,
+        "Subtracted from the reward of a response of rollout.max_new_tokens tokens (with ppo.overlong_tokens only).",
+        unit="reward",
+    )
+    skip_equal_groups: bool = setting(
+        False,
+        "Leave prompts out of the loss whose responses all have the same reward (`rloo` and `grpo` only). Such a "
+        "prompt shows no response that is better than another.",
+    )
     sampler: dict[str, float] = setting(
         {},
-        'Sampling weights by "tier" or "tier/relation". If empty, rows are sampled as they are in the data.',
+        'Sampling weights by "tier" or "tier/relation". A group without a weight is not sampled. If empty, every row '
+        "is sampled once before any row a second time.",
         unit="weight",
     )
     gamma: float = setting(1.0, "Discount per token.", unit=PLAIN)
@@ -63,9 +93,15 @@ class PPOConfig:
     )
     max_mismatch: float | None = setting(
         None,
-        "Mean |Δ log p| between learner and engine above which the run stops. `null` is 0.01 in float32 and 0.05 in "
-        "bfloat16.",
+        "Mean |Δ log p| between learner and an engine above which the run stops in any case. `null` is 0.01 in float32 "
+        "and 0.2 in bfloat16, whose rounding alone can be 0.05.",
         unit="nats per token",
+    )
+    max_mismatch_growth: float = setting(
+        1.5,
+        "Growth of an engine's mismatch above which the run stops: relative to the run's first step, where only "
+        "rounding separates learner and engine. Relative to the other engines, half of that growth is allowed.",
+        unit="times",
     )
     reward_workers: int = setting(1, "Processes that score responses in parallel.", unit="count")
     stream_chunks: int = setting(
@@ -85,23 +121,42 @@ class PPOConfig:
         "Give the same metrics in every run, also after a fault. This is slower, because each sample has its own seed "
         "and less work overlaps.",
     )
+    critic_warmup_steps: int = setting(
+        0, "The first n steps update only the critic (`ppo` only). The policy stays as it is.", unit="steps"
+    )
     save_steps: int = setting(20, "Steps between two checkpoints to resume from.", unit="steps")
     keep_checkpoints: int = setting(
         2,
-        "How many of the newest checkpoints to keep. The checkpoint with the highest gold is kept as well.",
+        "How many of the newest checkpoints to keep. The best checkpoint is kept as well; see ppo.evaluate_steps.",
         unit="count",
     )
+    evaluate_steps: int = setting(
+        0,
+        "Steps between two evaluations on held-out prompts, with greedy responses. Must divide ppo.save_steps. The "
+        "best checkpoint has the best result. With 0 there is no evaluation, and the best checkpoint has the highest "
+        "gold on training prompts.",
+        unit="steps",
+    )
+    evaluate_rows: int = setting(256, "Held-out prompts per evaluation, always the same ones.", unit="rows")
 
     def __post_init__(self) -> None:
         counts = ("steps", "prompts_per_step", "samples_per_prompt", "reward_workers", "stream_chunks", "kl_horizon")
-        require_at_least(self, "ppo.", 1, (*counts, "save_steps", "keep_checkpoints"))
+        require_at_least(self, "ppo.", 1, (*counts, "save_steps", "keep_checkpoints", "evaluate_rows"))
         require_at_least(self, "ppo.", 0, ("model_weight", "checks_weight", "function_weight", "kl_coef"))
-        require_positive(self, "ppo.", ("kl_target",))
+        require_at_least(self, "ppo.", 0, ("overlong_tokens", "evaluate_steps", "critic_warmup_steps"))
+        require_positive(self, "ppo.", ("kl_target", "unfinished_penalty", "overlong_penalty"))
         require_options(self, "ppo.")
         for key in ("gamma", "lam"):
             require(f"ppo.{key}", 0 <= getattr(self, key) <= 1, "a number from 0 to 1", getattr(self, key))
         limit = self.max_mismatch
         require("ppo.max_mismatch", limit is None or limit > 0, "a number above 0, or null", limit)
+        clip = self.reward_clip
+        require("ppo.reward_clip", clip is None or clip[0] < clip[1], "two numbers, the second one larger", clip)
+        is_divisor = not self.evaluate_steps or self.save_steps % self.evaluate_steps == 0
+        divisor = f"0, or a divisor of ppo.save_steps={self.save_steps}, so that every checkpoint has a result"
+        require("ppo.evaluate_steps", is_divisor, divisor, self.evaluate_steps)
+        growth = self.max_mismatch_growth
+        require("ppo.max_mismatch_growth", growth > 1, "a number above 1", growth)
         for name, weight in self.sampler.items():
             require(f"ppo.sampler.{name}", weight >= 0, "0 or more", weight)
         self._check_algorithm()
@@ -119,6 +174,13 @@ class PPOConfig:
             require("ppo.kl_coef", self.kl_coef > 0, moves, self.kl_coef)
         if self.deterministic:
             require("ppo.staleness", self.staleness == 0, "0 with ppo.deterministic=true", self.staleness)
+        warmup, is_ppo = self.critic_warmup_steps, self.algorithm == "ppo"
+        require("ppo.critic_warmup_steps", is_ppo or not warmup, f"0 with ppo.algorithm={self.algorithm}", warmup)
+        require("ppo.critic_warmup_steps", warmup < self.steps, f"less than ppo.steps={self.steps}", warmup)
+        if self.skip_equal_groups:
+            compares = self.algorithm in ("rloo", "grpo")
+            needed = "rloo or grpo with ppo.skip_equal_groups=true, which need responses that differ in reward"
+            require("ppo.algorithm", compares, needed, self.algorithm)
         if self.algorithm in ("rloo", "grpo"):
             algorithm = f"with ppo.algorithm={self.algorithm}"
             several = f"2 or more {algorithm}, which compares the responses to a prompt"

@@ -20,6 +20,7 @@ class RunFolder:
         self.controls = self.root / "controls"
         self.policy = self.root / "policy"
         self.checkpoints = self.root / "checkpoints"
+        self.best_checkpoint = self.root / "best_checkpoint.json"  # step, result and policy of PPO's best checkpoint
         self.metrics = self.root / "metrics.jsonl"
         self.faults = self.root / "faults.jsonl"  # actors that died or hung; see runtime.faults.FaultLog
         self.rollouts = self.root / "rollouts"  # PPO's rollouts, one Parquet file per step

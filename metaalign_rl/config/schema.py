@@ -52,6 +52,8 @@ class Config:
         for name, tokens in (("rollout", self.rollout.max_new_tokens), ("evaluate", self.evaluate.max_new_tokens)):
             room = f"less than model.max_tokens={self.model.max_tokens}"
             require(f"{name}.max_new_tokens", tokens < self.model.max_tokens, room, tokens)
+        limit, overlong = self.rollout.max_new_tokens, self.ppo.overlong_tokens
+        require("ppo.overlong_tokens", overlong <= limit, f"at most rollout.max_new_tokens={limit}", overlong)
         self._check_layout()
 
     def _check_layout(self) -> None:
@@ -69,10 +71,15 @@ class Config:
     @property
     def max_mismatch(self) -> float:
         """The limit of `ppo.max_mismatch`, nats per token. bfloat16 has about three significant digits."""
-        default = 0.05 if self.model.dtype == "bfloat16" else 0.01
+        default = 0.2 if self.model.dtype == "bfloat16" else 0.01
         return default if self.ppo.max_mismatch is None else self.ppo.max_mismatch
 
     @property
     def shares_devices(self) -> bool:
         """Whether the engines work on the learners' devices."""
         return self.cluster.layout == "colocated" or self.cluster.gpus == 1
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether the engines work on the learners' GPUs, so that all must leave room for each other."""
+        return self.cluster.gpus > 0 and self.shares_devices

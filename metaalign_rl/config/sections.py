@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from metaalign_rl.core.dataflow import Sampling
 from metaalign_rl.core.settings import (
     PLAIN,
     expand_paths,
@@ -205,14 +206,40 @@ class SFTConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutConfig:
-    """The vLLM engines. PPO samples at temperature 1, from the distribution that it trains."""
+    """The vLLM engines, and how PPO samples its responses."""
 
     engines: int = setting(1, "vLLM engines that generate in parallel.", unit="count", level="core")
     tensor_parallel: int = setting(1, "Devices per engine.", unit="count")
     max_sequences: int = setting(256, "Sequences that an engine decodes together.", unit="sequences")
     max_new_tokens: int = setting(32, "Longest response that PPO samples.", unit="tokens", level="core")
+    temperature: float = setting(
+        1.0,
+        "Sampling temperature. The learners divide the logits by it too, so that they train the distribution that is "
+        "sampled.",
+        unit=PLAIN,
+    )
+    top_p: float = setting(
+        1.0,
+        "Sample from the most likely tokens that together have this probability. Below 1, the gradient is biased; see "
+        "docs/ppo.md.",
+        unit="share",
+    )
+    stop: list[str] = setting(
+        [], "Texts that end a response, in addition to the end token. The reward does not see them."
+    )
+    min_new_tokens: int = setting(
+        0,
+        "The end token is not sampled before this many tokens. Above 0, the gradient is biased; see docs/ppo.md.",
+        unit="tokens",
+    )
     kv_cache_gib: float = setting(1.0, "Size of an engine's KV cache (CPU only).", unit="GiB")
     gpu_memory_utilization: float = setting(0.4, "Share of a device's memory that an engine uses.", unit="share")
+    batch_tokens: int | None = setting(
+        None,
+        "Prompt tokens that an engine reads in one step. `null` is vLLM's default for offline generation: 16,384 on "
+        "GPUs of 70 GiB or more, except the A100, and 8,192 on others and on CPUs.",
+        unit="tokens",
+    )
     bucket_mib: int = setting(
         128,
         "Size of the pieces in which weights are sent to the engines. Ray's object store must have room for two of "
@@ -223,9 +250,28 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         counts = ("engines", "tensor_parallel", "max_sequences", "max_new_tokens", "bucket_mib")
         require_at_least(self, "rollout.", 1, counts)
-        require_positive(self, "rollout.", ("kv_cache_gib", "gpu_memory_utilization"))
+        require_at_least(self, "rollout.", 0, ("min_new_tokens",))
+        require_positive(self, "rollout.", ("kv_cache_gib", "gpu_memory_utilization", "temperature", "top_p"))
+        self._check_sampling()
+        tokens = self.batch_tokens
+        require("rollout.batch_tokens", tokens is None or tokens >= 1, "a number of at least 1, or null", tokens)
         share = self.gpu_memory_utilization
         require("rollout.gpu_memory_utilization", share <= 1, "a share of at most 1", share)
+
+    def _check_sampling(self) -> None:
+        require("rollout.top_p", self.top_p <= 1, "a share of at most 1", self.top_p)
+        require("rollout.stop", all(self.stop), "texts that are not empty", self.stop)
+        room = f"less than rollout.max_new_tokens={self.max_new_tokens}"
+        require("rollout.min_new_tokens", self.min_new_tokens < self.max_new_tokens, room, self.min_new_tokens)
+        # vLLM returns log-probabilities either before all of these are applied, or after all of them.
+        is_full = self.top_p == 1 and not self.min_new_tokens
+        full = "1 with rollout.top_p below 1 or rollout.min_new_tokens"
+        require("rollout.temperature", self.temperature == 1 or is_full, full, self.temperature)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How PPO samples its responses."""
+        return Sampling(self.temperature, self.max_new_tokens, self.top_p, tuple(self.stop), self.min_new_tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -335,6 +335,22 @@ def tensor_names(folder: Path) -> set[str]:
     return set(tensor_headers(folder))
 
 
+def trained_tensor_names(folder: Path) -> set[str]:
+    """The names of the tensors that an update of the model has: without an output layer that is tied to the embedding.
+
+    Some checkpoints store such a layer all the same.
+
+    Raises:
+        UserError: see `weight_files`.
+    """
+    from transformers import AutoConfig
+
+    names = tensor_names(folder)
+    if AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().tie_word_embeddings:
+        return {name for name in names if not name.endswith("lm_head.weight")}
+    return names
+
+
 def tensors_of(folder: Path) -> "Iterator[tuple[str, Tensor]]":
     """Name and value of each tensor of a model folder, on the CPU, read one at a time.
 

@@ -91,14 +91,22 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How responses are sampled: from the model's full distribution at `temperature`; 0 is greedy.
+    """How responses are sampled: from the model's distribution at `temperature`; 0 is greedy.
 
     Example:
         >>> Sampling(temperature=0.0, max_new_tokens=64)
+
+    Attributes:
+        top_p: sample from the most likely tokens that together have this probability.
+        stop: texts that end a response. The response's text ends before them; its tokens include them.
+        min_new_tokens: the end token is not sampled before this many tokens.
     """
 
     temperature: float = 1.0
     max_new_tokens: int = 32
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +123,12 @@ class Sample:
         index: as in the request.
         prompt_ids: as in the request.
         response_ids: the response's tokens, including the end token if the model ended the response.
-        logprobs: the engine's log-probability of each response token, in nats, under the model's own distribution
-            (temperature 1), whatever the sampling temperature.
-        text: the response decoded, without special tokens and without reasoning (`<think>…</think>`).
-        finished: True if the model ended the response, False if it was truncated at `max_new_tokens`.
+        logprobs: the engine's log-probability of each response token, in nats, under the model's full distribution at
+            the temperature that the engine was started with, 1 by default.
+        text: the response decoded, without special tokens, without the stop text that ended it and without reasoning
+            (`<think>…</think>`).
+        finished: True if the model ended the response with its end token or a stop text, False if it was truncated at
+            `max_new_tokens`.
         weight_version: version of the weights that sampled the last token.
         engine: index of the engine, from 0.
         first_version: version of the weights that sampled the first token; older if new weights arrived in between.
@@ -139,6 +149,19 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """How a response ended.
+
+    Attributes:
+        finished: as in `Sample`.
+        tokens: number of its tokens, including the end token.
+    """
+
+    finished: bool
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reward:
     """The reward of one response, with its parts.
 
@@ -150,12 +173,13 @@ class Reward:
         ... )
 
     Attributes:
-        value: the weighted mean of the reward terms, which PPO maximizes.
+        value: the reward that PPO maximizes: the weighted mean of the reward terms, clipped, less the penalty.
         proxy: the reward model's probability that the response is good, in the configured mode; None without a model.
         gold: whether the row's checks pass; None without a check of the governing tier.
         probabilities: the reward model's four probabilities by label; empty without a model.
         passes: whether a tier's check passes, for the tiers that have a check.
         terms: value of each reward term, before weighting; see `metaalign_rl.scoring.terms`.
+        penalty: what was subtracted for the response's length; see `metaalign_rl.scoring.shaping`.
     """
 
     value: float
@@ -164,6 +188,7 @@ class Reward:
     probabilities: Mapping[str, float] = field(default_factory=dict)
     passes: Mapping[str, bool] = field(default_factory=dict)
     terms: Mapping[str, float] = field(default_factory=dict)
+    penalty: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +256,7 @@ class Batch:
     def select(self, indices: Sequence[int]) -> Batch:
         """The samples at `indices`, in that order, with no more columns than the longest needs."""
         rows = list(indices)
-        longest = int(self.attention_mask[rows].sum(dim=1).max())
+        longest = int(self.attention_mask[rows].sum(dim=1).max()) if rows else 1
 
         def cut(tensor: Tensor | None, width: int) -> Tensor | None:
             return None if tensor is None else tensor[rows, :width]

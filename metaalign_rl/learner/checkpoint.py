@@ -26,7 +26,8 @@ def save(path: Path, engines: dict[str, Any], generator: torch.Generator, own: d
         staging.mkdir(parents=True)
     dist.barrier()
     for name, engine in engines.items():
-        engine.save_checkpoint(str(staging), tag=name, save_latest=False)
+        frozen = _has_frozen(engine)  # such weights are in the policy's own checkpoint
+        engine.save_checkpoint(str(staging), tag=name, save_latest=False, exclude_frozen_parameters=frozen)
     write_json(staging / _random_file(), _random_state(generator))
     if first:
         write_json(staging / "learner.json", {"ranks": dist.get_world_size(), "engines": list(engines), "own": own})
@@ -49,10 +50,14 @@ def load(path: Path, engines: dict[str, Any], generator: torch.Generator) -> dic
     if found != wanted:
         raise UserError(f"{path}: expected a state of {wanted}, found {found}; resume with the same config")
     for name, engine in engines.items():
-        loaded, _ = engine.load_checkpoint(str(path), tag=name)
+        loaded, _ = engine.load_checkpoint(str(path), tag=name, load_module_strict=not _has_frozen(engine))
         assert loaded is not None, f"{path}/{name} holds no checkpoint"
     _set_random_state(read_json(path / _random_file()), generator)
     return own
+
+
+def _has_frozen(engine: Any) -> bool:
+    return not all(weight.requires_grad for weight in engine.module.parameters())
 
 
 def _move_content(source: Path, target: Path) -> None:

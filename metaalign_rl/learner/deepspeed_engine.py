@@ -7,6 +7,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
@@ -15,6 +16,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.core.units import MIB
+from metaalign_rl.learner.lora import is_adapted, merged, unit_of
 from metaalign_rl.runtime import deepspeed_config
 
 GATHERED_BYTES = 256 * MIB  # gathered at a time when all weights are collected
@@ -66,18 +68,18 @@ def full_weights(model: PreTrainedModel, keep: bool) -> dict[str, Tensor]:
     Args:
         keep: whether this rank needs them. Other ranks only take part in gathering.
 
-    Returns: copies on the CPU with ZeRO-3, else the live tensors; empty without `keep`.
+    Returns: copies on the CPU with ZeRO-3 or adapters, else the live tensors; empty without `keep`.
     """
     weights: dict[str, Tensor] = {}
-    sharded = is_sharded(model)
+    copies = is_sharded(model) or is_adapted(model)
     for name, tensor in stream_weights(model, GATHERED_BYTES):
         if keep:
-            weights[name] = tensor.cpu().clone() if sharded else tensor
+            weights[name] = tensor.cpu().clone() if copies else tensor
     return weights
 
 
 def stream_weights(model: PreTrainedModel, gathered_bytes: int) -> Iterator[tuple[str, Tensor]]:
-    """The weights under the names of a Hugging Face checkpoint, one at a time; tied weights once.
+    """The weights under the names of a Hugging Face checkpoint, one at a time; tied weights once; adapters merged.
 
     With ZeRO-3, about `gathered_bytes` are gathered at a time. Copy a tensor before asking for the next one. Every rank
     must iterate to the end.
@@ -85,12 +87,17 @@ def stream_weights(model: PreTrainedModel, gathered_bytes: int) -> Iterator[tupl
     sharded = is_sharded(model)
     for group in _groups(model, gathered_bytes):
         with deepspeed.zero.GatheredParameters(list(group.values()), enabled=sharded):
-            yield from revert_weight_conversion(
-                model, {name: weight.detach() for name, weight in group.items()}
-            ).items()
+            plain = merged(model, {name: weight.detach() for name, weight in group.items()})
+            yield from revert_weight_conversion(model, plain).items()
     saved = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     yield from revert_weight_conversion(model, buffers).items()
+
+
+def offload_states(engine: Any) -> None:
+    """Move the float32 weights, the gradients and the optimizer states to main memory; `reload_states` undoes it."""
+    moved = [OffloadStateTypeEnum.hp_params, OffloadStateTypeEnum.lp_grads, OffloadStateTypeEnum.optim_states]
+    engine.offload_states(include=moved, pin_memory=torch.cuda.is_available())
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -101,13 +108,13 @@ def is_sharded(model: nn.Module) -> bool:
 def _groups(model: PreTrainedModel, most_bytes: int) -> Iterator[dict[str, nn.Parameter]]:
     """Groups of neighbouring units with up to `most_bytes`, or one larger unit.
 
-    A unit is one parameter. If transformers merges tensors of a checkpoint when loading it, a unit is a layer, because
-    splitting merged tensors needs all parameters of the layer.
+    A unit is one parameter, or the weights of a linear layer with an adapter. If transformers merges tensors of a
+    checkpoint when loading it, a unit is a layer, because splitting merged tensors needs all parameters of the layer.
     """
     group: dict[str, nn.Parameter] = {}
     used = 0
     by_layer = getattr(model, "_weight_conversions", None)
-    for _, unit in groupby(model.named_parameters(), lambda item: _layer(item[0]) if by_layer else item[0]):
+    for _, unit in groupby(model.named_parameters(), lambda item: (_layer if by_layer else unit_of)(item[0])):
         named = dict(unit)
         size = sum(getattr(weight, "ds_numel", weight.numel()) * weight.element_size() for weight in named.values())
         if group and used + size > most_bytes:

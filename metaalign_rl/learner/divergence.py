@@ -1,6 +1,7 @@
 """Detect diverged training before it reaches the weights."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -31,6 +32,14 @@ def check_batch(batch: Batch, where: str) -> None:
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise Diverged(f"{where}: {name} are not finite at {bad} of {batch.response_tokens()} tokens; {REMEDY}")
+
+
+def is_finite(engine: Any) -> bool:
+    """Whether this rank's weights and optimizer states of a DeepSpeed engine are finite."""
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)  # the one inside of ZeRO's
+    states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    weights = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.module.parameters()]
+    return all(bool(torch.isfinite(tensor.detach()).all()) for tensor in (*weights, *states))
 
 
 class DivergenceMonitor:

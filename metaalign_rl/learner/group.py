@@ -18,6 +18,8 @@ from metaalign_rl.runtime.rendezvous import rendezvous
 # Seconds until Ray reports the rank whose death made another rank's collective operation fail. Ray reports a dead
 # process immediately, and a dead node after about a minute.
 GRACE = 90.0
+# These load models, or wait for engines, which have `faults.silence_s` for each call themselves.
+PATIENT = ("setup", "load_state", "connect_weights", "send_weights")
 
 
 class Models(NamedTuple):
@@ -47,6 +49,7 @@ class LearnerGroup:
         config.learner.check_dtype(config.model.dtype)
         self._config, self._models = config, models
         self._lock = threading.Lock()  # all ranks must get calls from different threads in the same order
+        self._heard = 0  # calls that all ranks have answered
         self.ranks: list[Any] = []
         self._launch()
 
@@ -89,10 +92,15 @@ class LearnerGroup:
 
     def result(self, call: PendingCall) -> Any:
         """Wait for every rank; rank 0's result."""
-        waiting, deadline = dict(zip(call.answers, range(len(call.answers)), strict=True)), self._deadline()
+        waiting, deadline = dict(zip(call.answers, range(len(call.answers)), strict=True)), self._deadline(call)
         answers: dict[int, Any] = {}
+        heard = self._heard
         while waiting:
             answer = first_ready(list(waiting), deadline.seconds_left())
+            if answer is None and heard != self._heard:  # an earlier call has ended, so this one has just begun
+                heard = self._heard
+                deadline.reset()
+                continue
             if answer is None:
                 ranks = ", ".join(map(str, waiting.values()))
                 raise LearnersLost(f"learner rank {ranks}", deadline.timeout_error(call.method))
@@ -103,13 +111,23 @@ class LearnerGroup:
                     raise lost from error
                 raise
             del waiting[answer]
+        self._heard += 1
         return answers[0]
 
     def _launch(self) -> None:
         config = self._config
         actor, ranks = ray.remote(Learner), config.learner.world_size
-        settings = replace(config.learner, total_steps=config.learner.total_steps or optimizer_steps(config))
-        self._meeting, same = rendezvous(config), {"dtype": config.model.dtype, "seed": config.run.seed}
+        settings = replace(
+            config.learner, total_steps=config.learner.total_steps or optimizer_steps(config, config.ppo.steps)
+        )
+        self._meeting, warmup = rendezvous(config), config.ppo.critic_warmup_steps
+        same = {
+            "dtype": config.model.dtype,
+            "seed": config.run.seed,
+            "temperature": config.rollout.temperature,
+            "critic_warmup": warmup,
+            "policy_steps": config.learner.total_steps or optimizer_steps(config, config.ppo.steps - warmup),
+        }
         self.ranks = [
             actor.options(**actor_options(config, "learner", ranks, rank)).remote(
                 settings, rank, ranks, self._meeting, **same
@@ -118,9 +136,13 @@ class LearnerGroup:
         ]
         self._ready = self._begin("setup", *self._models)
 
-    def _deadline(self) -> HeartbeatDeadline:
-        """Learners send no heartbeats while they work, and a call may wait for an earlier one."""
-        return HeartbeatDeadline(self._config.faults.start_s, self._config.faults.silence_s)
+    def _deadline(self, call: PendingCall) -> HeartbeatDeadline:
+        """The deadline of one call: learners send no heartbeats while they work."""
+        faults = self._config.faults
+        deadline = HeartbeatDeadline(max(faults.start_s, faults.silence_s), faults.silence_s)
+        if call.method not in PATIENT:
+            deadline.record_heartbeat()
+        return deadline
 
     def _lost_rank(self, waiting: dict[Any, int]) -> LearnersLost | None:
         """The rank that died, if any: when one rank dies, the others merely fail in their collectives."""
@@ -141,7 +163,7 @@ class LearnerGroup:
             return PendingCall(method, [getattr(rank, method).remote(*arguments) for rank in self.ranks])
 
 
-def optimizer_steps(config: Config) -> int:
-    """The optimizer steps of a PPO run."""
+def optimizer_steps(config: Config, steps: int) -> int:
+    """The optimizer steps of `steps` steps of PPO, if all responses enter the loss."""
     minibatches = -(-config.ppo.prompts_per_step * config.ppo.samples_per_prompt // config.learner.minibatch_size)
-    return config.ppo.steps * config.learner.epochs * minibatches
+    return steps * config.learner.epochs * minibatches

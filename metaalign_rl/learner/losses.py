@@ -43,7 +43,6 @@ class PolicyObjective:
     def __init__(self, config: LearnerConfig) -> None:
         self._losses, self._utils = openrlhf_module("models.loss"), openrlhf_module("models.utils")
         self._by_token, self._by_sequence = config.loss_aggregation == "tokens", config.correction == "sequence"
-        self._trusts_engine = config.old_logprobs == "engine"
         self._corrects, self._entropy_coef = config.correction != "off", config.entropy_coef
         self._clipped = self._losses.PolicyLoss(
             config.clip_low,
@@ -75,8 +74,6 @@ class PolicyObjective:
         if self._corrects:
             of_all = len(part) / scale.samples if self._by_sequence else share
             metrics |= {"rollout_kl": rollout_kl * share, "corrected": corrected * of_all}
-        if self._trusts_engine:
-            metrics["mismatch"] = ((logprobs.detach() - part.logprobs).abs() * mask).sum() / scale.tokens
         loss: Tensor = policy_loss - self._entropy_coef * mean_entropy * scale.ranks
         if penalty.coef:
             kl = self._kl(logprobs, part, scale, penalty.estimator)

@@ -23,6 +23,11 @@ STEP_METRICS = {
     "step": "the last finished step",
     "unfinished": "share of responses truncated at rollout.max_new_tokens",
     "retokenized": "share of responses whose text has other tokens than were sampled",
+    "penalty": "mean of what was subtracted from the rewards for the responses' length",
+    "skipped_groups": "share of prompts left out of the loss because their responses all have the same reward",
+    "held_out_gold": "share of greedy responses to held-out prompts that pass their checks",
+    "held_out_reward": "mean reward of these responses",
+    "held_out_unfinished": "share of these responses truncated at rollout.max_new_tokens",
     "entropy": "the policy's exact entropy, nats per token",
     "mismatch": "mean absolute difference of log p of engine and learner on the same tokens, nats, of the worst engine",
     "staleness": "mean number of updates between the weights that sampled a response's first token and the learners'",
@@ -58,6 +63,7 @@ PARTS = {
     "reference": "log-probabilities by policy and reference, values by the critic",
     "learn": "updating policy and critic",
     "transfer": "sending the new weights to the engines",
+    "evaluate": "answering the held-out prompts",
     "idle": "everything else",
 }
 

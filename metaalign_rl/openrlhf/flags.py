@@ -22,6 +22,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "ppo.lam": ("--algo.advantage.lambd",),
     "ppo.kl_coef": ("--algo.kl.init_coef",),
     "ppo.save_steps": ("--ckpt.save_steps",),
+    "rollout.temperature": ("--rollout.temperature",),
+    "rollout.top_p": ("--rollout.top_p",),
     "learner.learning_rate": ("--actor.adam.lr",),
     "learner.critic_learning_rate": ("--critic.adam.lr",),
     "learner.betas": ("--actor.adam.betas", "--critic.adam.betas"),

@@ -90,7 +90,7 @@ const smoothed = ({ name, points }) => ({
 });
 
 // The parts of a step's time, in order. They sum to the step.
-const PARTS = ["rollout", "reward", "reference", "learn", "transfer", "idle"];
+const PARTS = ["rollout", "reward", "reference", "learn", "transfer", "evaluate", "idle"];
 function stackedSeconds() {
   const tops = data.training.step.map(() => 0);
   return PARTS.filter((part) => data.training[`seconds_${part}`]).map((part) => ({
@@ -103,7 +103,7 @@ const alarmsOf = (kind) => ({ marks: data.alarms.filter((alarm) => alarm.kind ==
 
 const SHARE = [0, 1];
 const CHARTS = {
-  gold_proxy: () => [[metric("gold", "gold"), metric("proxy", "proxy")], { y: SHARE, ...alarmsOf("hacking") }],
+  gold_proxy: () => [[metric("gold", "gold"), metric("proxy", "proxy"), metric("gold, held out", "held_out_gold")], { y: SHARE, ...alarmsOf("hacking") }],
   reward_tier: () => [metrics(/^tier\/(.+)\/reward$/).map(smoothed), {}],
   gold_tier: () => [metrics(/^tier\/(.+)\/gold$/).map(smoothed), { y: SHARE }],
   gold_relation: () => [metrics(/^relation\/(.+)\/gold$/).map(smoothed), { y: SHARE }],

@@ -55,7 +55,11 @@ class RunContext:
         tokenizer = load_tokenizer(checkpoint)
         room = self.config.model.max_tokens - sampling.max_new_tokens
         prompts = [encode_row(tokenizer, row, max_tokens=room) for row in rows]
-        return [sample.text for sample in self.engines(checkpoint).answer(prompts, sampling)]
+        engines = self.engines(checkpoint)
+        samples = engines.answer(prompts, sampling)
+        if self.config.shares_gpus:  # what works next needs the memory
+            engines.sleep()
+        return [sample.text for sample in samples]
 
     def stop_engines(self) -> None:
         """Stop the engines and free their devices."""

@@ -12,7 +12,7 @@ from metaalign_rl.plan.work import Case, work_of
 
 
 def policy_shape(config: Config) -> Shape | None:
-    """The policy's shape, with a separate output layer; None for a hub id, whose shape only the hub knows.
+    """The policy's shape; None for a hub id, whose shape only the hub knows.
 
     It is read from the run's own checkpoints if there are any, else from `model.path`.
 
@@ -22,7 +22,7 @@ def policy_shape(config: Config) -> Shape | None:
     folder, path = RunFolder.of(config), Path(config.model.path)
     for known in (folder.sft, folder.base, path):
         if is_checkpoint(known) and (known != path or config.model.path):
-            return read_shape(known / "config.json").untied()
+            return read_shape(known / "config.json")
     return None if config.model.path else new_shape(config.model)
 
 

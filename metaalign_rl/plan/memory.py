@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+from metaalign_rl.config.learner import HEAD_LOGITS
 from metaalign_rl.core.units import GIB, MIB
 from metaalign_rl.plan.shape import BYTES, Shape
 from metaalign_rl.plan.work import Case
@@ -59,8 +60,8 @@ def logit_bytes(dtype: str) -> int:
 
 
 def logits(shape: Shape, tokens: float, dtype: str) -> float:
-    """Bytes for the logits of `tokens` response tokens."""
-    return tokens * shape.vocabulary * logit_bytes(dtype)
+    """Bytes for the logits of `tokens` response tokens. A learner computes at most `HEAD_LOGITS` of them at a time."""
+    return min(tokens * shape.vocabulary, HEAD_LOGITS) * logit_bytes(dtype)
 
 
 def micro_batch(case: Case) -> float:
@@ -75,17 +76,26 @@ def learner_memory(case: Case) -> Memory:
     config, learner, shape, dtype = case.config, case.config.learner, case.policy, case.dtype
     ranks, stage = config.learner.world_size, learner.zero_stage
     tokens = micro_batch(case)
-    found = model_states(shape.parameters, ranks, stage, dtype, learner.offload_optimizer)
+    sharded = ranks if stage == 3 else 1
+    found = model_states(_trained(case), ranks, stage, dtype, learner.offload_optimizer)
+    if learner.lora_rank:
+        found["weights"] += BYTES[dtype] * shape.parameters / sharded
     if case.has_critic:
         found["critic"] = sum(model_states(shape.backbone, ranks, stage, dtype, learner.offload_optimizer).values())
-    sharded = ranks if stage == 3 else 1
-    found["reference"] = BYTES[dtype] * shape.parameters / sharded
+    if not learner.lora_rank:  # else the policy without its adapters is the reference
+        found["reference"] = BYTES[dtype] * shape.parameters / sharded
     kept = activations(shape, tokens, dtype, learner.gradient_checkpointing)
     found["activations"] = kept * case.device.slack
     found["logits"] = logits(shape, tokens * case.work.response_tokens / case.work.length, dtype)
     found["buffers"] = _buffers(case)
     found["process"] = case.device.process_gib["learner"] * GIB
     return found
+
+
+def _trained(case: Case) -> int:
+    """Number of the policy's trained weights."""
+    rank = case.config.learner.lora_rank
+    return case.policy.adapter(rank) if rank else case.policy.parameters
 
 
 def _buffers(case: Case) -> float:
@@ -178,14 +188,14 @@ def host_memory(case: Case) -> Memory:
 
 
 def _offloaded(case: Case) -> float:
-    states = BYTES["float32"] * 3 * (case.policy.parameters + case.has_critic * case.policy.backbone)
+    states = BYTES["float32"] * 3 * (_trained(case) + case.has_critic * case.policy.backbone)
     return states if case.config.learner.offload_optimizer else 0.0
 
 
 def disk_bytes(case: Case) -> Memory:
     """Bytes in the run's folder at its end: PPO checkpoints, models and kept rollouts."""
     config, size = case.config, BYTES[case.dtype]
-    trained = case.policy.parameters + case.has_critic * case.policy.backbone
+    trained = _trained(case) + case.has_critic * case.policy.backbone
     states = size + 8 + 4 * (case.dtype == "bfloat16" or config.learner.zero_stage > 0)
     models = size * case.policy.parameters * 3  # base, sft, policy
     if not config.reward.path and case.reward:

@@ -1,6 +1,6 @@
 """The shape of a dense decoder, and the parameters, operations and bytes that follow from it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,6 @@ class Shape:
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = 2 * (self.hidden + queries) + 2 * (self.hidden + keys)
         return rank * self.layers * (attention + 3 * (self.hidden + self.intermediate))
-
-    def untied(self) -> "Shape":
-        """The shape with a separate output layer, as the stage sft saves the model."""
-        return replace(self, tied=False)
 
     def attention_flops(self, context: int) -> float:
         """Attention's floating-point operations per token, in a forward pass over `context` tokens.

@@ -17,7 +17,9 @@ def needs_critic(algorithm: str) -> bool:
     return algorithm == "ppo"
 
 
-def add_advantages(batch: Batch, rollouts: Sequence[Rollout], config: PPOConfig, kl_coef: float) -> None:
+def add_advantages(
+    batch: Batch, rollouts: Sequence[Rollout], config: PPOConfig, kl_coef: float, learned: Sequence[int] | None = None
+) -> None:
     """Set an evaluated batch's `advantages`, and with a critic its `returns`, according to `config.algorithm`.
 
     - ppo: generalized advantage estimates, whitened over the batch (arXiv:1707.06347).
@@ -27,21 +29,32 @@ def add_advantages(batch: Batch, rollouts: Sequence[Rollout], config: PPOConfig,
 
     Each token's reward is -kl_coef times its KL, unless the KL is in the loss. The last token also gets the score. For
     rloo and grpo, a response is one action: its reward is the sum over its tokens, and all tokens share one advantage.
+
+    Args:
+        learned: indices of the rollouts that enter the loss; None: all. Whitening is over their tokens.
     """
     assert batch.logprobs is not None and batch.ref_logprobs is not None
     mask = batch.action_mask
+    counted = mask if learned is None else mask & _chosen(learned, len(rollouts))[:, None]
     in_reward = 0.0 if config.kl_in_loss else kl_coef
     scores = scores_of(rollouts, config.normalize_per_tier)
     rewards = token_rewards(scores, batch.logprobs, batch.ref_logprobs, mask, in_reward, config.kl_by)
     if config.algorithm == "ppo":
         assert batch.values is not None
         advantages, batch.returns = gae(rewards, batch.values, mask, config.gamma, config.lam)
-        batch.advantages = whiten(advantages, mask)
+        batch.advantages = whiten(advantages, counted)
     elif config.algorithm == "reinforce++":
-        batch.advantages = whiten(returns_to_go(rewards, mask, config.gamma), mask)
+        batch.advantages = whiten(returns_to_go(rewards, mask, config.gamma), counted)
     else:
         compare = leave_one_out if config.algorithm == "rloo" else group_normalized
         batch.advantages = compare(rewards.sum(dim=1), _groups(rollouts))[:, None] * mask
+
+
+def _chosen(indices: Sequence[int], count: int) -> Tensor:
+    """[count], True at the indices."""
+    chosen = torch.zeros(count, dtype=torch.bool)
+    chosen[list(indices)] = True
+    return chosen
 
 
 def scores_of(rollouts: Sequence[Rollout], normalize_per_tier: bool) -> Tensor:

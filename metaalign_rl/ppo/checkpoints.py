@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 from metaalign_rl.core.files import read_json, remove_folder, replace_folder, sweep, write_json
 
 STATE = "controller.json"
+RESULTS = ("held_out", "gold")  # of a checkpoint's state; the first one that is known decides which is best
 
 
 class Checkpoint(NamedTuple):
     """One saved checkpoint.
 
     Attributes:
-        state: the trainer's "step", "kl_coef" and "gold": the mean share of rollouts that passed their checks since the
-            previous checkpoint, or None.
+        state: the trainer's "step", "kl_coef", "gold": the mean share of rollouts that passed their checks since the
+            previous checkpoint, or None; "held_out": the result of the evaluation on held-out prompts after this step,
+            or None; and "mismatch_baseline", see `MismatchGuard`.
         learners: folder of the learners' state.
         policy: folder of the policy, in the Hugging Face format.
     """
@@ -28,7 +30,7 @@ class Checkpoints:
     """A run's checkpoint folders, `step-N`.
 
     Args:
-        keep: number of newest checkpoints to keep. The one with the highest gold is kept too.
+        keep: number of newest checkpoints to keep. The best one is kept too.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -54,9 +56,16 @@ class Checkpoints:
         return _read(found[max(found)]) if found else None
 
     def best(self) -> Checkpoint | None:
-        """The checkpoint with the highest gold, the newest of equals; None if gold is unknown."""
-        known = [one for one in map(_read, self._folders().values()) if one.state["gold"] is not None]
-        return max(known, key=lambda one: (one.state["gold"], one.state["step"]), default=None)
+        """The checkpoint with the best result, the newest of equals; None if no checkpoint has a result.
+
+        The result is `held_out`. If no checkpoint has it, it is `gold`.
+        """
+        found = [_read(folder) for folder in self._folders().values()]
+        for result in RESULTS:
+            known = [one for one in found if one.state.get(result) is not None]
+            if known:
+                return max(known, key=lambda one: (one.state[result], one.state["step"]))
+        return None
 
     def _folders(self) -> dict[int, Path]:
         return {int(folder.name.removeprefix("step-")): folder for folder in self.folder.glob("step-*")}

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from metaalign_rl.config.schema import Config
-from metaalign_rl.core.dataflow import Batch, Request, Rollout, Row, Sample, Sampling
+from metaalign_rl.core.dataflow import Batch, Ending, Request, Rollout, Row, Sample, Sampling
 from metaalign_rl.learner.batch import batch_of, concat
 from metaalign_rl.learner.group import LearnerGroup, PendingCall
 from metaalign_rl.ppo.prompt_sampler import PromptSource
@@ -64,7 +64,7 @@ class Collector:
     ) -> None:
         self._config, self._prompts, self._pad_id = config, prompts, pad_id
         self._engines, self._scorers, self._learners, self._weight_sync = engines, scorers, learners, weight_sync
-        self._sampling = Sampling(max_new_tokens=config.rollout.max_new_tokens)
+        self._sampling = config.rollout.sampling
 
     def collect(self, step: int) -> Experience:
         """The experience of `ppo.samples_per_prompt` responses to each of the step's prompts.
@@ -109,24 +109,32 @@ class Collector:
     def _chunks(self, requests: list[Request]) -> Iterator[list[Sample]]:
         ppo = self._config.ppo
         self._scorers.begin_step()
-        groups = complete_groups(self._generate(requests), ppo.samples_per_prompt)
+        groups = complete_groups(self.generate(requests, self._sampling), ppo.samples_per_prompt)
         if ppo.deterministic:  # a chunk must not depend on which response finished first
             groups = in_order(groups, ppo.samples_per_prompt)
         return chunked(groups, max(ppo.samples_per_prompt, len(requests) // ppo.stream_chunks))
 
-    def _generate(self, requests: list[Request]) -> Iterator[list[Sample]]:
-        """Samples as they finish. If all engines are lost, their replacements answer the rest."""
+    def generate(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
+        """Samples as they finish. If all engines are lost, their replacements answer the rest.
+
+        Raises:
+            StepInterrupted, GenerationCancelled, LearnersLost, StaleEngine, TooManyFaults.
+        """
         while requests:
             try:
-                yield from self._engines.generate(requests, self._sampling)
+                yield from self._engines.generate(requests, sampling)
                 return
             except NoEngineServing as lost:
                 requests = lost.unanswered
                 self._weight_sync.repair()
 
+    def rest(self) -> None:
+        """Free the memory of devices that the engines share with the learners. The engines keep their weights."""
+        if self._config.shares_devices:
+            self._engines.sleep(keep_weights=True)
+
     def _send_on(self, row_of: Sequence[Row], samples: list[Sample]) -> RolloutChunk:
-        rows, responses = [row_of[sample.index] for sample in samples], [sample.text for sample in samples]
-        scores = self._scorers.submit(rows, responses)
+        scores = submit(self._scorers, [row_of[sample.index] for sample in samples], samples)
         return RolloutChunk(samples, scores, None if self._config.shares_devices else self._evaluate(samples))
 
     def _evaluate(self, samples: list[Sample]) -> PendingCall:
@@ -138,6 +146,12 @@ class Collector:
             self._engines.sleep()
         calls = [chunk.evaluation or self._evaluate(chunk.samples) for chunk in chunks]
         return [self._learners.result(call) for call in calls]
+
+
+def submit(scorers: RewardPool, rows: Sequence[Row], samples: Sequence[Sample]) -> PendingScores:
+    """Have the reward workers score samples that answer rows."""
+    endings = [Ending(sample.finished, len(sample.response_ids)) for sample in samples]
+    return scorers.submit(rows, [sample.text for sample in samples], endings)
 
 
 def complete_groups(finished: Iterable[list[Sample]], copies: int) -> Iterator[list[list[Sample]]]:

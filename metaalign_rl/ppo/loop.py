@@ -7,7 +7,7 @@ rows            this step   generate,     rewards and KL     policy and       en
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metaalign_rl.config.schema import Config
@@ -19,10 +19,11 @@ from metaalign_rl.monitoring.rollout_table import RolloutWriter, save_experience
 from metaalign_rl.ppo.advantages import add_advantages
 from metaalign_rl.ppo.checkpoints import Checkpoints
 from metaalign_rl.ppo.collector import Collector
-from metaalign_rl.ppo.mismatch import check_engines
+from metaalign_rl.ppo.held_out import HeldOutEvaluation, HeldOutPrompts, score_of
 from metaalign_rl.ppo.prefetch import Prefetch
 from metaalign_rl.ppo.prompt_sampler import PromptSource
 from metaalign_rl.ppo.recovery import Recovery
+from metaalign_rl.ppo.selection import select
 from metaalign_rl.ppo.step_metrics import rollout_metrics
 from metaalign_rl.ppo.step_timer import StepTimer
 from metaalign_rl.ppo.weight_sync import WeightSync
@@ -30,7 +31,6 @@ from metaalign_rl.rollout.engine_pool import EnginePool
 from metaalign_rl.runtime import signals
 from metaalign_rl.runtime.faults import FaultLog, LearnersLost
 from metaalign_rl.scoring.worker_pool import RewardPool
-from metaalign_rl.weights import assert_fresh
 
 
 @dataclass
@@ -57,6 +57,7 @@ class PPOTrainer:
         rollout_writer: saves the rollouts.
         faults: counts actors that are lost.
         report: gets the metrics of each step. After a learner is lost, steps are repeated and reported again.
+        held_out: the prompts to evaluate the policy on during training.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class PPOTrainer:
         rollout_writer: RolloutWriter,
         faults: FaultLog,
         report: Callable[[Metrics], None],
+        held_out: HeldOutPrompts | None = None,
     ) -> None:
         engines, scorers, self.learners = actors.engines, actors.scorers, actors.learners
         self.config, self.rollout_writer, self.faults, self.report = config, rollout_writer, faults, report
@@ -77,6 +79,7 @@ class PPOTrainer:
         self.weight_sync = WeightSync.of(config, self.learners, engines.actors)
         collector = Collector(config, prompts, engines, scorers, self.learners, self.weight_sync, pad_id)
         self.prefetch = Prefetch(config, collector, engines)
+        self.evaluation = HeldOutEvaluation(config, held_out, collector, scorers, self.weight_sync)
 
     def train(self, policy: Path) -> None:
         """Run the remaining steps and save the policy in the folder `policy`.
@@ -105,6 +108,8 @@ class PPOTrainer:
                     self.recovery.stop_learners(lost)
                     self.prefetch.cancel()
                     is_restored = False
+        except Diverged as error:
+            raise UserError(error.args[0]) from error
         except KeyboardInterrupt:
             self.recovery.save_before_stopping()
             raise
@@ -117,24 +122,32 @@ class PPOTrainer:
         rollouts, batch, seconds = self.prefetch.next(step)  # generate, score, evaluate
         timer.add(seconds)
         with signals.defer_signals():  # a signal to stop waits for the end of the step
-            mismatch = check_engines(batch, rollouts, step, self.config)
-            add_advantages(batch, rollouts, self.config.ppo, kl.value)
+            mismatch = self._check_engines(batch, rollouts, step)
+            learned, selected = select(rollouts, self.config.ppo)
+            add_advantages(batch, rollouts, self.config.ppo, kl.value, learned)
             with timer.part("learn"):
                 self.recovery.begin_update()
-                update = self.learners.begin_train(batch, kl.value if self.config.ppo.kl_in_loss else 0.0)
+                kl_in_loss = kl.value if self.config.ppo.kl_in_loss else 0.0
+                update = self.learners.begin_train(batch.select(learned), kl_in_loss)
                 self.prefetch.start(step + 1)  # queued after the update, so the updated policy evaluates its batch
                 self.rollout_writer.write(step + 1, rollouts)
-                metrics = {"step": step + 1, **rollout_metrics(rollouts, batch, version=step)}
-                learned = self._finish_update(update, step, rollouts, batch)
+                metrics = {"step": step + 1, **rollout_metrics(rollouts, batch, version=step), **selected}
+                metrics |= mismatch | self._finish_update(update, step, rollouts, batch)
+                metrics |= self._check_first_minibatch(batch, rollouts, learned, step)
             with timer.part("rollout"):
                 self.prefetch.wait_unless_in_flight()
             self.recovery.finish_update()
             with timer.part("transfer"):
                 self.weight_sync.push(version=step + 1)
-            kl.update(metrics["kl"] * metrics["response_tokens"], len(rollouts))
-            self.recovery.finish_step(metrics.get("gold"))
+            if self.evaluation.is_due(step + 1):
+                with timer.part("evaluate"):
+                    self.prefetch.wait()
+                    metrics |= self.evaluation.evaluate()
+            if step >= self.config.ppo.critic_warmup_steps:  # before, the policy does not move
+                kl.update(metrics["kl"] * metrics["response_tokens"], len(rollouts))
+            self.recovery.finish_step(metrics.get("gold"), score_of(metrics))
             faults = {"faults": self.faults.count, "reward_faults": self.faults.reward_worker_count}
-            self.report({**metrics, "mismatch": mismatch, **learned, "kl_coef": kl.value, **faults, **timer.metrics()})
+            self.report({**metrics, "kl_coef": kl.value, **faults, **timer.metrics()})
             self.recovery.save_if_due()
 
     def _finish_update(self, update: PendingCall, step: int, rollouts: Sequence[Rollout], batch: Batch) -> Metrics:
@@ -145,6 +158,27 @@ class PPOTrainer:
             kept = self.checkpoints.folder / f"diverged-step-{step + 1}"
             save_experience(kept, step + 1, rollouts, batch)
             raise UserError(f"{error.args[0]}; its batch is in {kept}") from error
-        if "mismatch" in metrics and not self.config.ppo.staleness:  # learner.old_logprobs=engine measures it here
-            assert_fresh(metrics["mismatch"], self.config.max_mismatch, step, "a rollout engine")
         return metrics
+
+    def _check_engines(self, batch: Batch, rollouts: Sequence[Rollout], step: int) -> Metrics:
+        """The mismatch, if the batch has the learners' own log-probabilities."""
+        guard = self.recovery.guard
+        guard.check_versions(rollouts, step)
+        return {} if self._trusts_engines(step) else {"mismatch": guard.check(batch, rollouts, step)}
+
+    def _check_first_minibatch(
+        self, batch: Batch, rollouts: Sequence[Rollout], learned: Sequence[int], step: int
+    ) -> Metrics:
+        """The mismatch, if only the update computes the learners' log-probabilities.
+
+        Only those of the first minibatch are the policy's before the update. Without `learned` rollouts there are none.
+        """
+        if not self._trusts_engines(step) or not learned:
+            return {}
+        rows, logprobs = self.learners.call("first_logprobs")
+        part = replace(batch.select(learned), logprobs=logprobs).select(rows)
+        return {"mismatch": self.recovery.guard.check(part, [rollouts[learned[row]] for row in rows], step)}
+
+    def _trusts_engines(self, step: int) -> bool:
+        """Whether the batch has the engines' log-probabilities as the policy's; see `Learner.evaluate`."""
+        return self.config.learner.old_logprobs == "engine" and step >= self.config.ppo.critic_warmup_steps

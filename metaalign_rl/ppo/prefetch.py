@@ -33,7 +33,12 @@ class Prefetch:
 
     def wait_unless_in_flight(self) -> None:
         """Wait until generation has ended, unless engines may take new weights in the middle of a response."""
-        if self._next is not None and not self._config.ppo.in_flight:
+        if not self._config.ppo.in_flight:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the next step's experience is collected, if it is being collected."""
+        if self._next is not None:
             wait([self._next])
 
     def cancel(self) -> None:

@@ -44,6 +44,8 @@ def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch, version: int) -> 
     for name, key in (("tier", lambda r: r.row.tier), ("relation", lambda r: r.row.relation)):
         for value in sorted({key(rollout) for rollout in rollouts}):
             metrics |= _means([m for m in measured if key(m.rollout) == value], f"{name}/{value}/")
+    if any(penalties := [rollout.reward.penalty for rollout in rollouts]):
+        metrics["penalty"] = fmean(penalties)
     behind = [version - rollout.sample.first_version for rollout in rollouts]
     return metrics | {
         "samples": len(rollouts),

@@ -9,17 +9,21 @@ from metaalign_rl.config.schema import Config
 from metaalign_rl.core.units import GIB, counted
 from metaalign_rl.preflight.bin_packing import NamedBundle, Node, unplaced
 from metaalign_rl.preflight.checks import PreflightCheck, is_writable
+from metaalign_rl.runtime.placement import reward_bundles
 from metaalign_rl.runtime.ray_session import is_connected
 
 
 def gpus_by_role(config: Config) -> dict[str, int]:
     """GPUs of each role: "learners", "engines" and "reward". Empty without GPUs.
 
-    Each learner has one GPU, each engine `rollout.tensor_parallel`, and the reward workers share one. Colocated roles
-    share their GPUs.
+    Each learner has one GPU, each engine `rollout.tensor_parallel`, and each reward worker with a model one. Colocated
+    roles share their GPUs.
     """
+    if not config.cluster.gpus:
+        return {}
     engines = config.rollout.engines * config.rollout.tensor_parallel
-    return {"learners": config.learner.world_size, "engines": engines, "reward": 1} if config.cluster.gpus else {}
+    reward = 1 if config.shares_devices else reward_bundles(config)
+    return {"learners": config.learner.world_size, "engines": engines, "reward": reward}
 
 
 def gpus_needed(config: Config) -> int:

@@ -1,5 +1,6 @@
 """Checks of the estimated memory and disk of the stages sft, reward and ppo. Imports no heavy packages."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from metaalign_rl.plan.rates import Device, find_device, names
 from metaalign_rl.plan.work import Case
 from metaalign_rl.preflight.checks import PreflightCheck, free_memory, nearest_folder
 from metaalign_rl.preflight.cluster import gpus_by_role
+from metaalign_rl.runtime.placement import bundle_indices
 from metaalign_rl.runtime.ray_session import is_connected
 
 PORTS = (
@@ -111,9 +113,10 @@ def _check_gpus(case: Case) -> Iterator[PreflightCheck]:
         yield _compare("learner", "a GPU for a learner and an engine", needed, room, remedy)
     else:
         yield _compare("learner", "a GPU for a learner", sum(learner.values()), room, fewer)
-    reward = sum(memory.reward_memory(case).values()) * case.config.ppo.reward_workers
+    on_one = math.ceil(case.config.ppo.reward_workers / len(bundle_indices(case.config, "reward")))
+    reward = sum(memory.reward_memory(case).values()) * on_one
     remedy = "lower ppo.reward_workers, or serve the reward model elsewhere and set reward.url"
-    yield _compare("ppo.reward_workers", "the reward workers' GPU", reward, room, remedy)
+    yield _compare("ppo.reward_workers", "a GPU for its reward workers", reward, room, remedy)
     tokens, longest = memory.kv_tokens(case), case.config.model.max_tokens
     found = f"room for {tokens:.0f} ({engine['KV cache'] / GIB:.1f} GiB)"
     remedy = "raise rollout.gpu_memory_utilization or rollout.tensor_parallel"

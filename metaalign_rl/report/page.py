@@ -42,6 +42,7 @@ def write(folder: RunFolder, mode: str) -> None:
         reward=reward,
         mode=mode,
         training=training,
+        best=read_json(folder.best_checkpoint) if folder.best_checkpoint.is_file() else None,
         rollouts=rollouts,
         config=folder.config.read_text(encoding="utf-8") if folder.config.is_file() else "",
     )

@@ -39,6 +39,9 @@ def write(folder: RunFolder, mode: str) -> dict[str, float]:
         report["reward.on_policy"] = metrics["reward"]["on_policy"]
         report["ppo.gold_minus_proxy"] = metrics["reward"]["gold_minus_proxy"]
     report |= _training_metrics(folder)
+    if folder.best_checkpoint.is_file():
+        best = read_json(folder.best_checkpoint)
+        report |= {"ppo.best_step": best["step"], "ppo.best_result": best["result"]}
     report["seconds.report"] = round(time.monotonic() - began, 1)
     write_json(folder.report, report)
     return report
@@ -61,9 +64,9 @@ def _training_metrics(folder: RunFolder) -> dict[str, float]:
         return {}
     steps = list(read_log(folder.metrics))
     seconds = sum(step["seconds_step"] for step in steps)
+    mismatches = [step["mismatch"] for step in steps if "mismatch" in step]
     return {
         "ppo.steps": len(steps),
         "ppo.samples_per_second": sum(step["samples"] for step in steps) / seconds,
-        "ppo.mismatch_max": max(step["mismatch"] for step in steps),
         "ppo.alarms": len(find_alarms(steps)),
-    }
+    } | ({"ppo.mismatch_max": max(mismatches)} if mismatches else {})

@@ -27,6 +27,10 @@ def show(root: Path) -> None:
         console.print(_reward_table(report))
     if report.get("ppo.alarms"):
         console.print(f"alarms in training: {report['ppo.alarms']} (see the page)", style="red")
+    if folder.best_checkpoint.is_file():
+        best = read_json(folder.best_checkpoint)
+        found = f"best checkpoint of PPO: step {best['step']}, {best['result']:.3f} {best['of']}: {best['policy']}"
+        console.print(found, markup=False)
     console.print(_showcase_table(metrics["showcase"]))
     total = sum(value for key, value in report.items() if key.startswith("seconds."))
     models = ", ".join(str(path) for path in (folder.policy, folder.reward) if path.is_dir())

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ray.exceptions import RayActorError
+
 from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get
 from metaalign_rl.runtime.actor_pool import ActorPool, Start
 from metaalign_rl.runtime.faults import EngineLost, FaultLog
@@ -14,13 +16,26 @@ class EngineActors(ActorPool):
 
     A replacement for a lost engine holds old weights, so it does not serve before the next weight update.
 
+    Args:
+        shares_gpus: learners and reward workers use the engines' GPUs. While vLLM loads, it takes all memory that
+            disappears from its GPU for its own. So a replacement loads and goes to sleep before anything else goes on.
+
     Attributes:
         serving: the engines that hold the current weights, by number.
     """
 
-    def __init__(self, start: Start, count: int, faults: FaultLog, deadline: Callable[[], HeartbeatDeadline]) -> None:
+    def __init__(
+        self,
+        start: Start,
+        count: int,
+        faults: FaultLog,
+        deadline: Callable[[], HeartbeatDeadline],
+        *,
+        shares_gpus: bool = False,
+    ) -> None:
         super().__init__(start, count, faults, deadline)
-        self.serving = dict(self.actors)
+        self.serving, self._shares_gpus = dict(self.actors), shares_gpus
+        self._replaced: set[int] = set()
 
     @property
     def all_serve(self) -> bool:
@@ -55,6 +70,19 @@ class EngineActors(ActorPool):
         if self.replace(lost.number, lost, engine):
             with self._replacing:
                 self.serving = {number: other for number, other in self.serving.items() if other is not engine}
+                self._replaced.add(lost.number)
+            if self._shares_gpus:
+                self.settle()
+
+    def settle(self) -> None:
+        """Wait until new engines have loaded their models, and have them sleep.
+
+        Raises:
+            TooManyFaults: an engine was lost too often.
+        """
+        new = self._loading()
+        engines = self._loaded()
+        self.tell({number: engines[number].sleep.remote() for number in new}, "sleep")
 
     def ask(self, calls: Mapping[int, Any], method: str) -> dict[int, Any]:
         """The results of one call to each of some engines, by number.
@@ -77,13 +105,15 @@ class EngineActors(ActorPool):
     def _loaded(self) -> dict[int, Any]:
         """All engines, once their models are loaded. Engines that are lost while they load are replaced."""
         while True:
-            engines = dict(self.actors)
-            new = {number: engine for number, engine in engines.items() if not self.deadlines[number].has_started}
+            engines, new = dict(self.actors), self._loading()
             try:
                 self.ask({number: engine.ready.remote() for number, engine in new.items()}, "loading")
                 return engines
             except EngineLost as lost:
                 self.replace_engine(lost, engines[lost.number])
+
+    def _loading(self) -> dict[int, Any]:
+        return {number: engine for number, engine in self.actors.items() if not self.deadlines[number].has_started}
 
     def _answer(self, number: int, call: Any, method: str) -> Any:
         deadline = self.deadlines[number]
@@ -92,6 +122,10 @@ class EngineActors(ActorPool):
         try:
             answer = get(call)
         except ActorDied as error:
+            raise EngineLost(number, error) from error
+        except RayActorError as error:  # its `__init__` failed; that of the engine before it did not
+            if number not in self._replaced:
+                raise
             raise EngineLost(number, error) from error
         deadline.record_heartbeat()
         return answer

@@ -34,6 +34,7 @@ class EnginePool:
         checkpoint: the model folder that `start` loads.
         whole_steps: raise `StepInterrupted` if an engine is lost: the last bits of a response depend on which other
             requests share its batch, so a deterministic run must repeat the step.
+        shares_gpus: see `EngineActors`.
 
     Attributes:
         actors: the engines' actors.
@@ -48,8 +49,9 @@ class EnginePool:
         *,
         checkpoint: Path | None = None,
         whole_steps: bool = False,
+        shares_gpus: bool = False,
     ) -> None:
-        self.actors = EngineActors(start, count, faults, deadline)
+        self.actors = EngineActors(start, count, faults, deadline, shares_gpus=shares_gpus)
         self._checkpoint, self._whole_steps = checkpoint, whole_steps
         self._cancelled = threading.Event()
 
@@ -68,15 +70,17 @@ class EnginePool:
                 seed=config.run.seed + number,
                 kv_cache_gib=rollout.kv_cache_gib,
                 gpu_memory_utilization=rollout.gpu_memory_utilization,
+                batch_tokens=rollout.batch_tokens,
                 tensor_parallel=rollout.tensor_parallel,
                 sleeps=config.cluster.layout == "colocated",
                 backend=backend_of(config),
                 number=number,
+                temperature=rollout.temperature,
             )
 
         deadline = partial(HeartbeatDeadline, limits.start_s, limits.silence_s)
-        steps = config.ppo.deterministic
-        return cls(start, rollout.engines, faults, deadline, checkpoint=checkpoint, whole_steps=steps)
+        options = {"whole_steps": config.ppo.deterministic, "shares_gpus": config.shares_gpus}
+        return cls(start, rollout.engines, faults, deadline, checkpoint=checkpoint, **options)
 
     def generate(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Sample]]:
         """Samples as they finish, in no fixed order; each carries its request's index.
@@ -131,9 +135,23 @@ class EnginePool:
         self._checkpoint = checkpoint
         self._update_from_checkpoint()
 
-    def sleep(self) -> None:
-        """Free the engines' device memory for the learners; the engines wake up when they are needed."""
-        self.actors.tell({number: engine.sleep.remote() for number, engine in self.actors.actors.items()}, "sleep")
+    def sleep(self, keep_weights: bool = False) -> None:
+        """Free the engines' device memory for others; the engines wake up when they are needed.
+
+        Args:
+            keep_weights: else a weight update must follow.
+        """
+        calls = {number: engine.sleep.remote(keep_weights) for number, engine in self.actors.actors.items()}
+        self.actors.tell(calls, "sleep")
+
+    def settle(self) -> None:
+        """Return when the engines have loaded and sleep, so that other processes can start on their devices.
+
+        Raises:
+            TooManyFaults: engines were lost too often.
+        """
+        self.actors.settle()
+        self.sleep()
 
     def stop(self) -> None:
         """Kill the engines' processes."""

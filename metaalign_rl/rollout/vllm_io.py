@@ -33,11 +33,14 @@ def sampling_params(sampling: Sampling, seed: int | None) -> "SamplingParams":
 
     return SamplingParams(
         temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        stop=list(sampling.stop),
+        min_tokens=sampling.min_new_tokens,
         max_tokens=sampling.max_new_tokens,
         seed=seed,
         logprobs=0,
         flat_logprobs=True,
-        detokenize=False,
+        detokenize=bool(sampling.stop),  # stop texts are found in the text
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # each request has its own
     )
@@ -57,12 +60,11 @@ def to_samples(
     """
     from vllm.logprobs import FlatLogprobs
 
-    texts = tokenizer.batch_decode([output.outputs[0].token_ids for output in outputs], skip_special_tokens=True)
-    texts = [without_reasoning(text) for text in texts]
-    differ = retokenized(tokenizer, [output.outputs[0].token_ids for output in outputs], texts)
+    answers = [output.outputs[0] for output in outputs]
+    texts = tokenizer.batch_decode([answer.token_ids for answer in answers], skip_special_tokens=True)
+    differ = retokenized(tokenizer, [answer.token_ids for answer in answers], [text.strip() for text in texts])
     samples = []
-    for request, output, (first, last), text, differs in zip(requests, outputs, versions, texts, differ, strict=True):
-        answer = output.outputs[0]
+    for request, answer, (first, last), text, differs in zip(requests, answers, versions, texts, differ, strict=True):
         assert answer.finish_reason in ("stop", "length"), answer.finish_reason
         assert isinstance(answer.logprobs, FlatLogprobs)
         assert len(answer.logprobs.logprobs) == len(answer.token_ids)
@@ -72,7 +74,7 @@ def to_samples(
                 prompt_ids=request.prompt_ids,
                 response_ids=list(answer.token_ids),
                 logprobs=answer.logprobs.logprobs,
-                text=text,
+                text=without_reasoning(_before_stop(text, answer.stop_reason)),
                 retokenized=differs,
                 finished=answer.finish_reason == "stop",
                 weight_version=last,
@@ -81,3 +83,8 @@ def to_samples(
             )
         )
     return samples
+
+
+def _before_stop(text: str, reason: int | str | None) -> str:
+    """The text before the stop text that ended it, if one did; vLLM gives that text as the reason."""
+    return text.partition(reason)[0] if isinstance(reason, str) else text

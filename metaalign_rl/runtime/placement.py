@@ -1,6 +1,7 @@
 """Assigns a run's actors to nodes and devices: one Ray placement group per run, whose bundles hold the actors.
 
-- Disaggregated: one bundle per learner, one for all reward workers, and one per engine.
+- Disaggregated: one bundle per learner, one per engine, and one for all reward workers; on GPUs, a bundle for each
+  reward worker that holds a model.
 - Colocated, or with one GPU: one bundle per engine. The engine, its learners and some reward workers share its devices.
 - Ranks of SFT and reward training use the bundles of the learners and reward workers, which start later.
 
@@ -47,7 +48,9 @@ def named_bundles(config: Config) -> list[tuple[str, Bundle]]:
     if config.shares_devices:
         names = [f"{engine} and its learners" for engine in engines]
     else:
-        names = [f"learner {rank}" for rank in range(config.learner.world_size)] + ["the reward workers"]
+        names = [f"learner {rank}" for rank in range(config.learner.world_size)]
+        workers = reward_bundles(config)
+        names += [f"reward worker {number}" for number in range(workers)] if workers > 1 else ["the reward workers"]
         names += [f"training rank {rank}" for rank in range(len(names), _learner_bundles(config))] + engines
     return list(zip(names, bundles(config), strict=True))
 
@@ -62,7 +65,7 @@ def bundle_indices(config: Config, role: Role) -> list[int]:
     return {
         "learner": list(range(learners)),
         "training": list(range(_training_bundles(config))),
-        "reward": [learners],
+        "reward": list(range(learners, learners + reward_bundles(config))),
         "rollout": list(range(first_engine, first_engine + engines)),
     }[role]
 
@@ -80,7 +83,13 @@ def actor_resources(config: Config, role: Role, count: int) -> dict[str, float]:
 
 def _learner_bundles(config: Config) -> int:
     """Bundles of learners, reward workers and training ranks: all but the engines', if disaggregated."""
-    return max(_training_bundles(config), config.learner.world_size + 1)
+    return max(_training_bundles(config), config.learner.world_size + reward_bundles(config))
+
+
+def reward_bundles(config: Config) -> int:
+    """Bundles of the reward workers, if disaggregated. A GPU for each that holds a reward model."""
+    holds_model = config.ppo.model_weight > 0 and not config.reward.url
+    return config.ppo.reward_workers if config.cluster.gpus and holds_model else 1
 
 
 def _training_bundles(config: Config) -> int:

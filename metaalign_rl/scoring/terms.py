@@ -7,12 +7,13 @@ A term gives each response a value; the reward is the weighted mean of the terms
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
-from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.dataflow import Ending, Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.views import View, apply_view
 from metaalign_rl.data.gold import Verdict
+from metaalign_rl.scoring.shaping import Shaping
 from metaalign_rl.scoring.user_function import UserFunction
 from reward.score import Mode, combine
 
@@ -32,6 +33,7 @@ class RewardSpec:
         dtype: type of the reward model's weights.
         function: a user's function, as `path/to/file.py:name`; None: none.
         model_weight, checks_weight, function_weight: weights of the terms; a term with weight 0 is left out.
+        shaping: the clip and the penalties.
     """
 
     model: Path | str | None = None
@@ -42,6 +44,7 @@ class RewardSpec:
     model_weight: float = 0.0
     checks_weight: float = 0.0
     function_weight: float = 0.0
+    shaping: Shaping = field(default_factory=Shaping)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,18 @@ class RewardTerm(Protocol):
 
     weight: float
 
-    def score(self, rows: Sequence[Row], responses: Sequence[str], verdicts: Sequence[Verdict]) -> list[TermScore]:
+    def score(
+        self,
+        rows: Sequence[Row],
+        responses: Sequence[str],
+        verdicts: Sequence[Verdict],
+        endings: Sequence[Ending] | None,
+    ) -> list[TermScore]:
         """The scores of responses, one per row.
 
         Args:
             verdicts: the verdicts of the rows' checks on the responses.
+            endings: how the responses ended; None if this is unknown.
 
         Raises:
             UserError: a row cannot be scored. A failure is never a number.
@@ -81,13 +91,22 @@ class ModelTerm:
         assert spec.model is not None
         self.weight = spec.model_weight
         self._mode, self._view = spec.mode, spec.view
-        self._scorer = load_scorer(spec.model, spec.dtype)
+        self._scorer, self._is_remote = load_scorer(spec.model, spec.dtype), isinstance(spec.model, str)
 
-    def score(self, rows: Sequence[Row], responses: Sequence[str], verdicts: Sequence[Verdict]) -> list[TermScore]:
+    def score(
+        self,
+        rows: Sequence[Row],
+        responses: Sequence[str],
+        verdicts: Sequence[Verdict],
+        endings: Sequence[Ending] | None,
+    ) -> list[TermScore]:
         """See `RewardTerm`."""
         answered = [replace(row, response=response) for row, response in zip(rows, responses, strict=True)]
         seen = apply_view(answered, self._view)
-        scores = self._scorer.score(seen)
+        if self._is_remote:  # a server may read how a response ended; our reward model does not
+            scores = cast("RemoteScorer", self._scorer).score(seen, endings=endings)
+        else:
+            scores = self._scorer.score(seen)
         return [TermScore(combine(s, row, self._mode), s.probabilities) for s, row in zip(scores, seen, strict=True)]
 
 
@@ -97,7 +116,13 @@ class ChecksTerm:
     def __init__(self, spec: RewardSpec) -> None:
         self.weight = spec.checks_weight
 
-    def score(self, rows: Sequence[Row], responses: Sequence[str], verdicts: Sequence[Verdict]) -> list[TermScore]:
+    def score(
+        self,
+        rows: Sequence[Row],
+        responses: Sequence[str],
+        verdicts: Sequence[Verdict],
+        endings: Sequence[Ending] | None,
+    ) -> list[TermScore]:
         """See `RewardTerm`."""
         for row, verdict in zip(rows, verdicts, strict=True):
             if verdict.following is None:
@@ -116,9 +141,15 @@ class FunctionTerm:
         self.weight = spec.function_weight
         self._function = UserFunction(spec.function)
 
-    def score(self, rows: Sequence[Row], responses: Sequence[str], verdicts: Sequence[Verdict]) -> list[TermScore]:
+    def score(
+        self,
+        rows: Sequence[Row],
+        responses: Sequence[str],
+        verdicts: Sequence[Verdict],
+        endings: Sequence[Ending] | None,
+    ) -> list[TermScore]:
         """See `RewardTerm`."""
-        return [TermScore(value) for value in self._function(list(rows), list(responses))]
+        return [TermScore(value) for value in self._function(list(rows), list(responses), endings)]
 
 
 def make_terms(spec: RewardSpec) -> dict[str, RewardTerm]:

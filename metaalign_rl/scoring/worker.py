@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from metaalign_rl.core.dataflow import Reward, Row
+from metaalign_rl.core.dataflow import Ending, Reward, Row
 from metaalign_rl.data.gold import judge
+from metaalign_rl.runtime.gpu_memory import frees_gpu_memory
 from metaalign_rl.scoring.terms import RewardSpec, make_terms
 
 
@@ -16,29 +17,37 @@ class RewardWorker:
         Raises:
             UserError: see `make_terms`.
         """
-        self._terms = make_terms(spec)
+        self._terms, self._shaping = make_terms(spec), spec.shaping
         self._total_weight = sum(term.weight for term in self._terms.values())
 
-    def score(self, rows: Sequence[Row], responses: Sequence[str]) -> list[Reward]:
-        """The reward of each response to its row: the weighted mean of the terms.
+    @frees_gpu_memory
+    def score(
+        self, rows: Sequence[Row], responses: Sequence[str], endings: Sequence[Ending] | None = None
+    ) -> list[Reward]:
+        """The reward of each response to its row: the weighted mean of the terms, clipped, less the penalty.
+
+        Args:
+            endings: how the responses ended; None if this is unknown, and then there is no penalty.
 
         Raises:
             UserError: a row cannot be scored. A failure is never a number.
         """
         verdicts = [judge(row, response) for row, response in zip(rows, responses, strict=True)]
-        scores = {name: term.score(rows, responses, verdicts) for name, term in self._terms.items()}
+        scores = {name: term.score(rows, responses, verdicts, endings) for name, term in self._terms.items()}
         rewards = []
         for index, verdict in enumerate(verdicts):
             parts = {name: values[index].value for name, values in scores.items()}
             total = sum(self._terms[name].weight * value for name, value in parts.items())
+            penalty = 0.0 if endings is None else self._shaping.penalty(endings[index])
             rewards.append(
                 Reward(
-                    value=total / self._total_weight,
+                    value=self._shaping.clipped(total / self._total_weight) - penalty,
                     proxy=parts.get("model"),
                     gold=verdict.following,
                     probabilities=scores["model"][index].probabilities if "model" in scores else {},
                     passes=verdict.passes,
                     terms=parts,
+                    penalty=penalty,
                 )
             )
         return rewards

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metaalign_rl.core.dataflow import Reward, Row
+from metaalign_rl.core.dataflow import Ending, Reward, Row
 from metaalign_rl.runtime.actor_calls import ActorDied, HeartbeatDeadline, first_ready, get
 from metaalign_rl.runtime.actor_pool import ActorPool, Start
 from metaalign_rl.runtime.faults import REWARD_WORKER, ActorLost, FaultLog
@@ -16,6 +16,7 @@ class PendingScores:
 
     rows: list[Row]
     responses: list[str]
+    endings: list[Ending] | None
     number: int
     worker: Any
     scores: Any
@@ -36,13 +37,15 @@ class RewardPool:
     def __len__(self) -> int:
         return len(self._actors)
 
-    def submit(self, rows: Sequence[Row], responses: Sequence[str]) -> PendingScores:
-        """Send responses to rows to the next worker, without waiting for the scores."""
+    def submit(
+        self, rows: Sequence[Row], responses: Sequence[str], endings: Sequence[Ending] | None = None
+    ) -> PendingScores:
+        """Send responses to rows to the next worker, without waiting for the scores; see `RewardWorker.score`."""
         number = self._turn % len(self._actors)
         if self._turn < len(self._actors):  # the worker was idle, perhaps since the last step
             self._actors.deadlines[number].reset()
         self._turn += 1
-        return self._ask(number, list(rows), list(responses))
+        return self._ask(number, list(rows), list(responses), None if endings is None else list(endings))
 
     def result(self, pending: PendingScores) -> list[Reward]:
         """The rewards of a call. Ask in the order of `submit`.
@@ -59,7 +62,7 @@ class RewardPool:
                 rewards: list[Reward] = get(pending.scores)
             except (ActorDied, TimeoutError) as error:
                 self._actors.replace(number, ActorLost(f"{REWARD_WORKER} {number}", error), pending.worker)
-                pending = self._ask(number, pending.rows, pending.responses)
+                pending = self._ask(number, pending.rows, pending.responses, pending.endings)
             else:
                 deadline.record_heartbeat()
                 return rewards
@@ -72,6 +75,7 @@ class RewardPool:
         """Kill the workers' processes."""
         self._actors.stop()
 
-    def _ask(self, number: int, rows: list[Row], responses: list[str]) -> PendingScores:
+    def _ask(self, number: int, rows: list[Row], responses: list[str], endings: list[Ending] | None) -> PendingScores:
         worker = self._actors.actors[number]
-        return PendingScores(rows, responses, number, worker, worker.score.remote(rows, responses))
+        scores = worker.score.remote(rows, responses, endings)
+        return PendingScores(rows, responses, endings, number, worker, scores)

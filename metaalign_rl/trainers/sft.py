@@ -63,9 +63,11 @@ class SFTWorker:
         seed: int,
         report: Callable[[ProgressUpdate], None],
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+        from transformers import AutoModelForCausalLM, Trainer
 
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        from metaalign_rl.core.tokenizers import load_tokenizer
+
+        tokenizer = load_tokenizer(base)
         samples = [tokenize(row, tokenizer, max_tokens) for row in read_rows(rows)]
         # In bfloat16 most updates would be too small to change a weight. On a GPU, DeepSpeed casts copies.
         model = AutoModelForCausalLM.from_pretrained(
@@ -132,15 +134,7 @@ def collate(samples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, T
     return {"input_ids": padded("input_ids", pad_id), "attention_mask": mask, "labels": padded("labels", IGNORED)}
 
 
-def untie(model: Any) -> None:
-    """Give the output layer its own weights: with tied ones, vLLM on a CPU would miss their updates."""
-    if model.config.tie_word_embeddings:
-        model.config.tie_word_embeddings = False
-        model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
-
-
 def _save(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    untie(trainer.model)
     trainer.save_model(str(folder))
     tokenizer.save_pretrained(folder)
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that no user of the model needs

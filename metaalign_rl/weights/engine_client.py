@@ -10,6 +10,10 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from metaalign_rl.runtime.faults import EngineLost
 
 
+class UpdateNotStarted(RuntimeError):
+    """An engine could not begin an update; see `EnginesClient.failed`."""
+
+
 class EnginesClient:
     """Calls all engines in parallel.
 
@@ -22,9 +26,18 @@ class EnginesClient:
         failed: by engine, the error that it raised or was lost with.
     """
 
-    def __init__(self, engines: Mapping[int, ActorHandle], devices: int, timeout_s: float) -> None:
-        """`devices`: devices per engine. `timeout_s`: seconds in a call after which an engine counts as lost."""
+    def __init__(
+        self, engines: Mapping[int, ActorHandle], devices: int, timeout_s: float, *, broadcasts: bool = False
+    ) -> None:
+        """Nothing is called yet.
+
+        Args:
+            devices: devices per engine.
+            timeout_s: seconds in a call after which an engine counts as lost.
+            broadcasts: the weights are broadcast, which never ends if an engine does not take part (NCCL).
+        """
         self._engines, self._devices, self._timeout_s = dict(engines), devices, timeout_s
+        self._broadcasts = broadcasts
         self._calls: list[tuple[int, ray.ObjectRef]] = []  # in progress; an engine runs its calls in order
         self.version = 0
         self.taken: dict[int, tuple[int, str]] = {}
@@ -41,9 +54,17 @@ class EnginesClient:
             raise failure(number, error)
 
     def start_weight_update(self) -> None:
-        """Pause the engines between two of their steps. Returns immediately."""
+        """Pause the engines between two of their steps. Returns immediately; with `broadcasts`, when they have paused.
+
+        Raises:
+            UpdateNotStarted: an engine failed, so that a broadcast would hang.
+        """
         self.failed, self.taken = {}, {}
         self._call("start_weight_update")
+        if self._broadcasts:
+            self.wait()
+            if self.failed:
+                raise UpdateNotStarted(f"engines {sorted(self.failed)} did not start the weight update")
 
     def update_weights(self, update_info: Any) -> None:
         """Send one bucket: the arguments of vLLM's worker, or a reference to them in Ray's object store."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from metaalign_rl.weights.engine_client import EnginesClient
+from metaalign_rl.weights.engine_client import EnginesClient, UpdateNotStarted
 from metaalign_rl.weights.sync_plan import SyncPlan
 from metaalign_rl.weights.weight_stream import WeightStream
 
@@ -29,14 +29,18 @@ class Sender:
 
     def __init__(self, plan: SyncPlan, rank: int, passes: Callable[[], Iterator[tuple[str, Tensor]]]) -> None:
         """Connect to the engines. `passes`: see `WeightStream`."""
-        self._client = EnginesClient(plan.engines, plan.devices, plan.timeout_s)
+        broadcasts = plan.backend == "nccl"
+        self._client = EnginesClient(plan.engines, plan.devices, plan.timeout_s, broadcasts=broadcasts)
         self._source = WeightStream(passes, checked=rank == 0)
         self._trainer = _trainer(plan, rank, self._client, self._source)
 
     def send(self, version: int) -> SyncResult:
         """Give the engines the current weights as `version`. Call it on every rank."""
         self._client.version = version
-        self._trainer.send_weights()
+        try:
+            self._trainer.send_weights()
+        except UpdateNotStarted:
+            self._source.exhaust()  # the other ranks gather their shards all the same
         return SyncResult(self._source.checksum, self._client.taken, dict(self._client.failed))
 
 

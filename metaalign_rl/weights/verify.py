@@ -1,9 +1,5 @@
 """Check that an engine holds the weights that it should."""
 
-from collections.abc import Sequence
-
-import torch
-
 
 class StaleEngine(RuntimeError):
     """A rollout engine holds other weights than it should."""
@@ -20,30 +16,6 @@ def confirm(expected: tuple[int, str], found: tuple[int, str], *, engine: str = 
             raise StaleEngine(
                 f"{engine} did not apply weight update {expected[0]}: expected {what} {wanted}, found {taken}"
             )
-
-
-def mismatch(
-    engine: torch.Tensor | Sequence[Sequence[float]],
-    learner: torch.Tensor | Sequence[Sequence[float]],
-    mask: torch.Tensor | None = None,
-) -> float:
-    """Mean |engine - learner| per token, in nats, of log-probabilities of the same tokens.
-
-    Args:
-        engine, learner: ragged lists, one per sample; or tensors of one shape with a `mask`.
-        mask: True at response tokens; it has the shape of the tensors.
-
-    Returns: NaN if either side has a NaN.
-    """
-    if mask is None:
-        assert len(engine) == len(learner), f"{len(engine)} samples against {len(learner)}"
-        engine = torch.cat([torch.as_tensor(sample, dtype=torch.float64) for sample in engine])
-        learner = torch.cat([torch.as_tensor(sample, dtype=torch.float64) for sample in learner])
-    else:
-        engine, learner = torch.as_tensor(engine)[mask.bool()], torch.as_tensor(learner)[mask.bool()]
-    assert engine.shape == learner.shape, f"{engine.numel()} tokens against {learner.numel()}"
-    assert engine.numel() > 0, "no tokens to compare"
-    return (engine.double() - learner.double()).abs().mean().item()
 
 
 def assert_fresh(mismatch: float, limit: float, version: int, engine: str = "the engine") -> None:

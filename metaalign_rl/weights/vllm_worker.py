@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader import reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from metaalign_rl.core.checkpoints import tensors_of
 from metaalign_rl.weights.buckets import Bucket, Entry, unpack
@@ -24,6 +27,20 @@ if TYPE_CHECKING:
     import numpy as np
 
 PREFIX = "checked_"  # vLLM's registry already has the plain names
+
+
+def process_tied_layers_again(model: torch.nn.Module) -> None:
+    """Make vLLM process tied output layers at the end of the next reload. Call this before the reload begins.
+
+    A tied output layer has no tensor of its own to load: it shares the embedding's. But on a CPU vLLM computes with a
+    packed copy of that tensor, made when a layer is processed, and a reload skips layers that get no tensor. vLLM does
+    process a layer that has begun to load and keeps its tensors, so the tied layers are marked as such.
+    """
+    layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    shared = {id(layer.weight) for layer in layers if not isinstance(layer, ParallelLMHead)}
+    for layer in layers:
+        if isinstance(layer, ParallelLMHead) and id(layer.weight) in shared:
+            get_layerwise_info(layer).load_numel_total = 0
 
 
 class Receipt(NamedTuple):
@@ -52,7 +69,13 @@ class ChecksumMixin:
 
     def start_weight_update(self) -> None:
         self.digest = Digest()
+        process_tied_layers_again(self.model)
         super().start_weight_update()  # type: ignore[misc]
+
+    def finish_weight_update(self) -> None:
+        super().finish_weight_update()  # type: ignore[misc]
+        if torch.accelerator.is_available():  # the weights are in place when the engine confirms them
+            torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: Any) -> None:
         model, self.model = self.model, ChecksummedModel(self.model, self.digest)
@@ -116,6 +139,7 @@ class WeightReceiver:
     """Mixed into vLLM's worker class by name (`worker_extension_cls`)."""
 
     weight_transfer_engine: Any
+    model_runner: Any
     reload_weights: Any
 
     def weights_receipt(self) -> Receipt:
@@ -126,6 +150,7 @@ class WeightReceiver:
     def load_checkpoint_weights(self, path: str) -> Receipt:
         """Load the weights in a checkpoint's folder into this device's model."""
         digest = Digest()
+        process_tied_layers_again(self.model_runner.get_model())
         self.reload_weights(weights_iterator=digest.watch(tensors_of(Path(path))))
         return Receipt(digest.hexdigest(), digest.names)
 

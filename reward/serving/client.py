@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.dataflow import Ending, Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.net import proxy_for, transport, via
 from reward.answers import answer_row
@@ -49,12 +49,19 @@ class RemoteScorer:
         self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport(self._proxy))
         self._url, self._retries, self._rows_per_request = url, retries, rows_a_request
 
-    def score(self, rows: Sequence[Row | Mapping[str, Any]], *, place: str = "rows") -> list[Score]:
+    def score(
+        self,
+        rows: Sequence[Row | Mapping[str, Any]],
+        *,
+        place: str = "rows",
+        endings: Sequence[Ending] | None = None,
+    ) -> list[Score]:
         """Score each row's `response`.
 
         Args:
             rows: see `Scorer.score`.
             place: names the list of rows in errors.
+            endings: how the responses ended, sent as the fields `finished` and `tokens`; None: they are not sent.
 
         Returns:
             One score per row, in the order of the rows.
@@ -64,6 +71,8 @@ class RemoteScorer:
             ScorerUnavailable: the server does not answer.
         """
         records = [_record(answer_row(row, f"{place}[{index}]")) for index, row in enumerate(rows)]
+        for record, ending in zip(records, endings or (), strict=endings is not None):
+            record |= {"finished": ending.finished, "tokens": ending.tokens}
         starts = range(0, len(records), self._rows_per_request)
         return [score for start in starts for score in self._score(records[start : start + self._rows_per_request])]
 

@@ -74,6 +74,8 @@ class AnswerRow(BaseModel):
     checks: dict[str, Any] | None = None
     labels: dict[str, Any] | None = None
     tags: dict[str, Any] | None = None
+    finished: bool | None = Field(None, description="whether the model ended the response; for other servers, ignored")
+    tokens: int | None = Field(None, description="the response's number of tokens; for other servers, ignored")
 
 
 def _as_list(value: Any) -> Any:
@@ -96,7 +98,8 @@ class ScoreRequest(Closed):
         Raises:
             UserError: a row is malformed; the message names the row and the field.
         """
-        return [answer_row(row.model_dump(exclude_unset=True), f"rows[{index}]") for index, row in enumerate(self.rows)]
+        records = [row.model_dump(exclude_unset=True, exclude={"finished", "tokens"}) for row in self.rows]
+        return [answer_row(record, f"rows[{index}]") for index, record in enumerate(records)]
 
 
 class ScoredRow(BaseModel):

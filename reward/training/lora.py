@@ -30,17 +30,22 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> nn.Module:
     except ImportError:
         raise UserError(MISSING) from None
     backbone = model.base_model
-    layers = [name for name, layer in backbone.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
     heads = [
         name for name, part in model.named_children() if part is not backbone and any(True for _ in part.parameters())
     ]
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=[f"{model.base_model_prefix}.{name}" for name in layers],
+        target_modules=linear_layers(model),
         modules_to_save=heads,
     )
     return get_peft_model(model, config)
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """The names of the backbone's linear layers."""
+    layers = [name for name, layer in model.base_model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
+    return [f"{model.base_model_prefix}.{name}" for name in layers]
 
 
 def merge_lora(model: nn.Module) -> None:

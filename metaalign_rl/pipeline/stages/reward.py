@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from metaalign_rl.config.schema import Config
-from metaalign_rl.core.dataflow import Row, Sampling
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_json, write_jsonl
 from metaalign_rl.data.gold import labels
@@ -84,7 +84,7 @@ def on_policy_rows(context: RunContext) -> list[Row]:
         return []
     prompts = rng.sample(prompts, min(settings.on_policy_prompts, len(prompts)))
     repeated = [row for row in prompts for _ in range(settings.on_policy_samples)]
-    answers = context.answer(context.start_policy(), repeated, Sampling(1.0, config.rollout.max_new_tokens))
+    answers = context.answer(context.start_policy(), repeated, config.rollout.sampling)
     by_row = groupby(zip(repeated, answers, strict=True), key=lambda item: item[0].id)
     grouped = ([text for _, text in group] for _, group in by_row)
     return [labelled for row, texts in zip(prompts, grouped, strict=True) for labelled in label_answers(row, texts)]
