@@ -1,6 +1,6 @@
 """One chat: the two tiers, the dialog, and the policy that answers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -95,12 +95,13 @@ class ChatPolicy:
         return text.strip()
 
     def _decoding(self, temperature: float) -> Any:
-        """Greedy decoding, or the model's full distribution. The checkpoint's own generation config is not used."""
+        """Greedy decoding, or the model's full distribution. Of the checkpoint's own config, only its end tokens."""
         from transformers import GenerationConfig
 
         how: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
-        ends = {"eos_token_id": self._tokenizer.eos_token_id, "pad_token_id": self._tokenizer.pad_token_id}
-        return GenerationConfig(max_new_tokens=self._max_new_tokens, **ends, **how)
+        ends = end_tokens(self._tokenizer.eos_token_id, self._model.generation_config.eos_token_id)
+        padding = self._tokenizer.pad_token_id
+        return GenerationConfig(max_new_tokens=self._max_new_tokens, eos_token_id=ends, pad_token_id=padding, **how)
 
     def _score(self, meta: MetaPrompt, messages: Messages, answer: str) -> Mapping[str, float]:
         if self._scorer is None:
@@ -112,6 +113,12 @@ class ChatPolicy:
         shown = {*active_tiers(row), "dialog", "overall"}
         (score,) = self._scorer.score([row])
         return {label: p for label, p in score.probabilities.items() if label in shown}
+
+
+def end_tokens(*sources: int | Sequence[int] | None) -> list[int]:
+    """All token ids that end an answer, each once, from a tokenizer's and a generation config's `eos_token_id`."""
+    lists = ([source] if isinstance(source, int) else source or () for source in sources)
+    return list(dict.fromkeys(token for tokens in lists for token in tokens))
 
 
 @dataclass

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from metaalign_rl.core.net import check_url
 from metaalign_rl.core.settings import PLAIN, inherited, require, require_at_least, require_options, setting
 from metaalign_rl.core.views import Control, View
 from reward.score import Mode
@@ -68,7 +69,8 @@ class RewardConfig(CommonTraining):
         require_at_least(self, "reward.", 0, ("on_policy_prompts",))
         is_shared = self.batch_size % self.devices == 0
         require("reward.batch_size", is_shared, f"a multiple of reward.devices={self.devices}", self.batch_size)
-        require("reward.url", not self.url or "://" in self.url, "a URL such as http://127.0.0.1:8300", self.url)
+        if self.url:
+            check_url("reward.url", self.url, "METAALIGN_REWARD_TOKEN")
         require("reward.url", not (self.url and self.path), f"no URL with reward.path={self.path}", self.url)
         is_function = not self.function or bool(_FUNCTION.fullmatch(self.function))
         require("reward.function", is_function, "path/to/file.py:name", self.function)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MARKERS
+from metaalign_rl.core.net import check_url
 
 TierFormat = Literal["template", "message"]
 MAX_REQUESTS = 32  # concurrent requests
@@ -27,12 +28,14 @@ class Endpoint:
             both tiers as the text of one system message, for any other model.
 
     Raises:
-        UserError: no endpoint at `url`, several models without a name to choose one, or an unknown name.
+        UserError: the URL holds a user or a password, no endpoint at `url`, several models without a name to choose
+            one, or an unknown name.
     """
 
     def __init__(self, url: str, model: str, tiers: TierFormat) -> None:
         from openai import OpenAI
 
+        check_url("the endpoint's URL", url, "OPENAI_API_KEY")
         self._client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=3)
         self._tiers = tiers
         self.model = self._find_model(url, model)

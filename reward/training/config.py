@@ -91,7 +91,9 @@ class RewardTraining(CommonTraining):
         1024, "Tokens per text. A longer dialog is truncated on the left, a tier never.", unit="tokens"
     )
     calibration_share: float = setting(
-        0.05, "Share of the labelled rows that is kept from training to fit the temperatures.", unit="share"
+        0.05,
+        "Share of the labelled rows that is kept from training, with their whole prompts, to fit the temperatures.",
+        unit="share",
     )
     checkpoint_steps: int = setting(500, "Updates between two checkpoints to resume from.", unit="optimizer steps")
     log_steps: int = setting(10, "Updates between two lines of the log.", unit="optimizer steps")

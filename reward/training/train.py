@@ -15,11 +15,12 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder, write_json
+from reward.checkpoint_record import CheckpointRecord
 from reward.model import build, require_empty, save, scores_every_token
 from reward.scorer import Scorer
 from reward.training.checkpoint_folder import claim_checkpoint_folder
 from reward.training.config import RewardTraining
-from reward.training.examples import make_examples
+from reward.training.examples import labels_with_data, make_examples
 from reward.training.flip_sampler import make_sampler
 from reward.training.lora import add_lora, merge_lora
 from reward.training.temperatures import calibrate, hold_out
@@ -44,7 +45,7 @@ def train(
 
     Args:
         rows: pairs (`chosen` and `rejected`), labelled answers (`response` and `labels`) or both.
-            `config.calibration_share` of the labelled rows set the temperatures and are not trained on.
+            `config.calibration_share` of the labelled rows set the temperatures. Their prompts are not trained on.
         eval_rows: rows whose loss is logged after each epoch.
         base: the checkpoint to start from, such as the SFT model's.
         output: the folder to write; it must be new or empty.
@@ -53,8 +54,9 @@ def train(
             Default: several processes train with torch's distributed data parallel.
 
     Returns:
-        `steps`, `seconds` (with tokenising, without loading), the mean `loss`, `temperature` by label, and `log`, the
-        metrics by step. `OUTPUT/training.json` holds these and `base` and `config`.
+        `steps`, `seconds` (with tokenising, without loading), the mean `loss`, `temperature` by label,
+        `trained_labels` (those that had training data), `calibrated_labels` (those whose temperature was fitted), and
+        `log`, the metrics by step. `OUTPUT/training.json` holds these and `base` and `config`.
 
     Raises:
         UserError: a row, the base or the output is wrong, or another training owns `OUTPUT.checkpoints`.
@@ -73,12 +75,16 @@ def train(
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     if config.lora_rank:
         merge_lora(trained)
-    temperature = calibrate(scorer, held_out, config.trained_labels)
+    trained_labels = labels_with_data(trainer.examples, config)
+    calibration = calibrate(scorer, held_out, trained_labels)
+    CheckpointRecord(config.max_tokens, trained_labels, calibration.calibrated).write(scorer.model.config)
     result = {
         "steps": outcome.global_step,
         "seconds": time.monotonic() - began,
         "loss": outcome.training_loss,
-        "temperature": temperature,
+        "temperature": calibration.temperature,
+        "trained_labels": list(trained_labels),
+        "calibrated_labels": list(calibration.calibrated),
         "log": trainer.state.log_history,
     }
     if trainer.is_world_process_zero():
