@@ -94,9 +94,15 @@ def upload(port: int, size: int, headers: str = "") -> bytes:
     return b""
 
 
+def wide(size: int) -> bytes:
+    """A row with one character that makes Python store all others in four bytes."""
+    return json.dumps({"rows": {**ROW, "response": "x" * size + "\U0001f600"}}, ensure_ascii=False).encode()
+
+
 def post(server: Server, body: Any) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(f"{server.url}/score", content=content, headers=TOKEN, timeout=60)
+    headers = {**TOKEN, "Content-Type": "application/json"}
+    return httpx.post(f"{server.url}/score", content=content, headers=headers, timeout=60)
 
 
 def test_bodies_without_a_token_cost_no_memory_and_no_time(server: Server) -> None:
@@ -118,7 +124,7 @@ def test_the_cost_of_a_request_is_bounded(server: Server, name: str, status: Any
     bodies = {
         "messages": lambda: {"rows": {**ROW, "messages": [MESSAGE] * 150_001}},
         "one character": lambda: {"rows": {**ROW, "response": "<" * 1_000_000}},
-        "wide characters": lambda: ('{"rows": {"response": "' + "x" * (7 * MIB) + '\U0001f600"}}').encode(),
+        "wide characters": lambda: wide(7 * MIB),
         "lists": lambda: b'{"rows": [' + b"[]," * (2 * MIB) + b"[]]}",
         "full rows": lambda: {"rows": [{**ROW, "system_info": "say red " * 12}] * 1024},
         "long dialogs": lambda: {"rows": [{**ROW, "messages": [{**MESSAGE, "content": "blue " * 19_000}]}] * 60},
@@ -136,7 +142,7 @@ def test_a_few_hostile_requests_at_a_time_do_not_add_up(server: Server) -> None:
     bodies = [
         json.dumps({"rows": [{**ROW, "tags": {str(n): str(n) for n in range(20_000)}}]}).encode(),
         json.dumps({"rows": {**ROW, "messages": [MESSAGE] * 20_000}}).encode(),
-        ('{"rows": {"messages": [], "response": "' + "x" * (7 * MIB) + '\U0001f600"}}').encode(),
+        wide(7 * MIB),
     ]
 
     def attack() -> None:

@@ -30,7 +30,7 @@ class BodyLimits:
     """
 
     max_bytes: int = 8 * 2**20
-    max_values: int = 2**17
+    max_values: int = 2**16
     seconds: float = 20.0
     open_bodies: int = 256
 

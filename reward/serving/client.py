@@ -19,7 +19,7 @@ from reward.score import Score
 TOKEN_VARIABLE = "METAALIGN_REWARD_TOKEN"
 MAX_PAUSE = 30.0  # seconds between two attempts
 RETRIED = (408, 429, 500, 502, 503, 504)  # statuses
-REQUEST_BYTES = 2**19  # of the rows of one request, well below the server's limit; a single row may be longer
+REQUEST_BYTES = 2**18  # of the rows of one request, well below the server's limit; a single row may be longer
 
 
 class ScorerUnavailable(RuntimeError):
