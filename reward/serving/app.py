@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response
 from fastapi.responses import PlainTextResponse
@@ -116,7 +117,7 @@ def _add_scoring(router: APIRouter, service: ScoringService) -> list[str]:
 async def _score_rows(service: ScoringService, request: ScoreRequest) -> list[Scored]:
     service.check_number(len(request.rows), "rows")
     jobs = [
-        service.row_job(row.characters, len(row.messages), lambda at=index: request.row(at), f"rows[{index}]")
+        service.row_job(row.characters, len(row.messages), partial(request.row, index), f"rows[{index}]")
         for index, row in enumerate(request.rows)
     ]
     return await service.score(jobs)
@@ -128,9 +129,7 @@ async def _score_labels(service: ScoringService, request: RewardRequest) -> list
         request.check()
     specials, mode = service.special_tokens, service.config.mode
     jobs = [
-        service.row_job(
-            request.characters(index), 0, lambda at=index: request.row(at, specials, mode), f"labels[{index}]"
-        )
+        service.row_job(request.characters(index), 0, partial(request.row, index, specials, mode), f"labels[{index}]")
         for index in range(len(request.labels))
     ]
     return await service.score(jobs)

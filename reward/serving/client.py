@@ -117,7 +117,8 @@ class RemoteScorer:
 
     def _one_score(self, value: Any, untrained: frozenset[str]) -> Score:
         """The score in a reply. Its numbers are finite."""
-        overall, tiers = _lookup(value, ("overall",)), {tier: _lookup(value, ("tiers", tier)) for tier in TIERS}
+        overall = _lookup(value, ("overall",))
+        tiers: dict[str, float] = {tier: _lookup(value, ("tiers", tier)) for tier in TIERS}
         for number in (overall, *tiers.values()):
             if not _is_number(number):
                 raise self._wrong("finite numbers as overall and tiers", value)

@@ -84,7 +84,8 @@ class RewardTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """The loss of one batch; see `Trainer`. `num_items_in_batch`: the counts from `get_batch_samples`."""
-        tokens = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
+        names = ("input_ids", "attention_mask", "position_ids")
+        tokens: dict[str, Tensor] = {name: inputs[name] for name in names if name in inputs}
         counts = num_items_in_batch
         if self._config.token_weight > 0:
             scores = self._in_groups(tokens, lambda part: self._token_scores(model, part))
