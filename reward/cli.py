@@ -295,7 +295,7 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
         "--max-row-characters", type=at_least_one, default=100_000, help="characters of a row (default: 100000)"
     )
     parser.add_argument("--max-row-messages", type=at_least_one, default=512, help="messages of a row (default: 512)")
-    parser.add_argument("--max-body-mib", type=at_least_one, default=8, help="MiB of a request's body (default: 8)")
+    parser.add_argument("--max-body-mib", type=at_least_one, default=4, help="MiB of a request's body (default: 4)")
     parser.add_argument(
         "--body-seconds", type=float, default=20.0, help="seconds until a request's body must be complete (default: 20)"
     )

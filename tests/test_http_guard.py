@@ -5,11 +5,12 @@ import json
 import time
 import tracemalloc
 from base64 import b64encode
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from asgi import Client, Echo
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaalign_rl.core.errors import UserError
@@ -150,12 +151,13 @@ def test_large_bodies_share_a_budget_and_small_ones_never_wait() -> None:
     """The first large body holds the budget until its reply. The second one waits, then gets it."""
 
     async def run() -> list[Any]:
-        echo = Echo(wait=0.1)
-        guard = Guard(echo, limits=SMALL)
+        echo = Echo(wait=0.3)
+        guard = Guard(echo, limits=replace(SMALL, seconds=10))
         headers = {"Content-Length": "150000"}
         large = [Client(guard), Client(guard)]
         asked = [asyncio.create_task(one.send(headers=headers, parts=[b"x" * 75_000] * 2)) for one in large]
-        await asyncio.sleep(0.02)
+        while not echo.bodies:
+            await asyncio.sleep(0.01)
         read = len(echo.bodies)
         small = asyncio.create_task(Client(guard).send(parts=[b"x" * 1000]))
         return [read, large[1].parts_read, await small, *await asyncio.gather(*asked)]
@@ -212,9 +214,10 @@ def values_in(value: Any) -> int:
     return 1 + sum(map(values_in, value)) if isinstance(value, list) else 1
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_the_number_of_json_values_is_counted_without_parsing(value: Any) -> None:
-    counted, real = count_values(json.dumps(value).encode()), values_in(value)
+    counted, real = count_values(json.dumps(value).encode(), 10**9), values_in(value)
     assert real / 2 <= counted <= 2 * real
 
 
@@ -223,12 +226,13 @@ def test_counting_takes_linear_time_and_little_memory(part: bytes) -> None:
     body = b'"' + part * (2**22 // len(part))
     tracemalloc.start()
     began = time.process_time()
-    count_values(body, most=2**17)
+    count_values(body, 2**16)
     assert time.process_time() - began < 2
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 10), st.booleans()), max_size=12))
 def test_a_budget_is_given_back_whoever_is_cancelled(requests: list[tuple[int, bool]]) -> None:
     async def run() -> None:

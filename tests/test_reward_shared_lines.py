@@ -1,6 +1,7 @@
 """Which architectures may read several texts in one line or one batch: the scores must not change."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import transformers
 from reward_toys import make_row, make_tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from metaalign_rl.core.errors import UserError
+from metaalign_rl.learner.attention import require_shareable
 from reward import RewardTraining, Scorer
 from reward.inference.exactness import attends_to_all, longrope_threshold
 from reward.inference.packed_forward import supports_packing
@@ -145,6 +148,14 @@ def test_the_config_shows_windows_recurrent_layers_and_longrope() -> None:
     assert attends_to_all(transformers.Qwen2Config(sliding_window=8, use_sliding_window=False))
     assert longrope_threshold(make_model("Phi3 with longrope").config) == 24
     assert longrope_threshold(transformers.LlamaConfig()) is None
+
+
+def test_ppo_shares_prompts_only_where_that_changes_nothing(tmp_path: Path) -> None:
+    for name, config in (("exact", transformers.LlamaConfig()), ("window", transformers.MistralConfig())):
+        config.save_pretrained(tmp_path / name)
+    require_shareable(tmp_path / "exact")
+    with pytest.raises(UserError, match="learner.share_prompts: expected false for .*window: it has a sliding window"):
+        require_shareable(tmp_path / "window")
 
 
 def test_with_longrope_a_training_batch_is_split_at_the_threshold() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reward_toys import color_pairs, language_model, make_row, make_tokenizer, reward_model
 from safetensors.torch import load_file
@@ -150,6 +150,7 @@ def test_the_held_out_share_is_near_the_setting_and_depends_on_the_seed_alone():
     assert {row.id for row in hold_out(rows, replace(QUICK, seed=1))[1]} != {row.id for row in held_out}
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from("vwxyz")), max_size=12))
 def test_items_that_share_a_key_directly_or_not_are_one_group(keys):
     groups = connected(keys)

@@ -13,6 +13,7 @@ Receive = Callable[[], Awaitable[Message]]
 
 FREE_BYTES = 64 * 2**10  # of each body: a small request never waits for large ones
 FREE_VALUES = 4096  # the same for JSON values
+PAUSE = 0.03  # seconds between two large bodies, whose parsing blocks the event loop: others are answered meanwhile
 # A string without its end counts as one too: searching for the end again from every quote would take quadratic time.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
@@ -29,7 +30,7 @@ class BodyLimits:
         open_bodies: most bodies that are read at a time.
     """
 
-    max_bytes: int = 8 * 2**20
+    max_bytes: int = 4 * 2**20
     max_values: int = 2**16
     seconds: float = 20.0
     open_bodies: int = 256
@@ -53,6 +54,7 @@ class BodyReader:
     def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
         self._bytes, self._values = Budget(limits.max_bytes), Budget(limits.max_values)
+        self._turn = asyncio.Lock()  # large bodies are counted and passed on one by one
         self._reading = 0
 
     def check_length(self, declared: str) -> None:
@@ -108,7 +110,11 @@ class BodyReader:
 
     async def _count_values(self, body: bytes, held: "Held") -> None:
         most = self._limits.max_values
-        values = count_values(body, enough=FREE_VALUES, most=most)
+        if len(body) <= FREE_BYTES and 1 + _separators(body, 0, len(body)) <= FREE_VALUES:
+            return
+        async with self._turn:
+            values = count_values(body, most)
+            await asyncio.sleep(PAUSE)
         if values > most:
             detail = f"expected at most {most:,} JSON values per request, found more; send several requests"
             raise Refused(413, detail)
@@ -187,18 +193,14 @@ def holding() -> Iterator[Held]:
         held.release()
 
 
-def count_values(body: bytes, *, enough: int = 0, most: int = 2**62) -> int:
+def count_values(body: bytes, most: int) -> int:
     """About how many JSON values a body has, keys included: the separators outside its strings, plus 1.
 
     It is counted before the body is parsed: 3 bytes of JSON (`[],`) become 60 bytes of Python.
 
     Args:
-        enough: if the separators, with those inside strings, are no more than this, their number is returned.
         most: the count ends above this number.
     """
-    found = 1 + _separators(body, 0, len(body))
-    if found <= enough:
-        return found
     values, end = 1, 0
     for strings, string in enumerate(_STRING.finditer(body)):
         values += _separators(body, end, string.start())

@@ -72,8 +72,9 @@ class Learner:
         config, dtype = self.config, self._dtype
         self._policy_path = Path(policy_path)
         if config.share_prompts:
-            for path in filter(None, (policy_path, critic_path, reference_path)):
-                require_shareable(Path(path))
+            for path in (policy_path, critic_path, reference_path):
+                if path is not None:
+                    require_shareable(Path(path))
         load_policy = partial(models.load_policy, dtype=dtype)
         self.policy = deepspeed_engine.build(
             partial(load_policy, self._policy_path), config, config.learning_rate, dtype

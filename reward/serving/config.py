@@ -32,7 +32,7 @@ class ServingConfig:
     queue_tokens: int = 262_144
     max_wait: float = 0.005
     max_rows: int = 1024
-    max_bytes: int = 8 * 2**20
+    max_bytes: int = 4 * 2**20
     max_row_characters: int = 100_000
     max_row_messages: int = 512
     body_seconds: float = 20.0
