@@ -23,9 +23,7 @@ def _add_prepare(commands: Commands) -> None:
     text = "install the meta-prompt's chat template and special tokens in a language model, without training it"
     prepare = add_command(commands, "prepare", text, _prepare, "HuggingFaceTB/SmolLM2-135M-Instruct --output base")
     add = prepare.add_argument
-    add(
-        "model", type=model, metavar="MODEL", help="folder of a checkpoint, GGUF file, or hub id"
-    )
+    add("model", type=model, metavar="MODEL", help="folder of a checkpoint, GGUF file, or hub id")
     add("--output", type=path, required=True, metavar="DIR", help="new folder for the prepared model")
 
 
