@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from metaalign_rl.core.dataflow import Row
+from metaalign_rl.core.dataflow import TIERS, Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.rows import parse_row, without_nulls
+from reward.score import Mode
 
 _DEFAULTS = {
     "id": "",
@@ -36,13 +37,14 @@ def answer_row(record: Row | Mapping[str, Any], place: str) -> Row:
     return row
 
 
-def parse_answer(value: str | Mapping[str, Any], answer: str, place: str) -> Row:
+def parse_answer(value: str | Mapping[str, Any], answer: str, place: str, mode: Mode = "overall") -> Row:
     """Build the row of an answer from the row's other fields.
 
     Args:
         value: the row without its answer, as an object or as JSON.
         answer: becomes the row's `response`.
         place: names the row in errors.
+        mode: what the score is used for; `tier` needs the field `tier`.
 
     Raises:
         UserError: `value` is not a row, or a field is missing or wrong.
@@ -55,11 +57,19 @@ def parse_answer(value: str | Mapping[str, Any], answer: str, place: str) -> Row
             record = None
     if not isinstance(record, Mapping):
         raise UserError(f"{place}: expected the row as a JSON object, found {str(value)[:80]!r}")
+    if mode == "tier" and record.get("tier") is None:
+        raise UserError(
+            f"{place}: field 'tier': expected one of {', '.join(TIERS)}, because mode 'tier' reads it, found nothing"
+        )
     return answer_row({**record, "response": answer}, place)
 
 
 def parse_openrlhf_batch(
-    queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str], special_tokens: Sequence[str]
+    queries: Sequence[str],
+    prompts: Sequence[str],
+    labels: Sequence[str],
+    special_tokens: Sequence[str],
+    mode: Mode = "overall",
 ) -> list[Row]:
     """Build the rows of a batch in OpenRLHF's form.
 
@@ -68,17 +78,30 @@ def parse_openrlhf_batch(
         prompts: the prompts alone.
         labels: the rows as JSON, without their answers.
         special_tokens: these are removed from the end of an answer.
+        mode: see `parse_answer`.
 
     Raises:
         UserError: the lists differ in length, a query does not start with its prompt, or a label is not a row.
     """
+    require_same_length(queries, prompts, labels)
+    return [
+        parse_openrlhf_answer(*parts, special_tokens, index, mode)
+        for index, parts in enumerate(zip(queries, prompts, labels, strict=True))
+    ]
+
+
+def require_same_length(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str]) -> None:
+    """Raise a `UserError` if the lists of a batch in OpenRLHF's form differ in length."""
     if not len(queries) == len(prompts) == len(labels):
         sizes = f"{len(queries)} query, {len(prompts)} prompts, {len(labels)} labels"
         raise UserError(f"query, prompts and labels: expected lists of the same length, found {sizes}")
-    return [
-        parse_answer(label, _answer(query, prompt, special_tokens, index), f"labels[{index}]")
-        for index, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True))
-    ]
+
+
+def parse_openrlhf_answer(
+    query: str, prompt: str, label: str, special_tokens: Sequence[str], index: int, mode: Mode = "overall"
+) -> Row:
+    """Build the row at `index` of a batch; see `parse_openrlhf_batch`."""
+    return parse_answer(label, _answer(query, prompt, special_tokens, index), f"labels[{index}]", mode)
 
 
 def labelled_answers(row: Row) -> list[tuple[Row, dict[str, bool]]]:
@@ -106,10 +129,10 @@ def _answer(query: str, prompt: str, special_tokens: Sequence[str], index: int) 
             f"query[{index}]: expected it to start with prompts[{index}], found {query[:80]!r}; "
             "send the prompt and its answer as one text"
         )
-    answer = query[end:]
-    while ending := next((token for token in special_tokens if token and answer.endswith(token)), None):
-        answer = answer.removesuffix(ending)
-    return answer.strip()
+    stop = len(query)
+    while ending := next((token for token in special_tokens if token and query.endswith(token, end, stop)), None):
+        stop -= len(ending)
+    return query[end:stop].strip()
 
 
 def _end_of_prompt(prompt: str, query: str) -> int | None:

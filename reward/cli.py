@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from metaalign_rl.core import renamed_settings
-from metaalign_rl.core.arguments import model, path
+from metaalign_rl.core.arguments import at_least_one, model, path
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_json, write_jsonl
 from metaalign_rl.core.records import read_records
@@ -57,6 +57,7 @@ def _score(arguments: argparse.Namespace) -> None:
 
     from reward.answers import answer_row
 
+    _require_other_file(arguments.input, arguments.output)
     places, records = _read(arguments.input)
     rows = [answer_row(record, place) for record, place in zip(records, places, strict=True)]
     with _load_scorers(arguments) as scorer:
@@ -73,12 +74,25 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
 
 def _score_record(record: dict[str, Any], score: Score) -> dict[str, Any]:
     name = {"id": record["id"]} if "id" in record else {}
-    return {**name, "overall": score.overall, "tiers": score.tiers, "probabilities": score.probabilities}
+    return {
+        **name,
+        "overall": score.overall,
+        "tiers": score.tiers,
+        "probabilities": score.probabilities,
+        "truncated": score.truncated,
+    }
+
+
+def _require_other_file(source: Path, output: Path | None) -> None:
+    """Raise a `UserError` if a command would overwrite the file that it reads."""
+    if output is not None and (output.resolve() == source.resolve() or (output.exists() and output.samefile(source))):
+        raise UserError(f"--output {output}: expected another file than the input, found the same; give a new name")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    _require_other_file(arguments.data, arguments.output)
     rows = apply_view(list(read_rows(arguments.data)), controls.view_of(arguments.control))
-    mode: Mode = "overall" if arguments.control else arguments.mode
+    mode: Mode | None = "overall" if arguments.control else arguments.mode
     scorer = _load_scorer(arguments)
     from reward.evaluation.evaluate import evaluate
 
@@ -92,6 +106,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _explain(arguments: argparse.Namespace) -> None:
     from reward.evaluation.explanation import as_text, explain
 
+    _require_other_file(arguments.input, arguments.output)
     places, records = _read(arguments.input)
     explanations = explain(_load_scorer(arguments), records, places, batch_tokens=arguments.batch_tokens)
     if arguments.output:
@@ -111,6 +126,8 @@ def _train(arguments: argparse.Namespace) -> None:
     result = train(config, rows, eval_rows, arguments.base, arguments.output)
     if os.environ.get("RANK", "0") == "0":  # torchrun starts one process per device
         print(f"{arguments.output}: {result['steps']} updates, {result['seconds']:.0f} s, loss {result['loss']:.4f}")
+        print(f"labels with training data: {', '.join(result['trained_labels'])}")
+        print(f"calibrated: {', '.join(result['calibrated_labels']) or 'none, for lack of held-out labelled rows'}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -136,6 +153,10 @@ def _serve(arguments: argparse.Namespace) -> None:
         batch_tokens=arguments.batch_tokens,
         queue_tokens=arguments.queue_tokens,
         max_wait=arguments.max_wait_ms / 1000,
+        max_bytes=arguments.max_body_mib * 2**20,
+        max_row_characters=arguments.max_row_characters,
+        max_row_messages=arguments.max_row_messages,
+        body_seconds=arguments.body_seconds,
     )
     serve(scorer, config, arguments.host, arguments.port)
 
@@ -149,14 +170,16 @@ def _load_scorers(arguments: argparse.Namespace) -> Any:
     from reward.scorer_pool import ScorerPool
 
     _hide_progress_bars()
-    return ScorerPool(arguments.model, devices, arguments.dtype)
+    return ScorerPool(arguments.model, devices, arguments.dtype, arguments.max_tokens)
 
 
 def _load_scorer(arguments: argparse.Namespace) -> Any:
     from reward.scorer import Scorer
 
     _hide_progress_bars()
-    return Scorer.from_pretrained(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    return Scorer.from_pretrained(
+        arguments.model, device=arguments.device, dtype=arguments.dtype, max_tokens=arguments.max_tokens
+    )
 
 
 def _hide_progress_bars() -> None:
@@ -173,7 +196,9 @@ def _parser() -> argparse.ArgumentParser:
 
     score = _command(commands, "score", _score, "score responses")
     score.add_argument("--input", type=path, required=True, help="rows: messages, response, system_info, user_info")
-    score.add_argument("--output", type=path, required=True, help="JSONL: overall, tiers (logits) and probabilities")
+    score.add_argument(
+        "--output", type=path, required=True, help="JSONL: overall, tiers (logits), probabilities, truncated"
+    )
     _add_model(score, several=True)
 
     explain = _command(commands, "explain", _explain, "show how much each tier changed the scores")
@@ -184,7 +209,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", _evaluate, "measure accuracy and calibration on pairs")
     evaluate.add_argument("--data", type=path, required=True, help="rows with chosen and rejected")
     evaluate.add_argument("--output", type=path, help="JSON report (default: standard output)")
-    evaluate.add_argument("--mode", choices=MODES, default="tier", help="score that ranks a pair (default: tier)")
+    evaluate.add_argument(
+        "--mode",
+        choices=MODES,
+        help="score that ranks a pair (default: the first of these whose labels the model was trained on)",
+    )
     _add_control(evaluate, "evaluate the model as this control: hide what it does not see, and use mode overall")
     _add_model(evaluate)
 
@@ -228,6 +257,12 @@ def _add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> Non
         help="data type (default: bfloat16 if this hardware is fast at it, else the checkpoint's type)",
     )
     parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens per forward pass (default: 16384)")
+    parser.add_argument(
+        "--max-tokens",
+        type=at_least_one,
+        help="tokens of the longest text; of a longer one, the beginning of the dialog is not read (default: as in "
+        "training)",
+    )
 
 
 def _add_control(parser: argparse.ArgumentParser, help: str) -> None:
@@ -261,6 +296,14 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=262_144,
         help="tokens that may wait; further requests get status 429 (default: 262144)",
+    )
+    parser.add_argument(
+        "--max-row-characters", type=at_least_one, default=100_000, help="characters of a row (default: 100000)"
+    )
+    parser.add_argument("--max-row-messages", type=at_least_one, default=512, help="messages of a row (default: 512)")
+    parser.add_argument("--max-body-mib", type=at_least_one, default=4, help="MiB of a request's body (default: 4)")
+    parser.add_argument(
+        "--body-seconds", type=float, default=20.0, help="seconds until a request's body must be complete (default: 20)"
     )
 
 

@@ -1,7 +1,7 @@
 """The reward model's score of one answer, and how to combine its labels. Imports no heavy packages."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from math import exp, expm1, inf, log, log1p, tanh
 from typing import Literal, get_args
 
@@ -24,10 +24,14 @@ class Score:
         overall: whether the answer is good under all tiers; in a conflict the higher tier counts.
         tiers: whether the answer does what each of `system`, `user` and `dialog` asks. The logit of an empty tier has
             no meaning.
+        truncated: the dialog was too long for the model, and its beginning was not read.
+        untrained: labels that the model was not trained on. Their logits have no meaning.
     """
 
     overall: float
     tiers: dict[str, float]
+    truncated: bool = False
+    untrained: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def probabilities(self) -> dict[str, float]:
@@ -58,23 +62,55 @@ def combine(score: Score | Mapping[str, float], row: Row, mode: Mode) -> float:
         row: gives the governing tier and the active tiers.
 
     Raises:
-        UserError: the mode is unknown.
+        UserError: the mode is unknown, it reads a label that the model was not trained on, or it is `tier` and the
+            row's governing tier is empty.
     """
     return exp(log_combine(score, row, mode))
 
 
 def log_combine(score: Score | Mapping[str, float], row: Row, mode: Mode) -> float:
     """The logarithm of `combine`. It still ranks answers whose probabilities both round to 1."""
-    check_mode(mode)
+    labels = labels_read(row, mode)
     if isinstance(score, Score):
+        require_trained(mode, labels, score.untrained)
         log_p = {label: _log_sigmoid(logit) for label, logit in score.logits.items()}
     else:
         log_p = {label: log(p) if p > 0 else -inf for label, p in score.items()}
+    if mode == "composed":
+        return log_p["dialog"] + _log_composed([log_p[tier] for tier in active_tiers(row)])
+    return sum(log_p[label] for label in labels)
+
+
+def labels_read(row: Row, mode: Mode) -> tuple[str, ...]:
+    """The labels that a mode reads for a row.
+
+    Raises:
+        UserError: the mode is unknown, or it is `tier` and the row's governing tier is empty.
+    """
+    check_mode(mode)
     if mode == "overall":
-        return log_p["overall"]
-    if mode == "tier":
-        return log_p["dialog"] + (log_p[row.tier] if row.tier != "dialog" else 0.0)
-    return log_p["dialog"] + _log_composed([log_p[tier] for tier in active_tiers(row)])
+        return ("overall",)
+    if mode == "composed":
+        return ("dialog", *active_tiers(row))
+    if row.tier == "dialog":
+        return ("dialog",)
+    if row.tier not in active_tiers(row):
+        raise UserError(
+            f"row {row.id!r}: mode 'tier' reads the governing tier, which is {row.tier!r}: expected a text in "
+            f"{row.tier}_info, found none; correct the row's tier, or use mode overall"
+        )
+    return ("dialog", row.tier)
+
+
+def require_trained(mode: Mode, labels: Iterable[str], untrained: frozenset[str]) -> None:
+    """Raise a `UserError` if a mode reads a label that the model was not trained on."""
+    found = untrained.intersection(labels)
+    missing = [label for label in LABELS if label in found]
+    if missing:
+        raise UserError(
+            f"mode {mode!r}: it reads {', '.join(missing)}, but the reward model's training data had no such labels; "
+            "use another mode, or train with these labels"
+        )
 
 
 def check_mode(mode: str) -> None:
@@ -83,10 +119,10 @@ def check_mode(mode: str) -> None:
         raise UserError(f"mode: expected one of {', '.join(MODES)}, found {mode!r}; {nearest(mode, MODES)}")
 
 
-def make_score(logits: list[float]) -> Score:
+def make_score(logits: list[float], *, truncated: bool = False, untrained: frozenset[str] = frozenset()) -> Score:
     """A score from the model's four outputs, in the order of `LABELS`."""
     by_label = dict(zip(LABELS, logits, strict=True))
-    return Score(overall=by_label.pop("overall"), tiers=by_label)
+    return Score(by_label.pop("overall"), by_label, truncated, untrained)
 
 
 def _log_composed(log_p: list[float]) -> float:

@@ -1,6 +1,7 @@
 """The scorer: scores answers with a trained reward model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -14,6 +15,8 @@ from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import encode_answer
 from reward.answers import answer_row
+from reward.checkpoint_record import CheckpointRecord
+from reward.inference.exactness import longrope_threshold
 from reward.inference.fast_layers import use_fast_layers
 from reward.inference.packed_forward import pack_logits, supports_packing
 from reward.inference.packing import pack_texts
@@ -23,18 +26,36 @@ from reward.model import load
 from reward.score import Score, make_score
 
 BATCH_TOKENS = 16_384
+UNLIMITED = 2**62  # tokens
 WINDOW = 512  # rows that are tokenised and sorted into batches together
 CPU_PASS_BYTES = 4096  # tokens of a forward pass on a CPU times bytes per number; more does not fit a core's cache
 
 AnyRow = Row | Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """What the model reads of one row.
+
+    Attributes:
+        ids: token ids.
+        truncated: the dialog was too long, and its beginning is missing.
+    """
+
+    ids: list[int]
+    truncated: bool
+
+
 class Scorer:
     """A reward model with its tokenizer. Threads may share one.
 
+    Args:
+        max_tokens: tokens of the longest text. Default: of the longest text in training, or the model's context if the
+            checkpoint does not say.
+
     Attributes:
-        max_tokens: tokens of the longest text. A longer text loses the start of its dialog, never a tier or the
-            response.
+        max_tokens: a longer text loses the start of its dialog, never a tier or the response.
+        untrained: labels that had no training data. Modes that read them are refused.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None = None):
@@ -42,9 +63,11 @@ class Scorer:
         longest = min(positions, tokenizer.model_max_length)
         if max_tokens is not None and not 0 < max_tokens <= longest:
             raise UserError(f"max_tokens: expected 1 to {longest}, the model's context, found {max_tokens}")
+        record = CheckpointRecord.of(model.config)
         self.model = model
         self.tokenizer = tokenizer
-        self.max_tokens = max_tokens or longest
+        self.max_tokens = max_tokens or min(longest, record.max_tokens or longest)
+        self.untrained = record.untrained
         self._lock = Lock()  # a forward pass switches the model's attention
 
     @classmethod
@@ -61,7 +84,7 @@ class Scorer:
             path: a folder that `train` wrote, or the id of such a model on the Hugging Face hub.
             device: where the model runs. Default: the machine's accelerator, or the CPU if it has none.
             dtype: the type of the weights, such as `"float32"`. Default: see `default_dtype`.
-            max_tokens: tokens of the longest text. Default: the model's context.
+            max_tokens: tokens of the longest text. Default: see `Scorer`.
 
         Raises:
             UserError: there is no such model, or this release cannot load it safely.
@@ -100,21 +123,28 @@ class Scorer:
         While one window is scored, the next one is tokenised.
         """
 
-        def encode(window: Sequence[tuple[AnyRow, str]]) -> list[list[int]]:
-            return [self.encode(row, place) for row, place in window]
+        def encode(window: Sequence[tuple[AnyRow, str]]) -> list[EncodedText]:
+            return [self.encode_row(row, place) for row, place in window]
 
         for texts in prefetch(encode, windows(with_places(rows, places), WINDOW)):
-            yield from self.score_tokens(texts, batch_tokens=batch_tokens)
+            scores = self.score_tokens([text.ids for text in texts], batch_tokens=batch_tokens)
+            yield from (replace(score, truncated=text.truncated) for score, text in zip(scores, texts, strict=True))
 
     def encode(self, row: AnyRow, place: str) -> list[int]:
         """The token ids that the model reads for one row. `place` names the row in errors."""
+        return self.encode_row(row, place).ids
+
+    def encode_row(self, row: AnyRow, place: str) -> EncodedText:
+        """The token ids that the model reads for one row, and whether they are all of it."""
         row = answer_row(row, place)
         assert row.response is not None
-        return encode_answer(self.tokenizer, row, row.response, max_tokens=self.max_tokens, place=place).ids
+        found = encode_answer(self.tokenizer, row, row.response, max_tokens=self.max_tokens, place=place)
+        return EncodedText(found.ids, found.truncated)
 
     def score_tokens(self, texts: Sequence[list[int]], *, batch_tokens: int = BATCH_TOKENS) -> list[Score]:
         """Score texts that `encode` made."""
-        return [make_score(logits) for logits in self.logits(texts, batch_tokens=batch_tokens).tolist()]
+        logits = self.logits(texts, batch_tokens=batch_tokens).tolist()
+        return [make_score(values, untrained=self.untrained) for values in logits]
 
     @torch.inference_mode()
     def logits(self, texts: Sequence[list[int]], *, batch_tokens: int = BATCH_TOKENS) -> torch.Tensor:
@@ -144,10 +174,18 @@ class Scorer:
             for pack in pack_texts(group_by_prefix(texts), texts, min(batch_tokens, limit)):
                 yield pack.texts, pack_logits(self.model, pack)
         else:
-            for batch in batches_by_length([len(text) for text in texts], batch_tokens):
+            for batch in self._batches(texts, batch_tokens):
                 inputs = pad([texts[index] for index in batch], self.model.config.get_text_config().pad_token_id)
                 inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
                 yield batch, self.model(**inputs).logits
+
+    def _batches(self, texts: Sequence[list[int]], batch_tokens: int) -> Iterator[list[int]]:
+        """Indices of texts that can share a padded batch."""
+        threshold = longrope_threshold(self.model.config.get_text_config()) or UNLIMITED
+        for is_long in (True, False):
+            group = [index for index, text in enumerate(texts) if (len(text) > threshold) is is_long]
+            for batch in batches_by_length([len(texts[index]) for index in group], batch_tokens):
+                yield [group[index] for index in batch]
 
     @cached_property
     def _supports_packing(self) -> bool:

@@ -152,7 +152,7 @@ def _color_pair(name: str, flip: str, system: str, user: str, question: str) -> 
     asked = {tier: color for tier, color in (("system", system), ("user", user)) if color}
 
     def labels(answer: str) -> dict[str, bool]:
-        return {**{tier: answer == color for tier, color in asked.items()}, "overall": answer == right}
+        return {**{tier: answer == color for tier, color in asked.items()}, "dialog": True, "overall": answer == right}
 
     return make_row(
         id=name,

@@ -1,19 +1,25 @@
 """The chat: tiers that change during a dialog, commands, and scores by tier."""
 
+import asyncio
+import json
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asgi import Client
 from rich.console import Console
+from transformers import GenerationConfig
 
 from metaalign_rl.chat import terminal
 from metaalign_rl.chat.session import ChatPolicy, Reply, Session, trained_on_dialogs
+from metaalign_rl.chat.web import make_app
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import write_jsonl
 from metaalign_rl.core.meta_prompt import MetaPrompt
 from metaalign_rl.core.rows import read_rows
+from metaalign_rl.core.tokenizers import end_ids
 
 
 @dataclass
@@ -133,6 +139,52 @@ def test_whether_a_policy_was_trained_on_dialogs_is_read_from_its_runs_prompts(t
     assert trained_on_dialogs(tmp_path)
     write_jsonl(tmp_path / "data" / "prompts.jsonl", [row.to_json()])
     assert trained_on_dialogs(tmp_path)
+
+
+def test_an_answer_ends_at_every_end_token_of_the_tokenizer_and_the_generation_config(
+    policy: ChatPolicy,
+) -> None:
+    tokenizer = policy._tokenizer
+    end = tokenizer.eos_token_id
+    assert end_ids(tokenizer) == end_ids(tokenizer, GenerationConfig(eos_token_id=end)) == [end]
+    assert end_ids(tokenizer, GenerationConfig(eos_token_id=[106, 1, end])) == [end, 106, 1]
+
+
+def test_the_policy_stops_at_the_end_tokens_of_its_generation_config(tiny_run: Path) -> None:
+    policy = ChatPolicy(tiny_run, max_new_tokens=16)
+    question: Any = [{"role": "user", "content": "what is the capital of france?"}]
+    whole = policy.answer(MetaPrompt(), question).answer
+    assert len(whole.split()) > 1
+    ends = policy._tokenizer.encode(f" {whole.split()[1]}", add_special_tokens=False)
+    policy._model.generation_config.eos_token_id = [policy._tokenizer.eos_token_id, ends[-1]]
+    assert len(policy.answer(MetaPrompt(), question).answer) < len(whole)
+
+
+# The page's server.
+
+
+@pytest.fixture
+def page_server(session: Session) -> Any:
+    return make_app(session, "echo", "secret", local_only=True)
+
+
+def test_the_page_and_its_answers_need_the_token(page_server: Any) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
+
+    async def ask(**request: Any) -> tuple[int | None, int]:
+        client = Client(page_server)
+        headers = {"Content-Type": "application/json", **request.pop("headers", {})}
+        return await client.send(headers=headers, **request), client.parts_read
+
+    token = {"Authorization": "Bearer secret"}
+    assert asyncio.run(ask(path="/answer", headers=token, parts=[body])) == (200, 1)
+    assert asyncio.run(ask(path="/answer", parts=[body])) == (401, 0)
+    assert asyncio.run(ask(path="/", method="GET"))[0] == 401
+    assert asyncio.run(ask(path="/answer", headers={**token, "Host": "evil.example"}, parts=[body])) == (403, 0)
+    assert asyncio.run(ask(path="/answer", headers={**token, "Content-Length": str(2**20 + 1)}, parts=[body])) == (
+        413,
+        0,
+    )
 
 
 def test_the_error_of_a_folder_without_a_policy_names_it(tmp_path: Path) -> None:

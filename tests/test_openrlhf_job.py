@@ -161,13 +161,23 @@ def test_the_reward_server_is_the_one_in_the_config_or_a_new_one(monkeypatch: py
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("METAALIGN_REWARD_TOKEN", "secret")
     with job.reward_server(CONFIG, reward_model()) as url:
-        assert url.startswith("http://openrlhf:secret@127.0.0.1:")
+        assert url.startswith("http://127.0.0.1:")
         label = json.dumps(make_row(system_info="say red").to_json())
-        reply = httpx.post(url, json={"query": ["ask red"], "prompts": ["ask"], "labels": [label]}, timeout=60)
+        body = {"query": ["ask red"], "prompts": ["ask"], "labels": [label]}
+        reply = httpx.post(f"{url}/get_reward", json=body, headers={"Authorization": "Bearer secret"}, timeout=60)
         assert 0 < reply.json()["rewards"][0] < 1
     named = replace(CONFIG, reward=RewardConfig(url="http://scorer:8300/"))
     with job.reward_server(named, None) as url:
-        assert url == "http://openrlhf:secret@scorer:8300/get_reward"
+        assert url == "http://scorer:8300"
+
+
+def test_the_reward_servers_token_is_in_no_argument_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("METAALIGN_REWARD_TOKEN", raising=False)
+    assert job.endpoint("http://scorer:8300") == "http://scorer:8300/get_reward"
+    monkeypatch.setenv("METAALIGN_REWARD_TOKEN", "secret")
+    found = job.endpoint("http://scorer:8300")  # our plugin, which reads the token from the environment
+    assert found.endswith("reward/plugins/openrlhf.py")
+    assert "secret" not in found
 
 
 def test_the_trainer_finds_our_packages_and_its_own_openrlhf() -> None:

@@ -56,6 +56,33 @@ def test_score_writes_one_line_per_row_in_order(rows, tmp_path):
     assert first["overall"] == pytest.approx(expected.overall, abs=1e-5)
     assert first["tiers"] == pytest.approx(expected.tiers, abs=1e-5)
     assert first["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+    assert first["truncated"] is False
+
+
+def test_max_tokens_limits_what_is_read_and_the_output_says_so(rows, tmp_path):
+    output = tmp_path / "scores.jsonl"
+    long = {**ROW, "messages": [{"role": "user", "content": "what color is it now " * 12}]}
+    write_jsonl(rows, [ROW, long])
+    for flags, truncated in (((), False), (("--max-tokens", 40), True)):
+        assert run("score", "--model", reward_model(), "--input", rows, "--output", output, *flags) == 0
+        assert [line["truncated"] for line in read_lines(output)] == [False, truncated]
+
+
+@pytest.mark.parametrize("way", ["same", "relative", "link"])
+@pytest.mark.parametrize("command", ["score", "explain", "evaluate"])
+def test_the_input_is_never_overwritten(command, way, pairs, tmp_path, capsys, monkeypatch):
+    output = pairs
+    if way == "relative":
+        monkeypatch.chdir(tmp_path)
+        output = pairs.relative_to(tmp_path)
+    if way == "link":
+        output = tmp_path / "link.jsonl"
+        output.hardlink_to(pairs)
+    before = pairs.read_bytes()
+    given = "--data" if command == "evaluate" else "--input"
+    assert run(command, "--model", reward_model(), given, pairs, "--output", output) == 2
+    assert "expected another file than the input" in capsys.readouterr().err
+    assert pairs.read_bytes() == before
 
 
 def test_evaluate_writes_or_prints_a_report(pairs, tmp_path, capsys):
@@ -129,6 +156,8 @@ ERRORS = {
     "none: no such folder": lambda folder: (
         *("score", "--model", folder / "none", "--input", write(folder / "rows.jsonl", json.dumps(ROW))),
     ),
+    "bad.jsonl:1: not valid JSON": lambda folder: score_line(folder, "[" * 200_000),
+    "bad.jsonl:1: not valid JSON (Exceeds": lambda folder: score_line(folder, '{"id": ' + "1" * 5000 + "}"),
     "bad.jsonl:2: not valid JSON": lambda folder: score_line(folder, json.dumps(ROW) + "\n{broken\n"),
     "bad.jsonl:1: field 'response'": lambda folder: score_line(folder, json.dumps({**ROW, "response": 1})),
     "bad.jsonl:1: field 'response': expected complete characters": lambda folder: score_line(

@@ -83,7 +83,7 @@ def openrlhfs_reward(scorer: Scorer, endpoint: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """A real server with a token. OpenRLHF can send the token only as a part of the URL."""
+    """A real server with a token."""
     port = free_port()
     words = ["serve", "--model", str(reward_model()), "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     command = [sys.executable, "-c", "import sys; from reward.cli import main; sys.exit(main())", *words]
@@ -91,13 +91,26 @@ def server() -> Iterator[str]:
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert f":{port}" in process.stdout.readline()
-        yield f"http://any:secret@127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}"
         process.kill()
 
 
 def test_openrlhf_gets_rewards_from_the_server(scorer: Scorer, server: str) -> None:
-    output = openrlhfs_reward(scorer, f"{server}/get_reward")
+    output = openrlhfs_reward(scorer, f"{server.replace('//', '//any:secret@')}/get_reward")
     assert output["reward"] == output["scores"] == [pytest.approx(expected(scorer, ROW), abs=1e-5)]
+    assert set(output["extra_logs"]) == set(LABELS)
+
+
+def test_openrlhf_gets_rewards_from_a_server_whose_token_is_in_the_environment(
+    scorer: Scorer, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAALIGN_REWARD_URL", server)
+    monkeypatch.setenv("METAALIGN_REWARD_TOKEN", "secret")
+    environment.scorer_from_environment.cache_clear()
+    assert openrlhf_plugin.__file__ is not None
+    output = openrlhfs_reward(scorer, openrlhf_plugin.__file__)
+    environment.scorer_from_environment.cache_clear()
+    assert output["reward"].tolist() == [pytest.approx(expected(scorer, ROW), abs=1e-5)]
     assert set(output["extra_logs"]) == set(LABELS)
 
 
@@ -233,6 +246,18 @@ def test_an_error_names_a_label_that_is_not_a_row(environment_names_model: None)
         openrlhf_plugin.reward_func(["pa"], ["p"], ["gold"])
     with pytest.raises(UserError, match="ground_truth of math: expected the row"):
         verl_plugin.compute_score("math", "4", "4")
+
+
+@pytest.mark.parametrize("tier", [{}, {"tier": None}])
+def test_mode_tier_needs_the_rows_tier(
+    environment_names_model: None, monkeypatch: pytest.MonkeyPatch, tier: dict[str, None]
+) -> None:
+    monkeypatch.setenv("METAALIGN_REWARD_MODE", "tier")
+    label = json.dumps({"messages": [{"role": "user", "content": "hi"}], "system_info": "say red", **tier})
+    with pytest.raises(UserError, match=r"labels\[0\]: field 'tier': expected one of system, user, dialog"):
+        openrlhf_plugin.reward_func(["pa"], ["p"], [label])
+    with pytest.raises(UserError, match="field 'tier'"):
+        verl_plugin.compute_score("x", "red", label)
 
 
 def test_an_error_names_the_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:

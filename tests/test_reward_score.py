@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from reward_toys import make_row
 
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.views import active_tiers
 from reward import MODES, Score, combine
 from reward.score import log_combine
 
@@ -21,7 +22,7 @@ rows = st.builds(
     st.sampled_from(["system", "user", "dialog"]),
     st.sampled_from(["", " ", "be loud"]),
     st.sampled_from(["", "be soft"]),
-)
+).filter(lambda row: row.tier == "dialog" or row.tier in active_tiers(row))
 
 
 def test_importing_the_package_loads_neither_torch_nor_transformers():
@@ -45,9 +46,27 @@ P = {"system": 0.8, "user": 0.5, "dialog": 0.9, "overall": 0.3}
 
 
 def test_mode_tier_multiplies_the_governing_tier_and_the_dialog():
-    assert combine(P, make_row(tier="system"), "tier") == pytest.approx(0.8 * 0.9)
-    assert combine(P, make_row(tier="user"), "tier") == pytest.approx(0.5 * 0.9)
+    assert combine(P, make_row(tier="system", system_info="a"), "tier") == pytest.approx(0.8 * 0.9)
+    assert combine(P, make_row(tier="user", user_info="b"), "tier") == pytest.approx(0.5 * 0.9)
     assert combine(P, make_row(tier="dialog"), "tier") == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("tier", "texts"), [("system", {}), ("user", {"user_info": " \n"}), ("user", {"system_info": "a"})]
+)
+def test_mode_tier_of_an_empty_governing_tier_is_an_error_and_not_a_number(tier, texts):
+    with pytest.raises(UserError, match=f"row 'row': mode 'tier' .*expected a text in {tier}_info, found none"):
+        combine(P, make_row(tier=tier, **texts), "tier")
+
+
+def test_a_mode_that_reads_a_label_without_training_data_is_an_error_and_not_a_number():
+    score = Score(1.0, {"system": 1.0, "user": 1.0, "dialog": 1.0}, untrained=frozenset({"dialog", "user"}))
+    row = make_row(tier="system", system_info="a", user_info="b")
+    assert combine(score, row, "overall") == pytest.approx(score.probabilities["overall"])
+    with pytest.raises(UserError, match="mode 'tier': it reads dialog, but the reward model's training data had no"):
+        combine(score, row, "tier")
+    with pytest.raises(UserError, match="mode 'composed': it reads user, dialog"):
+        combine(score, row, "composed")
 
 
 def test_mode_overall_is_the_overall_probability():

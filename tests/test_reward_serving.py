@@ -1,6 +1,5 @@
-"""The scorer over HTTP: replies, errors, batching and the client."""
+"""The scorer over HTTP: replies, errors, and a real server."""
 
-import asyncio
 import json
 import os
 import signal
@@ -25,10 +24,8 @@ from metaalign_rl.scoring.terms import RewardSpec
 from metaalign_rl.scoring.worker import RewardWorker
 from reward import Scorer, combine
 from reward.serving.app import ServingConfig, create_app
-from reward.serving.batcher import Batcher, QueueFull
-from reward.serving.client import RemoteScorer, ScorerUnavailable
+from reward.serving.client import RemoteScorer
 from reward.serving.server import require_token
-from reward.serving.server_metrics import PrometheusMetrics
 
 ROW = {
     "system_info": "say red",
@@ -122,6 +119,33 @@ def test_the_server_counts_rows_and_requests(client: TestClient) -> None:
     assert value('metaalign_reward_requests_total{path="none",status="404"}') == 1
 
 
+def test_a_reply_says_whether_a_row_was_truncated(client: TestClient, scorer: Scorer) -> None:
+    long = {**ROW, "messages": [{"role": "user", "content": "what color is it now " * 40}]}
+    reply = client.post("/score", json={"rows": [ROW, long]}).json()
+    assert [score["truncated"] for score in reply["scores"]] == [False, True]
+    assert reply["untrained"] == []
+    labels = [json.dumps({name: row[name] for name in ("messages", "system_info")}) for row in (ROW, long)]
+    body = {"query": ["p red"] * 2, "prompts": ["p"] * 2, "labels": labels}
+    assert client.post("/get_reward", json=body).json()["truncated"] == [False, True]
+
+
+def test_a_mode_that_the_model_was_not_trained_for_is_refused_at_the_start(scorer: Scorer) -> None:
+    partly = Scorer(scorer.model, scorer.tokenizer)
+    partly.untrained = frozenset({"dialog", "user"})
+    with pytest.raises(UserError, match="mode 'tier': it reads dialog"):
+        create_app(partly, ServingConfig("toy", mode="tier"))
+    partly.untrained = frozenset({"user"})
+    label = {"messages": ROW["messages"], "user_info": "say red", "tier": "user"}
+    body = {"query": ["p red"], "prompts": ["p"], "labels": [json.dumps(label)]}
+    with TestClient(create_app(partly, ServingConfig("toy", mode="tier"))) as client:
+        refused = client.post("/get_reward", json=body)
+        assert (refused.status_code, "it reads user" in refused.text) == (422, True)
+        assert client.post("/score", json={"rows": ROW}).json()["untrained"] == ["user"]
+        body["labels"] = [json.dumps({"messages": ROW["messages"], "user_info": "say red"})]
+        refused = client.post("/get_reward", json=body)
+        assert (refused.status_code, "labels[0]: field 'tier'" in refused.text) == (422, True)
+
+
 def test_health_and_ready_answer(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json()["status"] == "ready"
@@ -183,6 +207,34 @@ def test_too_many_rows_and_too_many_bytes_are_refused(client: TestClient) -> Non
     assert client.post("/score", content=(b"x" * 3000 for _ in range(9))).status_code == 413  # no length given
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/score", {"rows": [ROW, {**ROW, "response": "x" * 301}]}, "rows[1]: expected at most 300 characters"),
+        ("/score", {"rows": {**ROW, "messages": ROW["messages"] * 5}}, "rows[0]: expected at most 4 messages"),
+        ("/classify", {"input": "x" * 301}, "input[0]: expected at most 300 characters"),
+        (
+            "/get_reward",
+            {"query": ["p" * 301], "prompts": ["p"], "labels": ["{}"]},
+            "labels[0]: expected at most 300 characters",
+        ),
+        (
+            "/get_reward",
+            {"query": ["pa"], "prompts": ["p"], "labels": [json.dumps({"messages": ROW["messages"] * 5})]},
+            "labels[0]: expected at most 4 messages",
+        ),
+    ],
+)
+def test_a_row_that_would_take_too_long_is_refused_with_the_limit(
+    scorer: Scorer, path: str, body: Any, message: str
+) -> None:
+    limits = ServingConfig("toy", max_row_characters=300, max_row_messages=4)
+    with TestClient(create_app(scorer, limits)) as client:
+        reply = client.post(path, json=body)
+    assert reply.status_code == 413
+    assert message in reply.json()["detail"]
+
+
 def test_without_the_token_only_health_and_ready_answer(guarded: TestClient) -> None:
     for path in ("/score", "/get_reward", "/classify"):
         assert guarded.post(path, json={}).status_code == 401
@@ -212,72 +264,32 @@ def test_a_server_error_is_a_5xx_and_never_a_score(scorer: Scorer, monkeypatch: 
     assert "scores" not in response.text
 
 
-# Concurrent requests.
+# A busy or broken server.
 
 
-class SlowScore:
-    """A slow score function: the length of each text. It records the batches."""
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.batches: list[list[list[int]]] = []
-        self._seconds = seconds
-
-    def __call__(self, texts: Any) -> list[list[float]]:
-        self.batches.append(list(texts))
-        time.sleep(self._seconds)
-        return [[float(len(text))] for text in texts]
+FAULTS = [
+    (RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might"), True),
+    (type("AcceleratorError", (RuntimeError,), {})("device-side assert triggered"), True),
+    (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+    (RuntimeError("broken"), False),
+]
 
 
-async def batch_logits(score: Any, requests: list[list[list[int]]], **settings: Any) -> list[Any]:
-    """The results of a batcher for concurrent requests, with errors as values."""
-    limits = {"batch_tokens": 100, "queue_tokens": 10_000, "max_wait": 0.05, **settings}
-    batcher = Batcher(score, metrics=PrometheusMetrics(), **limits)
-    batcher.start()
-    found = await asyncio.gather(*map(batcher.logits, requests), return_exceptions=True)
-    await batcher.stop()
-    return found
+@pytest.mark.parametrize(("error", "is_sticky"), FAULTS)
+def test_after_a_fault_of_the_device_the_server_is_not_ready(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch, error: Exception, is_sticky: bool
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
 
-
-def test_concurrent_requests_share_a_batch_and_each_gets_its_own_scores() -> None:
-    score = SlowScore()
-    found = asyncio.run(batch_logits(score, [[[0] * length] for length in (3, 1, 2)]))
-    assert found == [[[3.0]], [[1.0]], [[2.0]]]
-    assert len(score.batches) == 1
-
-
-def test_a_batch_stays_within_the_token_limit() -> None:
-    score = SlowScore()
-    asyncio.run(batch_logits(score, [[[0] * 40] * 5, [[0] * 400]]))
-    assert [sum(map(len, batch)) for batch in score.batches] == [80, 80, 40, 400]
-
-
-def test_a_single_request_waits_at_most_max_wait() -> None:
-    began = time.monotonic()
-    asyncio.run(batch_logits(SlowScore(), [[[0]]], max_wait=0.2))
-    assert 0.15 < time.monotonic() - began < 10
-
-
-def test_a_request_that_does_not_fit_the_queue_gets_a_time_to_try_again() -> None:
-    *served, refused = asyncio.run(batch_logits(SlowScore(0.05), [[[0] * 60]] * 3, queue_tokens=150))
-    assert served == [[[60.0]]] * 2
-    assert isinstance(refused, QueueFull)
-    assert refused.seconds >= 1
-
-
-def test_a_request_larger_than_the_queue_is_scored_if_the_queue_is_empty() -> None:
-    (found,) = asyncio.run(batch_logits(SlowScore(), [[[0] * 60] * 3], queue_tokens=150))
-    assert found == [[60.0]] * 3
-
-
-def test_a_text_that_fails_does_not_fail_other_requests() -> None:
-    def score(texts: Any) -> list[list[float]]:
-        if any(len(text) == 1 for text in texts):
-            raise RuntimeError("broken")
-        return [[0.0]] * len(texts)
-
-    bad, good = asyncio.run(batch_logits(score, [[[0]], [[0] * 9]]))  # one batch
-    assert isinstance(bad, RuntimeError)
-    assert good == [[0.0]]
+    with TestClient(create_app(scorer, ServingConfig("toy")), raise_server_exceptions=False) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(scorer, "logits", fail)
+            assert client.post("/score", json={"rows": [ROW, ROW]}).status_code == (503 if is_sticky else 500)
+        ready, again = client.get("/ready"), client.post("/score", json={"rows": ROW})
+        assert (ready.status_code, again.status_code) == ((503, 503) if is_sticky else (200, 200))
+        assert ("the device does not work" in ready.text) is is_sticky
+        assert client.get("/health").status_code == 200
 
 
 def test_a_full_server_replies_429_with_retry_after(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +312,7 @@ def test_a_full_server_replies_429_with_retry_after(scorer: Scorer, monkeypatch:
     assert int(refused.headers["Retry-After"]) >= 1
 
 
-# A real server, and the client.
+# A real server.
 
 
 @pytest.fixture(scope="module")
@@ -356,6 +368,25 @@ def open_request(url: str, rows: list[dict[str, Any]], pool: ThreadPoolExecutor)
     raise AssertionError("no request was seen in the queue")
 
 
+def test_the_rows_of_a_client_that_leaves_are_not_scored(server: Any) -> None:
+    url, _ = server
+    rows = [{**ROW, "response": "red " * 100}] * 1000
+
+    def value(name: str) -> float:
+        page = httpx.get(f"{url}/metrics", headers=TOKEN).text
+        return sum(float(line.split()[1]) for line in page.splitlines() if line.startswith(name))
+
+    before = value("metaalign_reward_rows_total ")
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/score", json={"rows": rows}, headers=TOKEN, timeout=httpx.Timeout(30, read=0.15))
+    deadline = time.monotonic() + 30
+    while value("metaalign_reward_queue_tokens ") > 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert value("metaalign_reward_rows_total ") - before < 1000
+    assert value('metaalign_reward_requests_total{path="/score",status="499"}') == 1
+
+
 def test_after_sigterm_open_requests_are_answered(server: Any) -> None:
     """The last test of this server, which ends here."""
     url, process = server
@@ -367,51 +398,3 @@ def test_after_sigterm_open_requests_are_answered(server: Any) -> None:
     assert process.wait(30) in (0, -signal.SIGTERM)
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{url}/health")
-
-
-def answering(*replies: httpx.Response | Exception) -> tuple[RemoteScorer, list[httpx.Request]]:
-    """A client whose server gives these replies one after the other, and the list of requests that it receives."""
-    requests: list[httpx.Request] = []
-    waiting = iter(replies)
-
-    def handle(request: httpx.Request) -> httpx.Response:
-        requests.append(request)
-        reply = next(waiting)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
-
-    remote = RemoteScorer("http://server", retries=3)
-    remote._client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(handle))
-    return remote, requests
-
-
-SCORED = {"scores": [{"overall": 1.0, "tiers": {"system": 0.0, "user": 0.0, "dialog": 0.0}}]}
-
-
-def test_the_client_retries_failures_that_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    failures = (httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(429, headers={"Retry-After": "7"}))
-    remote, requests = answering(*failures, httpx.Response(200, json=SCORED))
-    assert remote.score([ROW])[0].overall == 1.0
-    assert len(requests) == 4
-    assert len(pauses) == 3
-    assert pauses[2] >= 7
-
-
-def test_the_client_tells_the_server_how_a_response_ended() -> None:
-    remote, requests = answering(*[httpx.Response(200, json=SCORED)] * 2)
-    remote.score([ROW], endings=[Ending(finished=False, tokens=32)])
-    remote.score([ROW])
-    first, second = (json.loads(request.content)["rows"][0] for request in requests)
-    assert (first.pop("finished"), first.pop("tokens")) == (False, 32)
-    assert first == second
-
-
-def test_a_server_that_does_not_answer_is_an_error_and_never_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-    remote, requests = answering(*[httpx.Response(500, text="broken")] * 4)
-    with pytest.raises(ScorerUnavailable, match="after 4 tries: 500 broken"):
-        remote.score([ROW])
-    assert len(requests) == 4

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reward_toys import color_pairs, language_model, make_row, make_tokenizer, reward_model
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -12,9 +14,10 @@ from transformers import TrainerCallback
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.rows import parse_row
-from reward import MODES, RewardTraining, Scorer, evaluate, preference_blind, tier_blind, train
+from reward import MODES, RewardTraining, Scorer, evaluate, evaluate_modes, preference_blind, tier_blind, train
 from reward.model import head, load
-from reward.training.examples import collate, collate_shared, make_example, ranked_labels
+from reward.training.examples import collate, collate_shared, labels_with_data, make_example, ranked_labels
+from reward.training.temperatures import connected, hold_out
 
 QUICK = RewardTraining(learning_rate=3e-3, batch_size=32, epochs=6, max_tokens=128, calibration_share=0.1)
 
@@ -56,8 +59,111 @@ def test_the_folder_records_its_training(trained):
     assert not folder.with_name("reward.checkpoints").exists()
 
 
-def test_a_label_without_answers_keeps_the_temperature_1(trained):
+def test_a_label_that_is_always_true_keeps_the_temperature_1_and_is_not_called_calibrated(trained):
     assert trained[1]["temperature"]["dialog"] == 1.0
+    calibrated = trained[1]["calibrated_labels"]
+    assert "overall" in calibrated
+    assert [label for label in LABELS if trained[1]["temperature"][label] != 1.0] == calibrated
+
+
+def test_the_config_says_how_long_texts_were_and_which_labels_had_data(trained):
+    recorded = json.loads((trained[0] / "config.json").read_text())["metaalign"]
+    assert recorded["max_tokens"] == 128
+    assert recorded["trained_labels"] == list(LABELS)
+    assert recorded["calibrated_labels"] == trained[1]["calibrated_labels"]
+
+
+@pytest.fixture(scope="module")
+def of_pairs(tmp_path_factory):
+    """A model trained on pairs alone, with texts of at most 96 tokens. No row is about the dialog."""
+    folder = tmp_path_factory.mktemp("pairs") / "reward"
+    rows = [replace(row, labels={}) for row in color_pairs(40)]
+    train(replace(QUICK, epochs=1, max_tokens=96), rows, None, language_model(), folder)
+    return folder
+
+
+def test_after_pairs_alone_modes_that_read_an_untrained_label_are_refused(of_pairs):
+    recorded = json.loads((of_pairs / "config.json").read_text())["metaalign"]
+    assert recorded["trained_labels"] == ["system", "user", "overall"]
+    assert recorded["calibrated_labels"] == []
+    scorer, rows = Scorer.from_pretrained(of_pairs, device="cpu"), color_pairs(20)
+    assert scorer.untrained == {"dialog"}
+    for mode in ("tier", "composed"):
+        with pytest.raises(UserError, match=f"mode '{mode}': it reads dialog, but the reward model's training data"):
+            evaluate(scorer, rows, mode)
+    assert evaluate(scorer, rows)["mode"] == "overall"  # the default is a mode that the model supports
+    assert set(evaluate_modes(scorer, rows, MODES, skip_untrained=True)) == {"overall"}
+
+
+def test_a_scorer_reads_as_much_as_the_training_did_and_says_what_it_left_out(of_pairs):
+    scorer = Scorer.from_pretrained(of_pairs, device="cpu")
+    assert scorer.max_tokens == 96
+    assert Scorer.from_pretrained(of_pairs, device="cpu", max_tokens=128).max_tokens == 128
+    dialog = [{"role": "user", "content": "what color is it now " * words} for words in (1, 40)]
+    short, long = (make_row(messages=[message], response="red") for message in dialog)
+    assert [score.truncated for score in scorer.score([short, long])] == [False, True]
+    assert len(scorer.encode(long, "row")) <= 96
+
+
+def test_only_labels_with_a_loss_count_as_trained():
+    examples = [make_example(row, make_tokenizer(), 128) for row in color_pairs(8)]
+    assert labels_with_data(examples, QUICK) == LABELS
+    assert labels_with_data(examples, replace(QUICK, bce_weight=0.0)) == ("system", "user", "overall")
+    assert labels_with_data(examples, replace(QUICK, labels="overall")) == ("overall",)
+    system = [
+        make_example(make_row(tier="system", system_info="a", chosen="red", rejected="blue"), make_tokenizer(), 99)
+    ]
+    assert labels_with_data(system, QUICK) == ("system", "overall")
+
+
+# Held-out rows
+
+
+def prompt(row):
+    return (row.system_info, row.user_info, json.dumps(row.messages))
+
+
+def test_no_held_out_row_has_a_prompt_that_is_trained_on():
+    rows = color_pairs(400)
+    on_policy = [replace(row, id=f"{row.id}-{n}", tags={}) for row in rows for n in range(2)]
+    unlabelled = [replace(row, id=f"{row.id}-pair", tags={}, labels={}) for row in rows]
+    questions = [f"what color is {number}" for number in range(300)]
+    rows = [
+        replace(row, messages=[{"role": "user", "content": questions[index % 300]}])
+        for index, row in enumerate([*rows, *on_policy, *unlabelled])
+    ]
+    kept, held_out = hold_out(rows, QUICK)
+    assert held_out
+    assert not {prompt(row) for row in kept} & {prompt(row) for row in held_out}
+    flips = [{row.tags["flip"] for row in part if "flip" in row.tags} for part in (kept, held_out)]
+    assert not flips[0] & flips[1]
+    assert all(row.labels for row in held_out)
+    assert [row for row in rows if row in kept] == kept  # in the same order
+
+
+def test_the_held_out_share_is_near_the_setting_and_depends_on_the_seed_alone():
+    rows = [make_row(id=str(n), system_info=str(n), chosen="a", rejected="b", labels={"chosen": {"overall": True}})
+            for n in range(2000)]  # fmt: skip
+    held_out = hold_out(rows, QUICK)[1]
+    assert 0.07 < len(held_out) / len(rows) < 0.13
+    assert {row.id for row in hold_out(rows[::-1], QUICK)[1]} == {row.id for row in held_out}
+    assert {row.id for row in hold_out(rows, replace(QUICK, seed=1))[1]} != {row.id for row in held_out}
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from("vwxyz")), max_size=12))
+def test_items_that_share_a_key_directly_or_not_are_one_group(keys):
+    groups = connected(keys)
+    assert sorted(index for group in groups for index in group) == list(range(len(keys)))
+    for kind in range(2):
+        owners = {}
+        for number, group in enumerate(groups):
+            for index in group:
+                assert owners.setdefault(keys[index][kind], number) == number
+    for group in groups:  # each member but the first shares a key with another
+        assert len(group) == 1 or all(
+            any(set(enumerate(keys[a])) & set(enumerate(keys[b])) for b in group if b != a) for a in group
+        )
 
 
 @pytest.mark.parametrize("view", [preference_blind, tier_blind])

@@ -1,5 +1,7 @@
 """The trained policy on vLLM's OpenAI-compatible server, used with the standard client."""
 
+import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from asgi import Client, Echo
 from conftest import ROOT, Command, free_port
 
 from metaalign_rl.core.dataflow import Sampling
@@ -17,7 +20,8 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, read_jsonl, write_jsonl
 from metaalign_rl.core.net import is_loopback
 from metaalign_rl.core.rows import read_rows
-from metaalign_rl.serving.policy_server import check_options, command, require_key
+from metaalign_rl.serving import policy_guard
+from metaalign_rl.serving.policy_server import check_options, command, protect, require_key
 
 QUESTION = "what is the capital of france?"
 
@@ -39,7 +43,11 @@ def test_an_open_address_needs_an_api_key() -> None:
         require_key("0.0.0.0", {}, [])
 
 
-@pytest.mark.parametrize("option", ["--host", "--host=0.0.0.0", "--port", "--trust-remote-code"])
+@pytest.mark.parametrize(
+    "option",
+    ["--host", "--host=0.0.0.0", "--port", "--trust-remote-code", "--trust_remote_code", "--hos=0.0.0.0", "--uds",
+     "--config", "--load_format=pt"],
+)  # fmt: skip
 def test_options_for_vllm_cannot_replace_checked_ones(option: str) -> None:
     check_options(["--max-num-seqs", "4"])
     with pytest.raises(UserError, match=f"{option}: not allowed after '--'"):
@@ -50,6 +58,120 @@ def test_more_options_are_passed_to_vllm_after_ours() -> None:
     words = command(Path("policy"), "tiny", "127.0.0.1", 1, ["--max-model-len", "99"])
     assert words[-2:] == ["--max-model-len", "99"]
     assert "safetensors" in words
+
+
+# The guard in front of vLLM's server.
+
+
+def guard_of(host: str, options: list[str], key: str = "") -> tuple[list[str], dict[str, Any], str]:
+    """The options for vLLM, the guard's settings, and vLLM's own key."""
+    rest, variables = protect(host, {"VLLM_API_KEY": key}, options)
+    return rest, json.loads(variables[policy_guard.VARIABLE]), variables["VLLM_API_KEY"]
+
+
+def test_the_key_comes_from_the_environment_or_the_options_and_is_in_no_argument() -> None:
+    assert guard_of("0.0.0.0", ["--max-num-seqs", "4"], "env") == (
+        ["--max-num-seqs", "4"], {"tokens": ["env"], "origins": [], "local_only": False}, "env",
+    )  # fmt: skip
+    for options in (["--api-key", "a"], ["--api-key=a"], ["--api_key", "a"], ["--api", "a"]):
+        rest, settings, own = guard_of("0.0.0.0", ["-tp", "2", *options, "--seed", "1"], "env")
+        assert (rest, settings["tokens"], own) == (["-tp", "2", "--seed", "1"], ["a"], "a")
+    assert guard_of("0.0.0.0", ["--api-key", "a", "b"])[1:] == (
+        {"tokens": ["a", "b"], "origins": [], "local_only": False},
+        "",
+    )
+
+
+def test_without_a_key_only_requests_that_name_this_machine_are_answered() -> None:
+    assert guard_of("127.0.0.1", [])[1] == {"tokens": [], "origins": [], "local_only": True}
+    assert guard_of("127.0.0.1", [], "key")[1]["local_only"] is False
+
+
+def test_no_origin_may_send_requests_unless_it_is_named() -> None:
+    words = command(Path("policy"), "tiny", "127.0.0.1", 1, [])
+    assert words[words.index("--allowed-origins") + 1] == "[]"
+    named = ["--allowed-origins", '["https://mine.example"]']
+    assert command(Path("policy"), "tiny", "127.0.0.1", 1, named).count("--allowed-origins") == 1
+    assert guard_of("127.0.0.1", named)[1]["origins"] == ["https://mine.example"]
+    with pytest.raises(UserError, match="--allowed-origins: expected a list in JSON"):
+        guard_of("127.0.0.1", ["--allowed-origins", "https://mine.example"])
+
+
+def vllm_app(options: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An app with a route of every kind, behind the middleware that vLLM builds from our command line."""
+    from fastapi import FastAPI, WebSocket
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    rest, variables = protect("127.0.0.1", {"VLLM_API_KEY": "secret"}, options)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    words = command(Path("policy"), "tiny", "127.0.0.1", 8000, rest)
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(words[words.index("--model") :])
+    app = FastAPI()
+
+    @app.websocket("/v1/realtime")
+    async def realtime(socket: WebSocket) -> None:
+        await socket.accept()
+
+    @app.api_route("/{path:path}", methods=["GET", "POST", "PUT", "DELETE", "HEAD"])
+    async def anything(path: str) -> dict[str, str]:
+        return {"path": path}
+
+    init_entrypoints_middleware(args, app, ())
+    return app
+
+
+PATHS = ["/invocations", "/tokenize", "/detokenize", "/generative_scoring", "/scale_elastic_ep", "/ping", "/metrics",
+         "/v1/chat/completions", "/v1/models", "/pooling", "/classify", "/server_info", "/docs", "/openapi.json", "/",
+         "/health/", "/%68ealth/x", "//health", "/v2/../health", "/Health"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_but_health_needs_the_key(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = vllm_app([], monkeypatch)
+
+    async def ask(headers: dict[str, str], method: str) -> tuple[int | None, int]:
+        client = Client(app)
+        return await client.send(path, headers, [b"x"] * 3, method), client.parts_read
+
+    for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
+        assert asyncio.run(ask({}, method)) == (401, 0)
+        assert asyncio.run(ask({"Authorization": "Bearer wrong"}, method)) == (401, 0)
+    assert asyncio.run(ask({"Authorization": "Bearer secret"}, "POST"))[0] == 200
+
+
+def test_health_is_open_and_websockets_need_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = vllm_app([], monkeypatch)
+
+    async def ask(**request: Any) -> Client:
+        client = Client(app)
+        await client.send(**request)
+        return client
+
+    assert asyncio.run(ask(path="/health", method="GET")).status == 200
+    refused = asyncio.run(ask(path="/v1/realtime", kind="websocket"))
+    assert [message["type"] for message in refused.sent] == ["websocket.close"]
+
+
+def test_replies_name_an_origin_only_if_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def origin_of(app: Any) -> bytes | None:
+        client = Client(app)
+        await client.send(
+            "/v1/models", {"Authorization": "Bearer secret", "Origin": "https://mine.example"}, method="GET"
+        )
+        return dict(client.sent[0]["headers"]).get(b"access-control-allow-origin")
+
+    assert asyncio.run(origin_of(vllm_app([], monkeypatch))) is None
+    named = vllm_app(["--allowed-origins", '["https://mine.example"]'], monkeypatch)
+    assert asyncio.run(origin_of(named)) == b"https://mine.example"
+
+
+def test_without_its_settings_the_guard_lets_nothing_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(policy_guard.VARIABLE, raising=False)
+    with pytest.raises(KeyError):
+        policy_guard.PolicyGuard(Echo())
 
 
 def test_options_after_two_dashes_are_vllms_wherever_ours_are(cli: Command, tmp_path: Path) -> None:
@@ -70,7 +192,8 @@ def server(tiny_run: Path) -> Iterator[str]:
     words = ["serve", str(tiny_run), "--name", "tiny", "--port", str(port)]
     with subprocess.Popen(
         [sys.executable, "-m", "metaalign_rl", *words],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        cwd=ROOT, env=os.environ | {"VLLM_API_KEY": "none"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         try:
             _wait_for(process, "Application startup complete")
@@ -96,6 +219,16 @@ def client(server: str) -> Any:
     from openai import OpenAI
 
     return OpenAI(base_url=server, api_key="none")
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/tokenize", "/v1/chat/completions", "/scale_elastic_ep", "/metrics"])
+def test_the_real_server_answers_nothing_but_health_without_the_key(server: str, path: str) -> None:
+    import httpx
+
+    body = {"model": "tiny", "messages": [{"role": "system", "content": "x"}, {"role": "user", "content": QUESTION}]}
+    address = server.removesuffix("/v1")
+    assert httpx.post(address + path, json=body).status_code == 401
+    assert httpx.get(f"{address}/health").status_code == 200
 
 
 def prompt_tokens(client: Any, question: str = QUESTION, system_info: str = "", user_info: str = "") -> list[int]:

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from meta_prompt_toys import assistant, hostile_texts, user
 from transformers import PreTrainedTokenizerFast
 
+from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.core.meta_prompt import MetaPrompt, encode
+from metaalign_rl.core.meta_prompt import MetaPrompt, encode, encode_answer
 
 LONG = [user("0123456789"), assistant("abcdefghij"), user("klmnopqrst"), assistant("uvwxyz"), user("ABCDEF")]
 
@@ -53,6 +54,16 @@ def test_a_cut_dialog_starts_with_the_user_as_some_templates_require(installed) 
         text = tokenizer.decode(encode(tokenizer, MetaPrompt("S"), LONG, max_tokens=limit))
         assert "<System Info>\nS\n<</SYS>>" in text
         assert text.endswith("ABCDEF [/INST]")
+
+
+def test_the_tokens_of_an_answer_say_whether_the_dialog_was_cut(installed) -> None:
+    row = Row(
+        id="1", family="helpful", relation="neutral", tier="dialog", system_info="S", user_info="U", messages=LONG
+    )  # fmt: skip
+    size = len(encode_answer(installed["own"], row, "R", max_tokens=10**6).ids)
+    assert not encode_answer(installed["own"], row, "R", max_tokens=size).truncated
+    for limit in (size - 1, size - 12):  # a part of a message, and messages
+        assert encode_answer(installed["own"], row, "R", max_tokens=limit).truncated
 
 
 def test_a_row_that_fits_is_rendered_once(installed, monkeypatch: pytest.MonkeyPatch) -> None:

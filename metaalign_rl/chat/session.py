@@ -106,7 +106,7 @@ class ChatPolicy:
         return without_reasoning(text)
 
     def _decoding(self, temperature: float) -> Any:
-        """Greedy decoding, or the model's full distribution. The checkpoint's own generation config is not used."""
+        """Greedy decoding, or the model's full distribution. Of the checkpoint's own config, only its end tokens."""
         from transformers import GenerationConfig
 
         how: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}

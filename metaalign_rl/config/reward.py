@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from metaalign_rl.core.net import check_url
 from metaalign_rl.core.settings import (
     PLAIN,
     expand_paths,
@@ -80,7 +81,8 @@ class RewardConfig(CommonTraining):
         shares = self.devices * self.gradient_accumulation
         wanted = f"a multiple of reward.devices * reward.gradient_accumulation = {shares}"
         require("reward.batch_size", self.batch_size % shares == 0, wanted, self.batch_size)
-        require("reward.url", not self.url or "://" in self.url, "a URL such as http://127.0.0.1:8300", self.url)
+        if self.url:
+            check_url("reward.url", self.url, "METAALIGN_REWARD_TOKEN")
         require("reward.url", not (self.url and self.path), f"no URL with reward.path={self.path}", self.url)
         is_function = not self.function or bool(_FUNCTION.fullmatch(self.function))
         require("reward.function", is_function, "path/to/file.py:name", self.function)

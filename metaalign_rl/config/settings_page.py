@@ -49,7 +49,9 @@ ENVIRONMENT = {
     "METAALIGN_REWARD_DTYPE": "Type that the plugins compute in: `float32`, `bfloat16` or `float16`.",
     "METAALIGN_REWARD_MODE": "Score that the plugins return: `overall` (default), `tier` or `composed`.",
     "METAALIGN_PIN": "Set by a run with `cluster.pin` for its own actors. Do not set it yourself.",
-    "VLLM_API_KEY": "Secret of `metaalign-rl serve`. Required when `--host` is not the loopback interface.",
+    "METAALIGN_POLICY_GUARD": "Set by `metaalign-rl serve` for the guard in its server. Do not set it yourself.",
+    "VLLM_API_KEY": "Secret of `metaalign-rl serve`. Required when `--host` is not the loopback interface. Clients "
+    "send it for every path but `/health`.",
     "OPENAI_API_KEY": "Key of the endpoint that `metaalign-rl evaluate URL` evaluates.",
     "RAY_JOB_STOP_WAIT_TIME_S": "Read by Ray on the cluster's head: seconds between `ray job stop` and the kill. If "
     "unset, 3.",

@@ -88,7 +88,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: too many levels of lists or objects
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
@@ -106,7 +106,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line)
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
             if not isinstance(record, dict):
                 raise UserError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")

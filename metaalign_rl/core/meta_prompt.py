@@ -5,7 +5,7 @@ vLLM's chat server all render the same text. `metaalign_rl.core.chat_template` i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from metaalign_rl.core.chat_template import (
@@ -93,11 +93,15 @@ class AnswerTokens:
 
     The tokens before `start` are those of the prompt alone. So SFT and the reward model read the tokens that the policy
     sees in PPO. Some templates write more after the end of a turn, such as a line break.
+
+    Attributes:
+        truncated: the dialog was too long, and its beginning was cut off.
     """
 
     ids: list[int]
     start: int
     end: int
+    truncated: bool = False
 
 
 def encode_row(tokenizer: "PreTrainedTokenizerBase", row: Row, *, max_tokens: int, place: str = "") -> list[int]:
@@ -179,8 +183,9 @@ def _encode(
         return found if len(found.ids) <= max_tokens else None
 
     try:
-        found = attempt(messages) or _cut(messages, attempt)
-        if found is None:
+        if (found := attempt(messages)) is not None:
+            return found
+        if (found := _cut(messages, attempt)) is None:
             taken = len(tokens_of([{**messages[-1], "content": ""}]).ids)
             raise UserError(
                 f"max_tokens={max_tokens} leaves no room for the dialog: the tiers"
@@ -189,7 +194,7 @@ def _encode(
             )
     except UserError as error:
         raise UserError(f"{place}: {error}" if place else str(error)) from None
-    return found
+    return replace(found, truncated=True)
 
 
 def _tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """Network addresses: those that servers listen on, and the proxies on the way to them."""
 
 import ipaddress
+import re
 import socket
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,31 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_loopback_name(authority: str) -> bool:
+    """Whether a host with an optional port, as in the header Host, names this machine: localhost or 127.0.0.1."""
+    host = authority.rpartition("]")[0].removeprefix("[") or authority.partition(":")[0]
+    host = host.lower().removesuffix(".")
+    return is_loopback(host) or host.endswith(".localhost")
+
+
+def check_url(key: str, url: str, token: str) -> None:
+    """Check the URL of a server: it has a scheme, and no secrets, which would be kept in configs, logs and errors.
+
+    Args:
+        key: the setting or argument, for the error.
+        token: the environment variable that has the server's token.
+
+    Raises:
+        UserError: the URL has no scheme, or a user, a password, a query or a fragment. It does not repeat them.
+    """
+    if "@" in url:
+        raise UserError(f"{key}: expected a URL without a user or password; set {token} to the server's token instead")
+    if re.search(r"[?#]", url):
+        raise UserError(f"{key}: expected a URL without '?' or '#'; set {token} to the server's token")
+    if not re.match(r"https?://[^/]", url, re.IGNORECASE):
+        raise UserError(f"{key}: expected a URL such as http://127.0.0.1:8300, found {url!r}")
 
 
 def listen(host: str, port: int) -> socket.socket:

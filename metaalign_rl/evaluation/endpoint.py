@@ -9,7 +9,7 @@ from typing import Any, Literal
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MARKERS, without_reasoning
-from metaalign_rl.core.net import proxy_for, transport, via
+from metaalign_rl.core.net import check_url, proxy_for, transport, via
 
 TierFormat = Literal["template", "message"]
 MAX_REQUESTS = 32  # concurrent requests
@@ -28,12 +28,14 @@ class Endpoint:
             both tiers as the text of one system message, for any other model.
 
     Raises:
-        UserError: no endpoint at `url`, several models without a name to choose one, or an unknown name.
+        UserError: the URL holds a user or a password, no endpoint at `url`, several models without a name to choose
+            one, or an unknown name.
     """
 
     def __init__(self, url: str, model: str, tiers: TierFormat) -> None:
         from openai import DefaultHttpxClient, OpenAI
 
+        check_url("the endpoint's URL", url, "OPENAI_API_KEY")
         self._proxy = proxy_for(url)
         client = DefaultHttpxClient(transport=transport(self._proxy))
         key = os.environ.get("OPENAI_API_KEY", "none")

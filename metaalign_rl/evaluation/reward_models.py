@@ -9,6 +9,7 @@ from metaalign_rl.core.checkpoints import find_checkpoint, is_checkpoint, is_rew
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.views import CONTROLS, apply_view
+from reward.score import Mode
 from reward.training.controls import modes_of, view_of
 
 ReportsByMode = dict[str, dict[str, Any]]  # a model's results from `reward.evaluate`, by mode
@@ -35,6 +36,7 @@ COMPARED = (  # a metric's name, its path in a report, and its meaning
     ),
     ("length in the data", "length_bias.gold", "the same correlation in the data: the value of a perfect model"),
 )
+MODE: Mode = "overall"  # in which models are compared: the only one that every model has
 BREAKDOWNS = ("by_relation", "by_family", "by_length")
 # Without the meta-prompt all wordings of a preference are the same text, so this control cannot fail the metric.
 MEANINGLESS = {"preference_blind": ("consistency.alike",)}
@@ -71,7 +73,7 @@ def add_controls(model: Path, found: Mapping[str, Path], given: Sequence[tuple[s
 
 
 def measure(name: str, model: Path, rows: Sequence[Row], dtype: str = "float32") -> ReportsByMode:
-    """Evaluate a model on the rows, in each of its modes.
+    """Evaluate a model on the rows, in each of its modes for which it was trained.
 
     Args:
         name: selects the view of the rows and the modes. Controls are recognized by name and have `overall` only.
@@ -81,17 +83,23 @@ def measure(name: str, model: Path, rows: Sequence[Row], dtype: str = "float32")
     import reward
 
     scorer = reward.Scorer.from_pretrained(model, dtype=dtype)
-    return reward.evaluate_modes(scorer, apply_view(rows, view_of(name)), modes_of(name))
+    return reward.evaluate_modes(scorer, apply_view(rows, view_of(name)), modes_of(name), skip_untrained=True)
 
 
 def compare(models: Mapping[str, ReportsByMode]) -> dict[str, dict[str, Any]]:
-    """The metrics of each model, in the mode with its best accuracy.
+    """The metrics of each model, in the same mode.
+
+    The mode is fixed: a model that were read in the best of its modes on these pairs would look better than a control,
+    which has one mode only.
 
     Returns:
         By model, a JSON object with `mode`, the metrics of `COMPARED` by name, and each of `BREAKDOWNS` as
         `{group: accuracy}`. A metric is null if it is undefined for the data or for the model.
     """
-    return {name: _best_metrics(name, reports) for name, reports in models.items()}
+    for name, reports in models.items():
+        if MODE not in reports:
+            raise UserError(f"{name}: expected a model that was trained on the label {MODE}, found none")
+    return {name: _metrics(name, reports[MODE]) for name, reports in models.items()}
 
 
 def counts(report: dict[str, Any]) -> dict[str, int]:
@@ -99,12 +107,11 @@ def counts(report: dict[str, Any]) -> dict[str, int]:
     return {name: _count(report, path.rpartition(".")[0]) for name, path, _ in COMPARED}
 
 
-def _best_metrics(model: str, reports: ReportsByMode) -> dict[str, Any]:
-    mode = max(reports, key=lambda mode: reports[mode]["accuracy"])
-    report, meaningless = reports[mode], MEANINGLESS.get(model, ())
+def _metrics(model: str, report: dict[str, Any]) -> dict[str, Any]:
+    meaningless = MEANINGLESS.get(model, ())
     metrics = {name: None if path in meaningless else _lookup(report, path) for name, path, _ in COMPARED}
     breakdowns = {key: {group: cell["accuracy"] for group, cell in report[key].items()} for key in BREAKDOWNS}
-    return {"mode": mode, **metrics, **breakdowns}
+    return {"mode": MODE, **metrics, **breakdowns}
 
 
 def _lookup(report: dict[str, Any], path: str) -> Any:

@@ -19,6 +19,7 @@ from metaalign_rl.core.batching import ENOUGH
 from metaalign_rl.core.dataflow import Batch
 from metaalign_rl.core.files import replace_folder
 from metaalign_rl.learner import checkpoint
+from metaalign_rl.learner.attention import require_shareable
 from metaalign_rl.learner.batch import group_by_prompt
 from metaalign_rl.learner.micro_batches import Inputs, MicroBatch, model_inputs, plan_batch
 from metaalign_rl.runtime import deepspeed_setup
@@ -79,7 +80,7 @@ class Learner:
                 algorithms without a critic.
 
         Raises:
-            UserError: a folder does not exist or is not safe to load.
+            UserError: a folder does not exist or is not safe to load, or its model cannot share prompts.
         """
         # DeepSpeed must not be imported before `deepspeed_setup.prepare`.
         from metaalign_rl.learner import deepspeed_engine, models, optimizer_step
@@ -87,6 +88,10 @@ class Learner:
 
         config, dtype = self.config, self._dtype
         self._policy_path = Path(policy_path)
+        if config.share_prompts:
+            for path in (policy_path, critic_path, reference_path):
+                if path is not None:
+                    require_shareable(Path(path))
         load_policy = partial(models.load_policy, dtype=dtype, temperature=self._temperature)
         lora = Lora(config.lora_rank, config.lora_alpha, self._seed) if config.lora_rank else None
         load, steps = partial(load_policy, self._policy_path, lora=lora), self._policy_steps

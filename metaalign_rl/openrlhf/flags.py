@@ -53,7 +53,7 @@ class TrainerPaths:
     Attributes:
         policy: the checkpoint to start from, also the critic's backbone.
         prompts: JSONL file with `input`, the rendered prompt, and `label`, the row as JSON.
-        reward: URL of `/get_reward`.
+        reward: URL of `/get_reward`, or a Python file with `reward_func`.
         output: folder for the trained policy, the checkpoints and TensorBoard's curves.
     """
 

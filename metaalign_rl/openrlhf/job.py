@@ -26,10 +26,12 @@ from metaalign_rl.core.net import listen
 from metaalign_rl.openrlhf.flags import TrainerPaths, flags, unsupported_settings
 from metaalign_rl.pipeline.context import RunContext
 from metaalign_rl.runtime.exit_status import guarded
+from reward.plugins import openrlhf as openrlhf_plugin
+from reward.plugins.environment import URL
+from reward.serving.client import TOKEN_VARIABLE
 
 MODULE = "openrlhf.cli.train_ppo_ray"
 SERVER = "import sys; from reward.cli import main; sys.exit(main())"  # metaalign-reward, also where it is not installed
-TOKEN = "METAALIGN_REWARD_TOKEN"
 
 
 def main() -> int:
@@ -71,10 +73,10 @@ def run(config: Config, start: list[str], options: list[str]) -> int:
     if unsupported := unsupported_settings(config):
         print(f"OpenRLHF has no option for these settings: {', '.join(unsupported)}", flush=True)
     with reward_server(config, context.reward_model()) as url:
-        ours = flags(config, TrainerPaths(policy, output / "prompts.jsonl", url, output))
+        ours = flags(config, TrainerPaths(policy, output / "prompts.jsonl", endpoint(url), output))
         command = [sys.executable, *start, *ours, *options]
-        print(shlex.join(command).replace(os.environ.get(TOKEN) or "\0", "***"), flush=True)
-        return subprocess.run(command, env=environment()).returncode
+        print(shlex.join(command), flush=True)
+        return subprocess.run(command, env=environment() | {URL: url}).returncode
 
 
 def check(config: Config, policy: Path) -> None:
@@ -128,7 +130,7 @@ def _example(tokenizer: Any, row: Row, max_tokens: int) -> dict[str, str]:
 
 @contextmanager
 def reward_server(config: Config, model: Path | None) -> Iterator[str]:
-    """Yield the URL of `/get_reward`, on the server `reward.url` or else on a server that runs here inside the block.
+    """Yield the URL of the server `reward.url`, or else of a server that runs here inside the block.
 
     Args:
         model: the reward model's folder.
@@ -137,14 +139,14 @@ def reward_server(config: Config, model: Path | None) -> Iterator[str]:
         UserError: there is no reward model; or the run is on a cluster, whose nodes may not reach this machine.
     """
     if config.reward.url:
-        yield with_token(config.reward.url)
+        yield config.reward.url.rstrip("/")
         return
     if model is None:
         raise UserError("there is no reward model; run the stage reward, or give reward.path or reward.url")
     if os.environ.get("RAY_ADDRESS"):
         raise UserError(
             "reward.url: expected a server that every node of the cluster reaches, found none; start one with "
-            f"`metaalign-reward serve --model {model} --host 0.0.0.0`, with its secret in {TOKEN}"
+            f"`metaalign-reward serve --model {model} --host 0.0.0.0`, with its secret in {TOKEN_VARIABLE}"
         )
     with listen("127.0.0.1", 0) as found:
         port = found.getsockname()[1]
@@ -155,17 +157,17 @@ def reward_server(config: Config, model: Path | None) -> Iterator[str]:
             assert server.stdout is not None
             if f":{port}" not in server.stdout.readline():
                 raise UserError(f"reward.path: the server with {model} did not start; see its error above")
-            yield with_token(f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
 
 
-def with_token(url: str) -> str:
-    """The URL of `/get_reward`, including the server's secret: OpenRLHF sends no headers."""
-    scheme, _, rest = url.rstrip("/").partition("://")
-    token = os.environ.get(TOKEN)
-    secret = f"openrlhf:{token}@" if token and "@" not in rest else ""
-    return f"{scheme}://{secret}{rest}/get_reward"
+def endpoint(url: str) -> str:
+    """What OpenRLHF asks for rewards: the server itself, or with a token our plugin, which asks the server.
+
+    OpenRLHF sends no headers, and it prints and logs its arguments. The plugin reads the token from the environment.
+    """
+    return openrlhf_plugin.__file__ if os.environ.get(TOKEN_VARIABLE) else f"{url}/get_reward"
 
 
 def environment() -> dict[str, str]:

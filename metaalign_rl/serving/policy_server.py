@@ -1,5 +1,6 @@
 """`metaalign-rl serve`: serves a policy with vLLM's OpenAI-compatible server and the three-tier chat template."""
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,8 +9,11 @@ from pathlib import Path
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.loading import require_servable
 from metaalign_rl.core.net import is_loopback, listen, url_of
+from metaalign_rl.serving import policy_guard
 
-RESERVED = ("--host", "--port", "--model", "--load-format", "--trust-remote-code")
+# Options that serve sets, and --config: a file could set all of them.
+RESERVED = ("--host", "--port", "--model", "--load-format", "--trust-remote-code", "--uds", "--config")
+KEY = "VLLM_API_KEY"
 CPU_OPTIONS = ("--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(2**30))
 EXAMPLE = """example:
   from openai import OpenAI
@@ -40,11 +44,13 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
     path = prepared_policy(policy)
     check_options(options)
     require_key(host, os.environ, options)
+    options, guard = protect(host, os.environ, options)
     listen(host, port).close()
     require_servable(path)
     load_tokenizer(path)
     on_cpu = prepare_vllm()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server's engine is its own process
+    os.environ.update(guard)
     print(f"serving {path} as {name!r} on {url_of(host, port)}/v1 (Ctrl-C to stop)")
     print(EXAMPLE.format(url=url_of(host, port), name=name), flush=True)
     os.execv(sys.executable, command(path, name, host, port, [*(CPU_OPTIONS if on_cpu else ()), *options]))
@@ -55,8 +61,27 @@ def command(path: Path, name: str, host: str, port: int, options: Sequence[str])
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(path), "--served-model-name", name, "--host", host, "--port", str(port),
-        "--load-format", "safetensors", "--generation-config", "vllm", *options,
+        "--load-format", "safetensors", "--generation-config", "vllm",
+        "--middleware", policy_guard.NAME,
+        *([] if _take("--allowed-origins", options)[0] else ["--allowed-origins", "[]"]), *options,
     ]  # fmt: skip
+
+
+def protect(host: str, environment: Mapping[str, str], options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Prepare the guard of the server.
+
+    Returns:
+        The options without --api-key: every user of the machine can read a process's arguments, and vLLM logs them. And
+        the environment variables that give the guard its settings.
+
+    Raises:
+        UserError: --allowed-origins is not a list in JSON.
+    """
+    given, rest = _take("--api-key", options)
+    keys = [key for key in given or [environment.get(KEY, "")] if key]
+    origins = _origins(_take("--allowed-origins", options)[0])
+    guard = policy_guard.settings(keys, origins, local_only=is_loopback(host) and not keys)
+    return rest, guard | {KEY: keys[0] if len(keys) == 1 else ""}  # vLLM's own check would accept one key only
 
 
 def check_options(options: Sequence[str]) -> None:
@@ -66,7 +91,9 @@ def check_options(options: Sequence[str]) -> None:
         UserError: names the option.
     """
     for option in options:
-        if option.partition("=")[0] in RESERVED:
+        name = _name(option)
+        # vLLM also takes the beginning of a name, such as --hos.
+        if name.removeprefix("--") and any(reserved.startswith(name) for reserved in RESERVED):
             raise UserError(f"{option}: not allowed after '--', because metaalign-rl serve sets it; see its own --help")
 
 
@@ -76,9 +103,44 @@ def require_key(host: str, environment: Mapping[str, str], options: Sequence[str
     Raises:
         UserError: `host` is not a loopback address, and neither VLLM_API_KEY nor `--api-key` is given.
     """
-    given = any(option.partition("=")[0] == "--api-key" for option in options)
-    if not (is_loopback(host) or environment.get("VLLM_API_KEY") or given):
+    given = bool(_take("--api-key", options)[0])
+    if not (is_loopback(host) or environment.get(KEY) or given):
         raise UserError(
-            f"--host {host}: others could use the server; set VLLM_API_KEY to a secret that clients must send, "
+            f"--host {host}: others could use the server; set {KEY} to a secret that clients must send, "
             "or listen on 127.0.0.1"
         )
+
+
+def _name(option: str) -> str:
+    """An option's name as vLLM reads it: without its value, and with dashes for underscores."""
+    name = option.partition("=")[0]
+    return name.replace("_", "-") if name.startswith("--") else ""
+
+
+def _take(wanted: str, options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the values of an option, which may be several words, from the other options."""
+    values: list[str] = []
+    rest: list[str] = []
+    inside = False
+    for option in options:
+        if option.startswith("-"):
+            inside = len(_name(option)) > 4 and wanted.startswith(_name(option))
+            if inside and "=" in option:
+                values.append(option.partition("=")[2])
+        elif inside:
+            values.append(option)
+        if not inside:
+            rest.append(option)
+    return values, rest
+
+
+def _origins(values: Sequence[str]) -> list[str]:
+    try:
+        origins = json.loads(values[-1]) if values else []
+    except ValueError:
+        origins = None
+    if not isinstance(origins, list) or not all(isinstance(origin, str) for origin in origins):
+        raise UserError(
+            f"--allowed-origins: expected a list in JSON such as '[\"https://example.com\"]', found {values[-1]!r}"
+        )
+    return origins

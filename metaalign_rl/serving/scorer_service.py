@@ -30,6 +30,7 @@ class Arguments(BaseModel):
         dtype: the weights' type, such as "bfloat16". Empty: bfloat16 if the hardware is fast at it, otherwise the
             checkpoint's own.
         mode: the score that `/get_reward` returns.
+        max_tokens: tokens of the longest text; 0: as in training.
         gpus, cpus: per replica.
         replicas: their number; 0: it follows the load.
         without_token: accept requests without a token. Otherwise METAALIGN_REWARD_TOKEN in the replicas' environment is
@@ -40,6 +41,7 @@ class Arguments(BaseModel):
     model: str
     dtype: str = ""
     mode: Mode = "overall"
+    max_tokens: int = Field(default=0, ge=0)
     gpus: float = 0
     cpus: float = 1
     replicas: int = Field(default=0, ge=0)
@@ -78,7 +80,9 @@ def build_app(arguments: Arguments) -> Any:
             f"{TOKEN_VARIABLE}: expected a secret, found none; set it where the replicas run, or give "
             "without_token=true to accept requests without a token"
         )
-    scorer = Scorer.from_pretrained(arguments.model, dtype=arguments.dtype or None)
+    scorer = Scorer.from_pretrained(
+        arguments.model, dtype=arguments.dtype or None, max_tokens=arguments.max_tokens or None
+    )
     name = arguments.model.rstrip("/").rpartition("/")[2]
     return create_app(scorer, ServingConfig(name, token=token, mode=arguments.mode), ServeMetrics())
 

@@ -68,8 +68,8 @@ class RewardTrainerActor:
     def evaluate(
         self, model: Path, pairs: Sequence[Row], modes: Sequence[Mode], dtype: str
     ) -> dict[str, dict[str, Any]]:
-        """The report of `reward.evaluate` for each mode."""
+        """The report of `reward.evaluate` for each mode for which the model was trained."""
         import reward
 
         scorer = reward.Scorer.from_pretrained(model, dtype=dtype)
-        return reward.evaluate_modes(scorer, apply_view(pairs, self._view), modes)
+        return reward.evaluate_modes(scorer, apply_view(pairs, self._view), modes, skip_untrained=True)

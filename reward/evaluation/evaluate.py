@@ -10,16 +10,19 @@ from metaalign_rl.core.errors import UserError
 from reward.answers import labelled_answers
 from reward.evaluation import pair_metrics
 from reward.evaluation.pair_metrics import JudgedPair
-from reward.score import Mode, Score, check_mode, log_combine
+from reward.score import MODES, Mode, Score, check_mode, labels_read, log_combine, require_trained
 from reward.scorer import BATCH_TOKENS, Scorer
 
 Scores = Mapping[tuple[str, str], Score]  # by the row's id and the field that holds the answer
 
 
 def evaluate(
-    scorer: Scorer, rows: Iterable[Row], mode: Mode = "tier", *, batch_tokens: int = BATCH_TOKENS
+    scorer: Scorer, rows: Iterable[Row], mode: Mode | None = None, *, batch_tokens: int = BATCH_TOKENS
 ) -> dict[str, Any]:
     """Evaluate a scorer on the rows' pairs and labelled answers.
+
+    Args:
+        mode: see `combine`. Default: the first of `MODES` for which the model was trained.
 
     Returns:
         A JSON object. A metric over no data is null.
@@ -46,16 +49,29 @@ def evaluate(
           probability, the share of true labels, and their number.
 
     Raises:
-        UserError: a row has neither a pair nor a labelled answer, no row has a pair, two rows share an id, or the mode
-            is unknown.
+        UserError: a row has neither a pair nor a labelled answer, no row has a pair, two rows share an id, the mode is
+            unknown, or the mode reads a label that the model was not trained on.
     """
-    return evaluate_modes(scorer, rows, (mode,), batch_tokens=batch_tokens)[mode]
+    if mode is not None:
+        return evaluate_modes(scorer, rows, (mode,), batch_tokens=batch_tokens)[mode]
+    reports = evaluate_modes(scorer, rows, MODES, batch_tokens=batch_tokens, skip_untrained=True)
+    return next(iter(reports.values()))
 
 
 def evaluate_modes(
-    scorer: Scorer, rows: Iterable[Row], modes: Sequence[Mode], *, batch_tokens: int = BATCH_TOKENS
+    scorer: Scorer,
+    rows: Iterable[Row],
+    modes: Sequence[Mode],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    skip_untrained: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """The result of `evaluate` for each mode. The rows are scored once."""
+    """The result of `evaluate` for each mode. The rows are scored once.
+
+    Args:
+        skip_untrained: leave out the modes that read a label that the model was not trained on. If no mode is left,
+            this is an error.
+    """
     for mode in modes:
         check_mode(mode)
     rows = list(rows)
@@ -66,9 +82,25 @@ def evaluate_modes(
     if not pairs:
         raise UserError(f"rows: expected some with 'chosen' and 'rejected', found none among {len(rows)}")
     scores = _score(scorer, rows, batch_tokens)
+    if skip_untrained:
+        modes = _trained_modes(modes, pairs, scores)
     answers = [(scores[row.id, name].probabilities, labels) for row in rows for name, labels in row.labels.items()]
     calibration = pair_metrics.calibration(answers)
     return {mode: {"mode": mode, **_pair_report(pairs, scores, mode), "calibration": calibration} for mode in modes}
+
+
+def _trained_modes(modes: Sequence[Mode], pairs: Sequence[Row], scores: Scores) -> list[Mode]:
+    """The modes that read only labels that the model was trained on.
+
+    Raises:
+        UserError: there is none.
+    """
+    untrained = frozenset().union(*(score.untrained for score in scores.values()))
+    read = {mode: {label for row in pairs for label in labels_read(row, mode)} for mode in modes}
+    found = [mode for mode in modes if untrained.isdisjoint(read[mode])]
+    if not found:
+        require_trained(modes[0], read[modes[0]], untrained)
+    return found
 
 
 def _score(scorer: Scorer, rows: Iterable[Row], batch_tokens: int) -> Scores:

@@ -33,11 +33,12 @@ class Explanation:
         return {tier: self.score.overall - score.overall for tier, score in self.without.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object: the row's `id`, `overall`, `probabilities` and `moved`."""
+        """A JSON object: the row's `id`, `overall`, `probabilities`, `truncated` and `moved`."""
         return {
             "id": self.row.id,
             "overall": self.score.overall,
             "probabilities": self.score.probabilities,
+            "truncated": self.score.truncated,
             "moved": self.moved,
         }
 

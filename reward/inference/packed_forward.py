@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from reward.inference.exactness import attends_to_all
 from reward.inference.packing import Pack
 from reward.inference.prefixes import group_by_prefix
 from reward.model import head, scores_every_token
@@ -30,13 +31,11 @@ def pack_logits(model: PreTrainedModel, pack: Pack) -> Tensor:
 def supports_packing(model: PreTrainedModel) -> bool:
     """Whether a model computes the same hidden states for packed texts as for each text alone.
 
-    By its config, the model must be a decoder that attends to all earlier tokens in every layer. A few probe texts show
-    whether its attention does anything else.
+    By its config, the model must be a decoder that attends to all earlier tokens in every layer; see `attends_to_all`.
+    A few probe texts show whether its attention does anything else.
     """
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}  # windows, recurrent states
-    if not scores_every_token(model) or not hasattr(model.base_model, "layers") or window is not None or others:
+    is_decoder = scores_every_token(model) and hasattr(model.base_model, "layers")
+    if not is_decoder or not attends_to_all(model.config.get_text_config()):
         return False
     pack = Pack()
     for group in group_by_prefix(PROBES):

@@ -19,8 +19,9 @@ URL, MODE = "METAALIGN_REWARD_URL", "METAALIGN_REWARD_MODE"
 def scorer_from_environment() -> "Scorer | RemoteScorer":
     """The scorer, created on the first call.
 
-    METAALIGN_REWARD_URL is the address of a server. Without it, METAALIGN_REWARD_MODEL is the folder of a reward model,
-    and METAALIGN_REWARD_DTYPE the type of its weights. Default of the type: see `Scorer.from_pretrained`.
+    METAALIGN_REWARD_URL is the address of a server, and METAALIGN_REWARD_TOKEN its token. Without a server,
+    METAALIGN_REWARD_MODEL is the folder of a reward model, and METAALIGN_REWARD_DTYPE the type of its weights. Default
+    of the type: see `Scorer.from_pretrained`.
 
     Raises:
         UserError: neither a server nor a folder is set.

@@ -1,14 +1,14 @@
 """OpenRLHF's reward function. Pass the path of this file as `--reward.remote_url`.
 
 The label column of the data set (`--data.label_key`) holds each row as JSON. METAALIGN_REWARD_MODEL is the folder of
-the reward model. A scoring server accepts the same labels: `--reward.remote_url http://HOST:PORT/get_reward`.
+the reward model. Or METAALIGN_REWARD_URL is the address of a scoring server, and METAALIGN_REWARD_TOKEN its token. A
+server without a token needs no plugin: `--reward.remote_url http://HOST:PORT/get_reward`.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from metaalign_rl.core.dataflow import LABELS
-from metaalign_rl.core.errors import UserError
 from reward.answers import parse_openrlhf_batch
 from reward.plugins.environment import mode_from_environment, scorer_from_environment
 from reward.score import combine
@@ -27,19 +27,20 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
         probabilities by label: tensors of the same shape.
 
     Raises:
-        UserError: a label is not a row, a query does not start with its prompt, or METAALIGN_REWARD_URL is set.
+        UserError: a label is not a row, or a query does not start with its prompt.
+        ScorerUnavailable: the server does not answer.
     """
     import torch
 
-    from reward.scorer import Scorer
+    from reward.serving.client import RemoteScorer
 
-    scorer, mode = scorer_from_environment(), mode_from_environment()
-    if not isinstance(scorer, Scorer):
-        raise UserError(
-            "METAALIGN_REWARD_URL: not used here, because the reward model's tokenizer finds the end of an answer; "
-            "set METAALIGN_REWARD_MODEL, or give OpenRLHF the server's address, .../get_reward"
-        )
-    rows = parse_openrlhf_batch(queries, prompts, labels, scorer.tokenizer.all_special_tokens)
+    scorer = scorer_from_environment()
+    if isinstance(scorer, RemoteScorer):  # the server's own mode, and its tokenizer, which finds the end of an answer
+        reply = scorer.get_reward(queries, prompts, labels)
+        rewards, logs = torch.tensor(reply["rewards"]), {k: torch.tensor(v) for k, v in reply["extra_logs"].items()}
+        return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
+    mode = mode_from_environment()
+    rows = parse_openrlhf_batch(queries, prompts, labels, scorer.tokenizer.all_special_tokens, mode)
     scores = scorer.score(rows)
     rewards = torch.tensor([combine(score, row, mode) for score, row in zip(scores, rows, strict=True)])
     logs = {label: torch.tensor([score.probabilities[label] for score in scores]) for label in LABELS}

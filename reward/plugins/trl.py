@@ -35,7 +35,7 @@ def make_reward_func(scorer: "Scorer | RemoteScorer", mode: Mode = "overall") ->
         completions: Sequence[Completion], row: Sequence[str | Mapping[str, Any]], **_: Any
     ) -> list[float]:
         rows = [
-            parse_answer(value, _text(completion, f"completions[{index}]"), f"row[{index}]")
+            parse_answer(value, _text(completion, f"completions[{index}]"), f"row[{index}]", mode)
             for index, (value, completion) in enumerate(zip(row, completions, strict=True))
         ]
         return [combine(score, parsed, mode) for score, parsed in zip(scorer.score(rows), rows, strict=True)]

@@ -30,8 +30,9 @@ def compute_score(
     Raises:
         UserError: the ground truth is not a row.
     """
-    row = parse_answer(ground_truth, solution_str.strip(), f"ground_truth of {data_source}")
+    mode = mode_from_environment()
+    row = parse_answer(ground_truth, solution_str.strip(), f"ground_truth of {data_source}", mode)
     with _LOADING:
         scorer = scorer_from_environment()
     (score,) = scorer.score([row])
-    return {"score": combine(score, row, mode_from_environment()), **score.probabilities}
+    return {"score": combine(score, row, mode), **score.probabilities}

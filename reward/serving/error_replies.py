@@ -11,16 +11,18 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from metaalign_rl.core.errors import UserError
-from reward.serving.batcher import QueueFull
+from reward.serving.batcher import CannotScore, QueueFull
 from reward.serving.schemas import Problem
 
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "seconds to wait"}}
 _MEANINGS: dict[int | str, str] = {
     400: "the body is not JSON",
     401: "the token is missing or wrong",
-    413: "the request has too many bytes or rows",
+    408: "the body came too slowly",
+    413: "the request, or one of its rows, is too large; the detail names the limit",
     422: "the request is malformed; the detail names the row and the field",
     429: "the queue is full; Retry-After is the number of seconds to wait",
+    503: "the server cannot score now: too many large requests at a time, or its device does not work",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": meaning, "model": Problem} for status, meaning in _MEANINGS.items()
@@ -52,6 +54,10 @@ def add_error_replies(app: FastAPI) -> None:
     @app.exception_handler(QueueFull)
     def full(_: Request, error: QueueFull) -> ErrorReply:
         return ErrorReply({"detail": str(error)}, 429, {"Retry-After": str(error.seconds)})
+
+    @app.exception_handler(CannotScore)
+    def broken(_: Request, error: CannotScore) -> ErrorReply:
+        return ErrorReply({"detail": str(error)}, 503)
 
 
 @contextmanager

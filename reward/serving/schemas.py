@@ -8,8 +8,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 
 from metaalign_rl.core.dataflow import FAMILIES, RELATIONS, Row, Tier
 from metaalign_rl.core.errors import nearest
-from reward.answers import answer_row, parse_openrlhf_batch
-from reward.score import Score
+from reward.answers import answer_row, parse_openrlhf_answer, require_same_length
+from reward.score import Mode, Score
 
 # Only the first error of a list is reported, so that a body with a million errors does not become a million messages.
 Strings = Annotated[list[str], Field(fail_fast=True)]
@@ -77,6 +77,12 @@ class AnswerRow(BaseModel):
     finished: bool | None = Field(None, description="whether the model ended the response; for other servers, ignored")
     tokens: int | None = Field(None, description="the response's number of tokens; for other servers, ignored")
 
+    @property
+    def characters(self) -> int:
+        """The characters that are scored."""
+        texts = (self.system_info, self.user_info, self.response, *(message.content for message in self.messages))
+        return sum(len(text) for text in texts if text is not None)
+
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, dict) else value
@@ -92,14 +98,14 @@ class ScoreRequest(Closed):
         BeforeValidator(_as_list, json_schema_input_type=AnswerRow | list[AnswerRow]),
     ]
 
-    def to_rows(self) -> list[Row]:
-        """The checked rows.
+    def row(self, index: int) -> Row:
+        """The checked row at an index.
 
         Raises:
-            UserError: a row is malformed; the message names the row and the field.
+            UserError: the row is malformed; the message names the row and the field.
         """
-        records = [row.model_dump(exclude_unset=True, exclude={"finished", "tokens"}) for row in self.rows]
-        return [answer_row(record, f"rows[{index}]") for index, record in enumerate(records)]
+        record = self.rows[index].model_dump(exclude_unset=True, exclude={"finished", "tokens"})
+        return answer_row(record, f"rows[{index}]")
 
 
 class ScoredRow(BaseModel):
@@ -109,18 +115,30 @@ class ScoredRow(BaseModel):
     overall: float
     tiers: dict[str, float]
     probabilities: dict[str, float]
+    truncated: bool
 
     @classmethod
     def of(cls, row: Row, score: Score) -> "ScoredRow":
         """The reply for one row."""
-        return cls(id=row.id or None, overall=score.overall, tiers=score.tiers, probabilities=score.probabilities)
+        return cls(
+            id=row.id or None,
+            overall=score.overall,
+            tiers=score.tiers,
+            probabilities=score.probabilities,
+            truncated=score.truncated,
+        )
 
 
 class ScoreReply(BaseModel):
-    """The scores in the order of the rows: logits (`overall`, `tiers`) and their sigmoids (`probabilities`)."""
+    """The scores in the order of the rows: logits (`overall`, `tiers`) and their sigmoids (`probabilities`).
+
+    `truncated`: the dialog was too long, and its beginning was not read. `untrained`: the labels that the model was not
+    trained on, whose numbers have no meaning.
+    """
 
     model: str
     scores: list[ScoredRow]
+    untrained: list[str]
 
 
 class RewardRequest(BaseModel):
@@ -131,17 +149,31 @@ class RewardRequest(BaseModel):
     prompts: Strings
     labels: Strings
 
-    def to_rows(self, special_tokens: Sequence[str]) -> list[Row]:
-        """The checked rows, each with its answer; see `parse_openrlhf_batch`."""
-        return parse_openrlhf_batch(self.query, self.prompts, self.labels, special_tokens)
+    def check(self) -> None:
+        """Raise a `UserError` if the lists differ in length."""
+        require_same_length(self.query, self.prompts, self.labels)
+
+    def row(self, index: int, special_tokens: Sequence[str], mode: Mode) -> Row:
+        """The checked row at an index, with its answer; see `parse_openrlhf_batch`."""
+        return parse_openrlhf_answer(
+            self.query[index], self.prompts[index], self.labels[index], special_tokens, index, mode
+        )
+
+    def characters(self, index: int) -> int:
+        """The characters that are read for the row at an index."""
+        return len(self.query[index]) + len(self.prompts[index]) + len(self.labels[index])
 
 
 class RewardReply(BaseModel):
-    """`rewards` and `scores`: the probability that each answer is good. `extra_logs`: the probabilities by label."""
+    """`rewards` and `scores`: the probability that each answer is good. `extra_logs`: the probabilities by label.
+
+    `truncated`: the dialog was too long, and its beginning was not read.
+    """
 
     rewards: list[float]
     scores: list[float]
     extra_logs: dict[str, list[float]]
+    truncated: list[bool]
 
 
 class ClassifyRequest(Closed):

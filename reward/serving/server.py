@@ -1,8 +1,10 @@
 """`metaalign-reward serve`: runs the app under uvicorn."""
 
 import os
+from dataclasses import replace
 
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.core.http_guard import UVICORN
 from metaalign_rl.core.net import is_loopback, listen, url_of
 from reward.scorer import Scorer
 from reward.serving.app import ServingConfig, create_app
@@ -34,7 +36,8 @@ def serve(scorer: Scorer, config: ServingConfig, host: str, port: int) -> None:
     """
     import uvicorn
 
+    config = replace(config, local_only=is_loopback(host) and not config.token)
     app, socket = create_app(scorer, config), listen(host, port)
     print(f"scoring with {config.name!r} on {url_of(host, port)} (Ctrl-C to stop)", flush=True)
-    server = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=DRAIN_SECONDS)
+    server = uvicorn.Config(app, **UVICORN, timeout_graceful_shutdown=DRAIN_SECONDS)
     uvicorn.Server(server).run(sockets=[socket])

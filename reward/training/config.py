@@ -96,7 +96,8 @@ class RewardTraining(CommonTraining):
     )
     calibration_share: float = setting(
         0.05,
-        "Share of the labelled rows that is held back from training, to fit the temperatures of the calibration.",
+        "Share of the labelled rows that is held back from training, with their whole prompts, to fit the temperatures "
+        "of the calibration.",
         unit="share",
     )
     checkpoint_steps: int = setting(500, "Updates between two checkpoints to resume from.", unit="optimizer steps")

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.errors import BadRows, UserError
 from metaalign_rl.core.meta_prompt import encode_answer
 from reward.answers import labelled_answers
+from reward.training.config import RewardTraining
 
 RewardBatch = dict[str, Tensor]
 """Examples as tensors; `collate` and `collate_shared` list the keys."""
@@ -99,6 +100,19 @@ def make_examples(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_t
     return examples
 
 
+def labels_with_data(examples: Iterable[Example], config: RewardTraining) -> tuple[str, ...]:
+    """The labels that a training changes: a pair ranks them, or an answer has them, and their loss has a weight."""
+    found = set()
+    for example in examples:
+        if config.bt_weight > 0:
+            found |= {label for label, rank in zip(LABELS, example.ranked, strict=True) if rank}
+        if config.bce_weight > 0 or config.token_weight > 0:
+            found |= {
+                label for row in example.labels for label, value in zip(LABELS, row, strict=True) if not isnan(value)
+            }
+    return tuple(label for label in LABELS if label in found and label in config.trained_labels)
+
+
 def collate(examples: Sequence[Example], pad_token: int, trained_labels: Collection[str] = LABELS) -> RewardBatch:
     """Make a batch in which every text has its own line.
 
@@ -148,6 +162,37 @@ def collate_shared(
         "last_token": torch.tensor([row * width + end - 1 for row, _, end in lines.spans]),
         **_targets(examples, trained_labels),
     }
+
+
+def collate_separate(
+    examples: Sequence[Example], pad_token: int, trained_labels: Collection[str] = LABELS
+) -> RewardBatch:
+    """Make a batch in which every text has its own line, with a score for each token.
+
+    For models that do not compute the same for answers that share a line; see `supports_shared_lines`.
+
+    Args:
+        trained_labels: see `collate`.
+
+    Returns:
+        The keys of `collate`, and `text_of_token` and `last_token` of `collate_shared`.
+    """
+    batch = collate(examples, pad_token, trained_labels)
+    width = batch["input_ids"].shape[1]
+    text_of_token = torch.full(batch["input_ids"].shape, -1)
+    ends = []
+    for index, (start, end) in enumerate(span for example in examples for span in _scored_spans(example)):
+        text_of_token[index, start:end] = index
+        ends.append(index * width + end - 1)
+    return {**batch, "text_of_token": text_of_token, "last_token": torch.tensor(ends)}
+
+
+def _scored_spans(example: Example) -> Iterator[tuple[int, int]]:
+    """For each text of an example, the tokens that get a loss: from where a pair differs, or the last token."""
+    pair = example.texts[:2] if example.is_pair else ()
+    split = _first_difference(*pair) if pair else 0
+    for index, text in enumerate(example.texts):
+        yield (split if index < len(pair) else len(text) - 1), len(text)
 
 
 def _lines(example: Example) -> Iterator[Line]:

@@ -1,6 +1,8 @@
 """The temperatures of a trained reward model: rows held out to fit them, and the fit itself."""
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from random import Random
 
 import torch
@@ -14,10 +16,25 @@ from reward.scorer import Scorer
 from reward.training.config import RewardTraining
 
 
-def hold_out(rows: Sequence[Row], config: RewardTraining) -> tuple[list[Row], list[Row]]:
-    """Split off the rows for the temperatures: `config.calibration_share` of the labelled rows, at random.
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The result of `calibrate`.
 
-    The rows of a flip stay together.
+    Attributes:
+        temperature: by label; 1 if it was not fitted.
+        calibrated: the labels whose temperature was fitted.
+    """
+
+    temperature: dict[str, float]
+    calibrated: tuple[str, ...]
+
+
+def hold_out(rows: Sequence[Row], config: RewardTraining) -> tuple[list[Row], list[Row]]:
+    """Split off the rows for the temperatures: about `config.calibration_share` of the labelled rows, at random.
+
+    Rows with the same prompt (tiers and dialog) stay together, and so do the rows of a flip. So no held-out row has a
+    prompt that is trained on: a model is too sure of answers to prompts that it knows. Rows of a held-out prompt that
+    have no labels are not used.
 
     Returns:
         The rows to train on, and the labelled rows that are held out.
@@ -25,34 +42,70 @@ def hold_out(rows: Sequence[Row], config: RewardTraining) -> tuple[list[Row], li
     Raises:
         UserError: no row is left to train on.
     """
-
-    def is_held_out(row: Row) -> bool:
-        key = row.tags.get("flip", row.id)
-        return bool(row.labels) and Random(f"{config.seed} {key}").random() < config.calibration_share
-
-    kept = [row for row in rows if not is_held_out(row)]
+    kept: list[Row] = []
+    held_out: list[Row] = []
+    for group in connected([[_prompt(row), row.tags.get("flip", row.id)] for row in rows]):
+        members = [rows[index] for index in group]
+        labelled = [row for row in members if row.labels]
+        key = min(row.tags.get("flip", row.id) for row in members)
+        if labelled and Random(f"{config.seed} {key}").random() < config.calibration_share:
+            held_out += labelled
+        else:
+            kept += members
     if not kept:
         raise UserError(
             f"rows: expected at least one to train on, found none besides {len(rows)} held out; "
             "give more rows, or lower calibration_share"
         )
-    return kept, [row for row in rows if is_held_out(row)]
+    place = {id(row): index for index, row in enumerate(rows)}
+    return sorted(kept, key=lambda row: place[id(row)]), held_out
 
 
-def calibrate(scorer: Scorer, rows: Sequence[Row], trained_labels: Collection[str] = LABELS) -> dict[str, float]:
-    """Fit the temperature of each trained label on the rows' labelled answers, and fold them into the scorer's model.
+def connected(keys: Sequence[Iterable[str]]) -> list[list[int]]:
+    """Group items that share a key, directly or through other items.
+
+    Args:
+        keys: of each item.
 
     Returns:
-        The temperature of each label. It is 1 for other labels, and for labels that are not both true and false among
-        the answers.
+        The items' indices by group.
+    """
+    parent = list(range(len(keys)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    first: dict[tuple[int, str], int] = {}
+    for index, names in enumerate(keys):
+        for kind, name in enumerate(names):
+            parent[root(index)] = root(first.setdefault((kind, name), index))
+    groups: dict[int, list[int]] = {}
+    for index in range(len(keys)):
+        groups.setdefault(root(index), []).append(index)
+    return list(groups.values())
+
+
+def calibrate(scorer: Scorer, rows: Sequence[Row], trained_labels: Collection[str] = LABELS) -> Calibration:
+    """Fit the temperature of each trained label on the rows' labelled answers, and fold them into the scorer's model.
+
+    A label is left at temperature 1 if it is not both true and false among the answers.
     """
     answers = [answer for row in rows for answer in labelled_answers(row)]
     scorer.model.eval()
     logits = scorer.logits([scorer.encode(row, f"row {row.id!r}") for row, _ in answers])
-    temperatures = dict.fromkeys(LABELS, 1.0)
-    for label in trained_labels:
-        index = LABELS.index(label)
+    temperature = dict.fromkeys(LABELS, 1.0)
+    calibrated = []
+    for index, label in enumerate(LABELS):
         truths = torch.tensor([float(labels[label]) if label in labels else torch.nan for _, labels in answers])
-        temperatures[label] = fit_temperature(logits[:, index], truths)
-    fold_temperatures(scorer.model, temperatures)
-    return temperatures
+        if label in trained_labels and {0.0, 1.0} <= set(truths.tolist()):
+            temperature[label] = fit_temperature(logits[:, index], truths)
+            calibrated.append(label)
+    fold_temperatures(scorer.model, temperature)
+    return Calibration(temperature, tuple(calibrated))
+
+
+def _prompt(row: Row) -> str:
+    return json.dumps([row.system_info, row.user_info, row.messages])

@@ -15,11 +15,12 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import replace_folder, write_json
+from reward.checkpoint_record import CheckpointRecord
 from reward.model import build, require_empty, save, scores_every_token
 from reward.scorer import Scorer
 from reward.training.checkpoint_folder import claim_checkpoint_folder
 from reward.training.config import RewardTraining
-from reward.training.examples import make_examples
+from reward.training.examples import labels_with_data, make_examples
 from reward.training.flip_sampler import make_sampler
 from reward.training.lora import add_lora, merge_lora
 from reward.training.temperatures import calibrate, hold_out
@@ -37,14 +38,12 @@ def train(
 ) -> dict[str, Any]:
     """Train a reward model on pairs and labelled answers, calibrate it and write it to `output`.
 
-    A killed training resumes from its newest checkpoint in `OUTPUT.checkpoints`, which is removed at the end.
-
-    To train on several devices, every process of a torch process group calls this with the same arguments. The first
-    process writes.
+    A killed training resumes from its newest checkpoint in `OUTPUT.checkpoints`, which is removed at the end. To train
+    on several devices, every process of a torch process group calls this with the same arguments. The first writes.
 
     Args:
         rows: pairs (`chosen` and `rejected`), labelled answers (`response` and `labels`) or both.
-            `config.calibration_share` of the labelled rows set the temperatures and are not trained on.
+            `config.calibration_share` of the labelled rows set the temperatures. Their prompts are not trained on.
         eval_rows: rows whose loss is logged after each epoch.
         base: the checkpoint to start from, such as the SFT model's.
         output: the folder to write; it must be new or empty.
@@ -53,8 +52,9 @@ def train(
             Default: several processes train with torch's distributed data parallel.
 
     Returns:
-        `steps`, `seconds` (with tokenising, without loading), the mean `loss`, `temperature` by label, and `log`, the
-        metrics by step. `OUTPUT/training.json` holds these and `base` and `config`.
+        `steps`, `seconds` (with tokenising, without loading), the mean `loss`, `temperature` by label,
+        `trained_labels` (those that had training data), `calibrated_labels` (those whose temperature was fitted), and
+        `log`, the metrics by step. `OUTPUT/training.json` holds these and `base` and `config`.
 
     Raises:
         UserError: a row, the base or the output is wrong, or another training owns `OUTPUT.checkpoints`.
@@ -73,12 +73,12 @@ def train(
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     if config.lora_rank:
         merge_lora(trained)
-    temperature = calibrate(scorer, held_out, config.trained_labels)
+    labels = _calibrate(config, scorer, held_out, labels_with_data(trainer.examples, config))
     result = {
         "steps": outcome.global_step,
         "seconds": time.monotonic() - began,
         "loss": outcome.training_loss,
-        "temperature": temperature,
+        **labels,
         "log": trainer.state.log_history,
     }
     if trainer.is_world_process_zero():
@@ -122,6 +122,19 @@ def _make_trainer(
     eval_examples = make_examples(eval_rows, scorer.tokenizer, config.max_tokens) if eval_rows else None
     sampler = make_sampler(rows, examples, config, arguments.world_size)
     return RewardTrainer(config, arguments, scorer.model, trained, examples, sampler, eval_examples, callbacks)
+
+
+def _calibrate(
+    config: RewardTraining, scorer: Scorer, held_out: Sequence[Row], trained_labels: tuple[str, ...]
+) -> dict[str, Any]:
+    """Fit the temperatures. Record in the model's config and return what is known of each label."""
+    calibration = calibrate(scorer, held_out, trained_labels)
+    CheckpointRecord(config.max_tokens, trained_labels, calibration.calibrated).write(scorer.model.config)
+    return {
+        "temperature": calibration.temperature,
+        "trained_labels": list(trained_labels),
+        "calibrated_labels": list(calibration.calibrated),
+    }
 
 
 def _write(output: Path, scorer: Scorer, record: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import nan
@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from metaalign_rl.core.dataflow import LABELS
 from metaalign_rl.core.errors import UserError
+from reward.inference.exactness import longrope_threshold
 from reward.model import head
 from reward.training.config import RewardTraining
-from reward.training.examples import Example, RewardBatch, collate, collate_shared
+from reward.training.examples import Example, RewardBatch, collate, collate_separate, collate_shared
 from reward.training.losses import preference_loss, target_counts, token_loss
+from reward.training.shared_lines import supports_shared_lines
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +52,11 @@ class RewardTrainer(Trainer):
             trained: the module to train: `model`, or `model` wrapped with adapters.
         """
         pad_token = model.config.get_text_config().pad_token_id
+        layout = partial(_layout(config, model), pad_token=pad_token, trained_labels=config.trained_labels)
         super().__init__(
             model=trained,
             args=arguments,
-            data_collator=partial(
-                collate_shared if config.token_weight > 0 else collate,
-                pad_token=pad_token,
-                trained_labels=config.trained_labels,
-            ),
+            data_collator=layout,
             train_dataset=[*examples, _unlabelled(examples)],
             eval_dataset=eval_examples,
             callbacks=list(callbacks),
@@ -64,6 +64,7 @@ class RewardTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # makes the Trainer average the loss over an update's passes
         self.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to the command line
         self.add_callback(_LogLines)
+        self.examples = examples
         self._config = config
         self._plain = model
         self._sampler = sampler
@@ -83,22 +84,43 @@ class RewardTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """The loss of one batch; see `Trainer`. `num_items_in_batch`: the counts from `get_batch_samples`."""
-        tokens = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
+        names = ("input_ids", "attention_mask", "position_ids")
+        tokens: dict[str, Tensor] = {name: inputs[name] for name in names if name in inputs}
         counts = num_items_in_batch
         if self._config.token_weight > 0:
-            with _outputs_of(head(self._plain)) as outputs:
-                model(**tokens)
-            scores = outputs[0].float()
+            scores = self._in_groups(tokens, lambda part: self._token_scores(model, part))
             logits = scores.flatten(0, 1)[inputs["last_token"]]
             loss, metrics = preference_loss(logits, inputs, self._config, counts)
             per_token = token_loss(scores[inputs["text_of_token"] >= 0], inputs, self._config, counts)
             loss = loss + self._config.token_weight * per_token
         else:
-            logits = model(**tokens).logits.float()
+            logits = self._in_groups(tokens, lambda part: model(**part).logits.float())
             loss, metrics = preference_loss(logits, inputs, self._config, counts)
         if model.training:
             self._metrics.append(metrics)
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _token_scores(self, model: nn.Module, tokens: dict[str, Tensor]) -> Tensor:
+        """The scores at all tokens, [lines, tokens, 4]."""
+        with _outputs_of(head(self._plain)) as outputs:
+            model(**tokens)
+        return outputs[0].float()
+
+    def _in_groups(self, tokens: dict[str, Tensor], run: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+        """Run a batch; with longrope, its short and its long texts apart. See `longrope_threshold`."""
+        threshold = longrope_threshold(self._plain.config.get_text_config())
+        width = tokens["input_ids"].shape[1]
+        if threshold is None or width <= threshold:
+            return run(tokens)
+        is_long = tokens["attention_mask"].sum(1) > threshold
+        found, order = [], []
+        for rows, end in ((is_long.nonzero()[:, 0], width), ((~is_long).nonzero()[:, 0], threshold)):
+            if len(rows):
+                scores = run({name: tensor[rows, :end] for name, tensor in tokens.items()})
+                tokens_missing = width - end if scores.dim() == 3 else 0
+                found.append(pad(scores, (0, 0, 0, tokens_missing)) if tokens_missing else scores)
+                order.append(rows)
+        return torch.cat(found)[torch.cat(order).argsort()]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean metrics since the last log; see `Trainer`."""
@@ -171,6 +193,13 @@ def training_arguments(
             "one process per GPU with torchrun"
         )
     return arguments
+
+
+def _layout(config: RewardTraining, model: PreTrainedModel) -> Callable[..., RewardBatch]:
+    """How examples become a batch: with token losses, the answers of a pair share a line if that changes nothing."""
+    if config.token_weight == 0:
+        return collate
+    return collate_shared if supports_shared_lines(model) else collate_separate
 
 
 @contextmanager

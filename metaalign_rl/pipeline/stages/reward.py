@@ -48,9 +48,26 @@ def run(context: RunContext) -> None:
         for rank in chain(*trainers.values()):
             ray.kill(rank)
     if is_evaluated:
+        require_mode(context.config.reward.mode, reports[MODEL])
         write_json(folder.reward_evaluation, reports)
     else:
         print("reward: the data has no held-out pairs, so the reward model is not evaluated")
+
+
+def require_mode(mode: str, reports: Collection[str]) -> None:
+    """Check that the reward model can be read in `reward.mode`, which PPO would find out much later.
+
+    Args:
+        reports: the modes in which the reward model was evaluated.
+
+    Raises:
+        UserError: it had no training data for a label that the mode reads.
+    """
+    if mode not in reports:
+        raise UserError(
+            f"reward.mode: expected one of {', '.join(reports)}, whose labels the reward model was trained on, "
+            f"found {mode!r}"
+        )
 
 
 def _in_turns(context: RunContext, outputs: dict[str, Path]) -> list[dict[str, Path]]:
