@@ -341,7 +341,7 @@ def trained_tensor_names(folder: Path) -> set[str]:
     Some checkpoints store such a layer all the same.
 
     Raises:
-        UserError: see `weight_files`.
+        UserError: see `tensor_headers`.
     """
     from transformers import AutoConfig
 
