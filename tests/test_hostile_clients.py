@@ -62,11 +62,11 @@ class Server:
                     if ended.wait(0.05):
                         return
 
-        with ThreadPoolExecutor(3) as pool:
+        # The process is forked before the threads start: it would inherit the locks that they hold, and wait forever.
+        with get_context("fork").Pool(1, _remember, (attack,)) as attacker, ThreadPoolExecutor(3) as pool:
             jobs = [pool.submit(watch), pool.submit(use, "/health", None), pool.submit(use, "/score", {"rows": ROW})]
             try:
-                with get_context("fork").Pool(1, _remember, (attack,)) as attacker:
-                    result = attacker.apply(_attack)
+                result = attacker.apply(_attack)
             finally:
                 ended.set()
             for job in jobs:

@@ -16,6 +16,7 @@ import yaml
 from metaalign_rl.cli import main
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
+from metaalign_rl.core.dataflow import TIERS
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.net import proxy_for, via
 from metaalign_rl.preflight.checks import check_sources
@@ -95,7 +96,7 @@ class Ready(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         rows = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["rows"]
-        self._reply({"scores": [{"overall": 1.0, "tiers": {}} for _ in rows]})
+        self._reply({"scores": [{"overall": 1.0, "tiers": dict.fromkeys(TIERS, 1.0)} for _ in rows]})
 
     def _reply(self, value: object) -> None:
         body = json.dumps(value).encode()

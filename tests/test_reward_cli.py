@@ -156,7 +156,11 @@ ERRORS = {
     "none: no such folder": lambda folder: (
         *("score", "--model", folder / "none", "--input", write(folder / "rows.jsonl", json.dumps(ROW))),
     ),
-    "bad.jsonl:1: not valid JSON": lambda folder: score_line(folder, "[" * 200_000),
+    "bad.jsonl: it begins like a JSON array but is not valid JSON (maximum": lambda folder: score_line(
+        folder, "[" * 200_000
+    ),
+    "not valid JSON (Exceeds": lambda folder: score_line(folder, "[" + "1" * 5000 + "]"),
+    "bad.jsonl:1: not valid JSON (maximum": lambda folder: score_line(folder, '{"id": ' + "[" * 200_000),
     "bad.jsonl:1: not valid JSON (Exceeds": lambda folder: score_line(folder, '{"id": ' + "1" * 5000 + "}"),
     "bad.jsonl:2: not valid JSON": lambda folder: score_line(folder, json.dumps(ROW) + "\n{broken\n"),
     "bad.jsonl:1: field 'response'": lambda folder: score_line(folder, json.dumps({**ROW, "response": 1})),

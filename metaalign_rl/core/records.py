@@ -94,7 +94,7 @@ def _parse_object(line: bytes, place: str) -> dict[str, Any]:
 def _parse(line: bytes, place: str) -> Any:
     try:
         return json.loads(line)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         if b"\r" in line.strip():
             hint = "its lines end with CR alone; end them with LF: tr '\\r' '\\n'"
         elif line.strip() == b"{":
@@ -107,7 +107,7 @@ def _parse(line: bytes, place: str) -> Any:
 def _array(file: Any, path: Path) -> Iterator[Record]:
     try:
         values = json.loads(file.read())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: it begins like a JSON array but is not valid JSON ({error}); {EXPECTED}") from None
     return _numbered(values, path)
 
