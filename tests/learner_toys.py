@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.utils import groups
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -74,6 +75,7 @@ def own_process_group() -> Iterator[None]:
     os.environ.update(environment)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        groups._WORLD_GROUP = None  # DeepSpeed keeps the group that it found first
 
 
 def policy_weights(learner: Learner) -> Tensor:

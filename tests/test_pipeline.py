@@ -154,7 +154,9 @@ def test_sft_resumes_from_the_newest_complete_checkpoint(tmp_path: Path) -> None
     for step in (9, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if step < 11:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-12").mkdir()
+    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"epoch": 1')  # killed while it was written
     assert newest_trainer_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 

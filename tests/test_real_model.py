@@ -27,7 +27,7 @@ from metaalign_rl.weights.checksum import Digest
 
 GGUF = ROOT / "build" / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTIONS = ["What is the capital of France?", "Tell me about the sea.", "How do I cook rice?", "Write a short poem."]
-COPIES, TOKENS = 8, 64
+COPIES, TOKENS = 4, 32
 
 pytestmark = [
     pytest.mark.slow,

@@ -135,7 +135,7 @@ def test_an_old_reward_training_resumes_from_its_checkpoints(tmp_path: Path) -> 
     settings = asdict(RewardTraining(easy_first_fraction=0.25))
     old = {key.replace("easy_first_fraction", "right_first"): value for key, value in settings.items()}
     (tmp_path / "checkpoint-4").mkdir()
-    (tmp_path / "checkpoint-4" / "trainer_state.json").touch()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
     write_json(tmp_path / "identity.json", {"base": "sft", "config": old})
     assert claim_checkpoint_folder(tmp_path, {"base": "sft", "config": settings}) == str(tmp_path / "checkpoint-4")
     with pytest.raises(UserError, match="another training.s: config differ"):

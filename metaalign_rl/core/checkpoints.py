@@ -95,10 +95,18 @@ def find_policy(path: Path) -> Path:
 def newest_trainer_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint that transformers' Trainer wrote to `folder`; None without one.
 
-    The Trainer writes `trainer_state.json` last. A checkpoint without this file is incomplete.
+    The Trainer writes `trainer_state.json` last. A checkpoint is incomplete without this file, or with a part of it.
     """
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
     return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def local_checkpoint(path: str | Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from metaalign_rl.core.dataflow import Row, Sampling
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import MARKERS, without_reasoning
-from metaalign_rl.core.net import check_url, proxy_for, transport, via
+from metaalign_rl.core.net import check_url, proxy_for, via
 
 TierFormat = Literal["template", "message"]
 MAX_REQUESTS = 32  # concurrent requests
@@ -37,7 +37,7 @@ class Endpoint:
 
         check_url("the endpoint's URL", url, "OPENAI_API_KEY")
         self._proxy = proxy_for(url)
-        client = DefaultHttpxClient(transport=transport(self._proxy))
+        client = DefaultHttpxClient(proxy=self._proxy, trust_env=False)  # httpx cannot read ranges in no_proxy
         key = os.environ.get("OPENAI_API_KEY", "none")
         self._client = OpenAI(base_url=url, api_key=key, max_retries=3, http_client=client)
         self._tiers = tiers

@@ -74,8 +74,12 @@ class AnswerRow(BaseModel):
     checks: dict[str, Any] | None = None
     labels: dict[str, Any] | None = None
     tags: dict[str, Any] | None = None
-    finished: bool | None = Field(None, description="whether the model ended the response; for other servers, ignored")
-    tokens: int | None = Field(None, description="the response's number of tokens; for other servers, ignored")
+    finished: bool | None = Field(
+        None, strict=True, description="whether the model ended the response; for other servers, ignored"
+    )
+    tokens: int | None = Field(
+        None, strict=True, description="the response's number of tokens; for other servers, ignored"
+    )
 
     @property
     def characters(self) -> int:
