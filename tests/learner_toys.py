@@ -1,5 +1,6 @@
 """A tiny model, samples for it, and a learner on it."""
 
+import gc
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -76,6 +77,8 @@ def own_process_group() -> Iterator[None]:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         groups._WORLD_GROUP = None  # DeepSpeed keeps the group that it found first
+    gc.unfreeze()  # learners freeze what exists at their start, also what earlier ones left
+    gc.collect()  # else their buffers add up, until the system refuses to start another process
 
 
 def policy_weights(learner: Learner) -> Tensor:

@@ -19,6 +19,7 @@ from metaalign_rl.core.units import MIB
 from metaalign_rl.learner.lora import is_adapted, merged, unit_of
 from metaalign_rl.runtime import deepspeed_config
 
+REDUCE_BUCKET = 500_000_000  # DeepSpeed's default; it keeps a buffer for so many gradients, even for a small model
 GATHERED_BYTES = 256 * MIB  # gathered at a time when all weights are collected
 
 
@@ -33,14 +34,21 @@ def build(load: Callable[[], nn.Module], config: LearnerConfig, learning_rate: f
     module = _load(load, config, dtype)
     if config.gradient_checkpointing:
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
+    settings = _settings(config, dtype, learning_rate)
+    settings["zero_optimization"]["reduce_bucket_size"] = min(REDUCE_BUCKET, _numbers(module))
     engine, *_ = deepspeed.initialize(
         model=module,
-        config=_settings(config, dtype, learning_rate),
+        config=settings,
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, config.rate_factor),
     )
     # Gradient checkpointing works in training mode only. Dropout is off in either mode.
     engine.train(config.gradient_checkpointing)
     return engine
+
+
+def _numbers(module: nn.Module) -> int:
+    """Number of weights, on all ranks together."""
+    return sum(getattr(weight, "ds_numel", weight.numel()) for weight in module.parameters())
 
 
 def build_frozen(
