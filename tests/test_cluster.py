@@ -40,7 +40,13 @@ FROM_SCRATCH = [
 # What the job one-node-ppo runs. The other jobs for GPUs run SFT and train a reward model first.
 ONLY_PPO = ["run.stages=[data,ppo]", "model.path=/runs/one-node/sft", "reward.path=/runs/one-node/reward"]
 STEPS = 12
-TWO_RANKS = ["learner.world_size=2", "learner.zero_stage=3", f"ppo.steps={STEPS}", "ppo.save_steps=2"]
+TWO_RANKS = [
+    "learner.world_size=2",
+    "learner.zero_stage=3",
+    f"ppo.steps={STEPS}",
+    "ppo.save_steps=2",
+    "faults.limit=10",
+]
 TWO_NODES = ["cluster.cpus=4", "rollout.engines=2", "ppo.reward_workers=2"]  # these may change when a run is resumed
 
 

@@ -39,6 +39,9 @@ def test_an_open_address_needs_an_api_key() -> None:
     require_key("0.0.0.0", {"VLLM_API_KEY": "secret"}, [])
     require_key("0.0.0.0", {}, ["--api-key", "secret"])
     require_key("0.0.0.0", {}, ["--api-key=secret"])
+    for options in (["--api-key", ""], ["--api-key="]):  # of a variable that is not set
+        with pytest.raises(UserError, match="others could use the server"):
+            require_key("0.0.0.0", {}, options)
     with pytest.raises(UserError, match=r"--host 0\.0\.0\.0: others could use the server; set VLLM_API_KEY"):
         require_key("0.0.0.0", {}, [])
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from metaalign_rl.core.chat_template import META_PROMPT_VERSION, is_installed
-from metaalign_rl.core.checkpoints import find_policy, local_checkpoint, weight_files
+from metaalign_rl.core.checkpoints import drop_own_code, find_policy, local_checkpoint, weight_files
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, replace_folder, write_json
+from metaalign_rl.core.loading import require_complete, require_loaded
 from metaalign_rl.core.template_probe import read_turn
 from metaalign_rl.core.tokenizers import end_ids, prepare_model, prepare_tokenizer, read_tokenizer
 
@@ -34,6 +35,8 @@ def prepare_checkpoint(source: str, folder: Path) -> list[str]:
     changes = prepare_tokenizer(tokenizer)
     if len(tokenizer) > _vocabulary(checkpoint):
         return _convert(checkpoint, folder)
+    require_complete(checkpoint)
+    tokenizer.init_kwargs.pop("auto_map", None)  # names code that is never run
 
     def fill(target: Path) -> None:
         for file in [*weight_files(checkpoint), *checkpoint.glob("*.safetensors.index.json")]:
@@ -71,12 +74,20 @@ def _convert(place: Path, folder: Path, **options: Any) -> list[str]:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            place, use_safetensors=not options, trust_remote_code=False, dtype="auto", **options
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            place,
+            use_safetensors=not options,
+            trust_remote_code=False,
+            dtype="auto",
+            ignore_mismatched_sizes=True,  # `require_loaded` refuses them
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{place}: cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from None
+    require_loaded(place, model, loading)
     tokenizer = read_tokenizer(place, **options)
+    drop_own_code(model, tokenizer)
     changes = [*prepare_tokenizer(tokenizer), *prepare_model(model, tokenizer)]
 
     def fill(target: Path) -> None:

@@ -77,8 +77,7 @@ def protect(host: str, environment: Mapping[str, str], options: Sequence[str]) -
     Raises:
         UserError: --allowed-origins is not a list in JSON.
     """
-    given, rest = _take("--api-key", options)
-    keys = [key for key in given or [environment.get(KEY, "")] if key]
+    keys, rest = _keys(environment, options), _take("--api-key", options)[1]
     origins = _origins(_take("--allowed-origins", options)[0])
     guard = policy_guard.settings(keys, origins, local_only=is_loopback(host) and not keys)
     return rest, guard | {KEY: keys[0] if len(keys) == 1 else ""}  # vLLM's own check would accept one key only
@@ -103,12 +102,17 @@ def require_key(host: str, environment: Mapping[str, str], options: Sequence[str
     Raises:
         UserError: `host` is not a loopback address, and neither VLLM_API_KEY nor `--api-key` is given.
     """
-    given = bool(_take("--api-key", options)[0])
-    if not (is_loopback(host) or environment.get(KEY) or given):
+    if not (is_loopback(host) or _keys(environment, options)):
         raise UserError(
             f"--host {host}: others could use the server; set {KEY} to a secret that clients must send, "
             "or listen on 127.0.0.1"
         )
+
+
+def _keys(environment: Mapping[str, str], options: Sequence[str]) -> list[str]:
+    """The keys that a client may send. An empty one, such as of an unset variable, is none."""
+    given = [key for key in _take("--api-key", options)[0] if key]
+    return given or [key for key in [environment.get(KEY, "")] if key]
 
 
 def _name(option: str) -> str:
