@@ -212,5 +212,6 @@ def default_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 has no such function
+        fast = device.type == "cpu" and bool(capabilities.get("amx_bf16"))
     return torch.bfloat16 if fast else None

@@ -217,6 +217,18 @@ def seen(watched_run: "tuple[Path, Seen]") -> "Seen":
     return watched_run[1]
 
 
+# Learners in the tests' own process.
+
+
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[None]:
+    """A learner makes its process a rank. The tests of other files must not be in one."""
+    from learner_toys import own_process_group
+
+    with own_process_group():
+        yield
+
+
 # A local Ray.
 
 

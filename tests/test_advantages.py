@@ -12,7 +12,6 @@ from torch import Tensor
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import Config, PPOConfig
 from metaalign_rl.core.errors import UserError
-from metaalign_rl.learner.group import optimizer_steps
 from metaalign_rl.ppo.advantages import gae, token_kl, token_rewards, whiten
 from metaalign_rl.ppo.kl_controller import KLController
 
@@ -104,4 +103,10 @@ def test_a_cosine_schedule_falls_slowly_at_both_ends():
 def test_the_schedule_ends_with_the_run():
     ppo = PPOConfig(steps=10, prompts_per_step=25, samples_per_prompt=4)
     learner = LearnerConfig(minibatch_size=64, epochs=3)
-    assert optimizer_steps(Config(ppo=ppo, learner=learner), ppo.steps) == 10 * 3 * 2
+    assert Config(ppo=ppo, learner=learner).policy_optimizer_steps == 10 * 3 * 2
+
+
+def test_a_warm_up_that_outlasts_the_policy_s_updates_is_refused_when_the_config_is_read():
+    ppo = PPOConfig(steps=10, prompts_per_step=16, samples_per_prompt=4, critic_warmup_steps=8)
+    with pytest.raises(UserError, match="learner.warmup_steps: expected less than 2, the policy's optimizer steps"):
+        Config(ppo=ppo, learner=LearnerConfig(minibatch_size=64, epochs=1, warmup_steps=2))

@@ -32,7 +32,7 @@ QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:  # .ci/run installs it; a laptop may lack it
+    if path is None:  # pip cannot install it. .ci/run installs it with apt; a laptop may lack it.
         pytest.skip("needs Chromium: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))

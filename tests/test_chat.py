@@ -156,9 +156,8 @@ def test_the_policy_stops_at_the_end_tokens_of_its_generation_config(tiny_run: P
     policy = ChatPolicy(tiny_run, max_new_tokens=16)
     question: Any = [{"role": "user", "content": "what is the capital of france?"}]
     whole = policy.answer(MetaPrompt(), question).answer
-    assert len(whole.split()) > 1
-    ends = policy._tokenizer.encode(whole.split()[0], add_special_tokens=False)
-    policy._model.generation_config.eos_token_id = [policy._tokenizer.eos_token_id, ends[-1]]
+    first, *_ = policy._tokenizer.encode(whole, add_special_tokens=False)
+    policy._model.generation_config.eos_token_id = [policy._tokenizer.eos_token_id, first]
     assert len(policy.answer(MetaPrompt(), question).answer) < len(whole)
 
 

@@ -91,9 +91,9 @@ MISTAKES = {
     "no data": ("run config.yaml data.source=jsonl", "data.path: needs a readable folder, found ''"),
     "too few CPUs": ("run config.yaml cluster.cpus=4096", "cluster.cpus: needs 4096 CPUs, found "),
     "too little memory": ("run config.yaml cluster.memory_gib=1e6", "needs 1e+06 GiB free"),
-    "hub id without sft": (
-        "run config.yaml model.path=owner/model run.stages=[ppo]",
-        "model.path: needs a checkpoint that can be loaded, found 'owner/model'",
+    "no GGUF file": (
+        "run config.yaml model.path=model.gguf",
+        "model.path: needs a readable GGUF file, found 'model.gguf'",
     ),
     "output that is a file": (
         "data build config.yaml data.demonstrations=1 data.pairs=2 data.prompts=1 --output config.yaml",

@@ -100,7 +100,8 @@ def test_a_local_server_answers_only_requests_that_name_this_machine() -> None:
 def test_a_local_server_refuses_pages_of_other_sites_unless_they_are_named() -> None:
     guard = Guard(Echo(), local_only=True, origins=["https://mine.example"])
     for origin, status in (
-        ("https://evil.example", 403), ("null", 403), ("http://localhost:3000", 200), ("https://mine.example", 200),
+        ("https://evil.example", 403), ("null", 403), ("http://[", 403), ("http://localhost:3000", 200),
+        ("https://mine.example", 200),
     ):  # fmt: skip
         assert ask(guard, headers={"Host": "127.0.0.1", "Origin": origin}).status == status
         kind = ask(guard, headers={"Host": "127.0.0.1", "Origin": origin}, kind="websocket").sent[0]["type"]

@@ -15,7 +15,6 @@ from learner_toys import (
     evaluated,
     make_learner,
     make_samples,
-    own_process_group,
     poison,
     policy_and_reference,
     policy_weights,
@@ -42,16 +41,12 @@ from metaalign_rl.runtime.rendezvous import rendezvous
 FILE = "model.safetensors"
 CAPPED = {"correction": "token", "correction_mode": "clip", "correction_bounds": (0.0, 2.0)}
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy_and_reference(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    with own_process_group():
-        yield
 
 
 # Updates

@@ -13,7 +13,6 @@ from learner_toys import (
     evaluated,
     make_learner,
     make_samples,
-    own_process_group,
     policy_and_reference,
     policy_weights,
     tiny_model,
@@ -37,16 +36,12 @@ from metaalign_rl.learner.worker import Learner
 
 FILE = "model.safetensors"
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy_and_reference(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    with own_process_group():
-        yield
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

@@ -173,6 +173,21 @@ def test_checkpointing_and_offloading_never_need_more_memory(size: str, ranks: i
     assert saving["optimizer states"] == 0
 
 
+@settings(max_examples=20, deadline=None)
+@given(SIZES, st.integers(1, 64), st.sampled_from((1, 2)))
+def test_states_in_main_memory_leave_engines_more_room_and_cost_time(size: str, ranks: int, stage: int) -> None:
+    config = replace(WORK, sft=replace(WORK.sft, batch_size=ranks))
+    staying = case(size, config, world_size=ranks, zero_stage=stage)
+    moving = case(size, config, world_size=ranks, zero_stage=stage, offload_states=True)
+    moved = memory.resting_memory(staying) - memory.resting_memory(moving)
+    trained = staying.policy.parameters + staying.has_critic * staying.policy.backbone
+    assert moved == pytest.approx(12 * trained / ranks)  # Adam's two moments and the float32 weights
+    hosts = [memory.host_memory(each)["learners"] for each in (staying, moving)]
+    assert hosts[1] - hosts[0] == pytest.approx(ranks * moved)
+    assert speed.learn_seconds(moving) > speed.learn_seconds(staying)
+    assert memory.learner_memory(moving) == memory.learner_memory(staying), "while it learns, nothing changes"
+
+
 def test_the_parts_of_a_plan_add_up_to_its_totals() -> None:
     from metaalign_rl.plan.page import to_json
 

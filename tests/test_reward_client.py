@@ -8,7 +8,7 @@ import httpx
 import pytest
 from reward_toys import make_row
 
-from metaalign_rl.core.dataflow import Ending
+from metaalign_rl.core.dataflow import LABELS, Ending
 from metaalign_rl.core.errors import UserError
 from reward import combine
 from reward.serving.client import RemoteScorer, ScorerUnavailable
@@ -123,6 +123,24 @@ def test_the_client_splits_long_rows_over_requests() -> None:
     assert len(remote.score([{**ROW, "response": "red " * 25_000}] * 7)) == 7
     assert len(sizes) == 4
     assert max(sizes) < 2**19
+
+
+def test_a_batch_of_rewards_is_split_over_requests_too() -> None:
+    def rewarded(request: httpx.Request) -> httpx.Response:
+        texts = json.loads(request.content)["query"]
+        counts.append(len(texts))
+        numbers = [float(text) for text in texts]
+        return httpx.Response(
+            200, json={"rewards": numbers, "scores": numbers, "extra_logs": dict.fromkeys(LABELS, numbers)}
+        )
+
+    counts: list[int] = []
+    remote = RemoteScorer("http://server", rows_a_request=4)
+    remote._client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(rewarded))
+    queries = [str(number) for number in range(10)]
+    found = remote.get_reward(queries, queries, queries)
+    assert counts == [4, 4, 2]
+    assert found["rewards"] == found["extra_logs"]["overall"] == list(map(float, range(10)))
 
 
 def test_the_clients_address_holds_no_secret() -> None:

@@ -1,6 +1,7 @@
 """The rollout engine, as a Ray actor, compared with transformers on the same tiny model."""
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -75,6 +76,16 @@ def engine(model_folder: Path, local_ray: Config) -> Iterator[SimpleNamespace]:
             from metaalign_rl.weights.vllm_worker import ChecksummedModel
 
             ChecksummedModel.load_weights = lambda self, weights: list(self._digest.watch(weights))
+
+        def set_delay(self, seconds: float) -> None:
+            """Wait this long between the end of each engine step and the use of its outputs."""
+            self.delay = seconds
+
+        def _do(self, work: Any, *arguments: Any, **options: Any) -> Any:
+            result = super()._do(work, *arguments, **options)
+            if work.__name__ == "_step":
+                time.sleep(getattr(self, "delay", 0.0))
+            return result
 
     actor = ray.remote(**THREADS, **ONE_THREAD)(BreakableEngine).remote(
         str(model_folder), max_tokens=MAX_TOKENS, max_sequences=4
@@ -187,6 +198,9 @@ def test_a_stop_text_ends_a_response_and_is_not_in_its_text(engine):
     assert engine_mismatch(tiny_model(), samples) < 1e-4
     for sample in samples:
         assert stop not in sample.text
+    first = plain[0].text.split()[0]  # before the minimum of tokens, a stop text ends nothing
+    longer = draw(engine, temperature=0.0, stop=(first,), min_new_tokens=3)
+    assert longer[0].text.split()[:2] == plain[0].text.split()[:2]
 
 
 @pytest.mark.slow
@@ -281,6 +295,16 @@ def test_new_weights_apply_between_two_tokens_of_responses_in_progress(engine):
         assert fits[sample.first_version][0] and fits[sample.weight_version][-1]
         changes = [k for k in range(len(drawn) + 1) if fits[10][:k].all() and fits[11][k:].all()]
         assert changes, "tokens are the old model's up to one place, and the new one's from there"
+
+
+def test_an_abort_right_after_a_step_keeps_what_the_step_finished(engine):
+    engine.call("set_delay", 2.0)
+    stream = engine.actor.generate.options(num_returns="streaming").remote(REQUESTS, Sampling(max_new_tokens=1))
+    time.sleep(1.0)
+    engine.call("abort")
+    assert [len(ray.get(batch)) for batch in stream] == [4], "one engine step holds 4 sequences"
+    engine.call("set_delay", 0.0)
+    assert len(draw(engine)) == len(REQUESTS)
 
 
 def test_an_engine_waiting_for_weights_sends_heartbeats_and_then_resumes(engine):

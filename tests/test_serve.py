@@ -178,7 +178,7 @@ def test_without_its_settings_the_guard_lets_nothing_start(monkeypatch: pytest.M
 
 
 def test_options_after_two_dashes_are_vllms_wherever_ours_are(cli: Command, tmp_path: Path) -> None:
-    done = cli("serve", str(tmp_path), "--port", "1234", "--", "--host", "0.0.0.0")
+    done = cli("serve", str(tmp_path), "--port", "1234", "--", "--max-num-seqs", "4")
     assert (done.returncode, done.stderr.partition(":")[0]) == (2, "error")
     assert "expected a run's folder" in done.stderr  # the options were accepted, then the folder was checked
     assert "unrecognized" not in done.stderr

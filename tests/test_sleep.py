@@ -1,14 +1,15 @@
 """An engine that shares a GPU with its learners frees its memory and allocates it again. vLLM is replaced by a fake."""
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event, get_ident
+from threading import get_ident
 from types import SimpleNamespace
 
 import pytest
 
-from metaalign_rl.config.schema import ClusterConfig, Config
+from metaalign_rl.config.schema import ClusterConfig, Config, RunConfig
 from metaalign_rl.core.dataflow import Sampling
 from metaalign_rl.learner.worker import Learner
+from metaalign_rl.pipeline import context
 from metaalign_rl.ppo.collector import Collector
 from metaalign_rl.rollout.engine import RolloutEngine
 from metaalign_rl.rollout.engine_args import cpu_options, gpu_options
@@ -48,8 +49,8 @@ class RecordingEngine:
 def engine() -> RolloutEngine:
     engine = RolloutEngine.__new__(RolloutEngine)
     engine._engine, engine._thread = RecordingEngine(), ThreadPoolExecutor(1)
-    engine._sleeps, engine._asleep, engine._is_updating, engine._first_versions = True, [], False, {}
-    engine._has_weights, engine._running = True, Event()
+    engine._sleeps, engine._asleep = True, []
+    engine._begin()
     return engine
 
 
@@ -122,3 +123,14 @@ def test_engines_that_share_devices_sleep_after_an_evaluation_and_keep_their_wei
     engines = SimpleNamespace(sleep=lambda keep_weights: sleeps.append(keep_weights))
     Collector(config, None, engines, None, None, None, 0).rest()
     assert sleeps == expected
+
+
+@pytest.mark.parametrize(("layout", "expected"), [("colocated", ["answer", "sleep"]), ("disaggregated", ["answer"])])
+def test_engines_that_share_gpus_sleep_after_each_use_by_a_stage(layout, expected, monkeypatch, tmp_path):
+    calls = []
+    engines = SimpleNamespace(answer=lambda *_: calls.append("answer") or [], sleep=lambda: calls.append("sleep"))
+    monkeypatch.setattr(context.EnginePool, "start", lambda *_: engines)
+    monkeypatch.setattr(context, "load_tokenizer", lambda _: None)
+    config = Config(run=RunConfig(root=str(tmp_path)), cluster=ClusterConfig(gpus=2, layout=layout))
+    context.RunContext(config).answer(tmp_path, [], Sampling())
+    assert calls == expected

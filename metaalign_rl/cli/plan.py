@@ -102,6 +102,5 @@ def _case(args: argparse.Namespace) -> "tuple[Case, Devices]":
     device = find_device(args.gpu or "h100" if gpus else "cpu", config.cluster.cpus)
     work = work_of(config, args.prompt_tokens, args.answer_tokens)
     reward = cases.reward_shape(config, policy)
-    base = find_shape(args.model) if args.model else cases.base_shape(config)
-    case = Case(config=config, policy=policy, reward=reward, device=device, work=work, base=base, nodes=nodes)
+    case = Case(config=config, policy=policy, reward=reward, device=device, work=work, nodes=nodes)
     return case, Devices(gpus, nodes)

@@ -63,7 +63,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from metaalign_rl.core.dataflow import Sampling
 
     config = load_settings(args.model, args.words)
-    sampling = Sampling(args.temperature, args.max_new_tokens)
+    sampling = Sampling(args.temperature, args.max_new_tokens, stop=tuple(config.rollout.stop))
     metrics = evaluate(
         args.model,
         args.data,

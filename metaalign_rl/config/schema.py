@@ -54,6 +54,9 @@ class Config:
             require(f"{name}.max_new_tokens", tokens < self.model.max_tokens, room, tokens)
         limit, overlong = self.rollout.max_new_tokens, self.ppo.overlong_tokens
         require("ppo.overlong_tokens", overlong <= limit, f"at most rollout.max_new_tokens={limit}", overlong)
+        steps, warmup = self.policy_optimizer_steps, self.learner.warmup_steps
+        enough = f"less than {steps}, the policy's optimizer steps (after ppo.critic_warmup_steps)"
+        require("learner.warmup_steps", warmup < steps, enough, warmup)
         self._check_layout()
 
     def _check_layout(self) -> None:
@@ -73,6 +76,16 @@ class Config:
         """The limit of `ppo.max_mismatch`, nats per token. bfloat16 has about three significant digits."""
         default = 0.2 if self.model.dtype == "bfloat16" else 0.01
         return default if self.ppo.max_mismatch is None else self.ppo.max_mismatch
+
+    def optimizer_steps(self, steps: int) -> int:
+        """The optimizer steps of `steps` steps of PPO, if all responses enter the loss."""
+        minibatches = -(-self.ppo.prompts_per_step * self.ppo.samples_per_prompt // self.learner.minibatch_size)
+        return steps * self.learner.epochs * minibatches
+
+    @property
+    def policy_optimizer_steps(self) -> int:
+        """The optimizer steps of the policy in the run, for its schedule: it rests in the critic's warm-up."""
+        return self.learner.total_steps or self.optimizer_steps(self.ppo.steps - self.ppo.critic_warmup_steps)
 
     @property
     def shares_devices(self) -> bool:

@@ -109,8 +109,11 @@ def _is_json(file: Path) -> bool:
     return True
 
 
-def local_checkpoint(path: str | Path) -> Path:
+def local_checkpoint(path: str | Path, *, may_be_quantized: bool = False) -> Path:
     """The checkpoint's folder, checked; a model on the Hugging Face hub (`owner/name`) is downloaded first.
+
+    Args:
+        may_be_quantized: see `require_loadable`.
 
     Raises:
         UserError: there is no such folder or model, or see `require_loadable`.
@@ -118,7 +121,7 @@ def local_checkpoint(path: str | Path) -> Path:
     folder = Path(path).expanduser()
     if not folder.exists():
         folder = _fetch(str(path))
-    require_loadable(folder)
+    require_loadable(folder, may_be_quantized=may_be_quantized)
     return folder
 
 
@@ -191,7 +194,7 @@ def require_context(folder: Path, max_tokens: int, name: str = "model.max_tokens
         UserError: it is above; or a config is no JSON.
     """
     config = read_config(folder)
-    stated = {"config.json": config.get("text_config", config).get("max_position_embeddings")}
+    stated = {"config.json": (config.get("text_config") or config).get("max_position_embeddings")}
     if (folder / "tokenizer_config.json").is_file():
         stated["tokenizer_config.json"] = read_json(folder / "tokenizer_config.json").get("model_max_length")
     for file, longest in stated.items():
@@ -294,6 +297,8 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         files = [folder / name for name in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
         for file in files:
+            if file.parent != folder:
+                raise UserError(f"{folder / INDEX}: expected names of files in its folder, found {str(file)!r}")
             if not file.is_file():
                 raise UserError(f"{file}: no such file, but {INDEX} names it; copy or download the checkpoint again")
         return files

@@ -94,7 +94,7 @@ class Guard:
             if not is_loopback_name(host):
                 raise Refused(403, f"header Host: expected this machine, such as 127.0.0.1, found {host[:80]!r}")
         origin = headers.get("origin")
-        if origin and not self._names(origin) and not is_loopback_name(urlsplit(origin).netloc):
+        if origin and not self._names(origin) and not is_loopback_name(_host_of(origin)):
             raise Refused(403, f"header Origin: expected a page of this machine, found {origin[:80]!r}")
 
     def _names(self, origin: str) -> bool:
@@ -108,6 +108,14 @@ class Guard:
         with holding() as held:
             body = await self._bodies.read(receive, headers.get("content-length"), held)
             await _run_until_left(self._app, scope, body, receive, send)
+
+
+def _host_of(origin: str) -> str:
+    """The host and port of an origin; empty if it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 class Headers:

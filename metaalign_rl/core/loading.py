@@ -33,11 +33,14 @@ def require_servable(folder: Path) -> None:
         require_complete(folder)
 
 
-def require_complete(folder: Path, kind: Kind = "CausalLM") -> None:
+def require_complete(folder: Path, kind: Kind = "CausalLM") -> set[str]:
     """Compare names and shapes of a checkpoint's tensors with those of its model, without reading the tensors.
 
     Args:
         kind: "CausalLM" for a language model, "SequenceClassification" for a reward model.
+
+    Returns:
+        The names of tensors that the model does not use.
 
     Raises:
         UserError: see `require_loaded`; or transformers does not have the architecture.
@@ -60,6 +63,7 @@ def require_complete(folder: Path, kind: Kind = "CausalLM") -> None:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{folder}: cannot be loaded ({reason}); give another checkpoint") from None
     require_loaded(folder, model, loading)
+    return set(loading["unexpected_keys"])
 
 
 def require_loaded(place: object, model: Any, loading: dict[str, Any], *, new_head: bool = False) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from metaalign_rl.core.chat_template import META_PROMPT_VERSION, is_installed
-from metaalign_rl.core.checkpoints import drop_own_code, find_policy, local_checkpoint, weight_files
+from metaalign_rl.core.checkpoints import (
+    INDEX,
+    WEIGHTS,
+    drop_own_code,
+    find_policy,
+    local_checkpoint,
+    quantization,
+    weight_files,
+)
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, replace_folder, write_json
 from metaalign_rl.core.loading import require_complete, require_loaded
@@ -15,11 +23,12 @@ from metaalign_rl.core.template_probe import read_turn
 from metaalign_rl.core.tokenizers import end_ids, prepare_model, prepare_tokenizer, read_tokenizer
 
 
-def prepare_checkpoint(source: str, folder: Path) -> list[str]:
+def prepare_checkpoint(source: str, folder: Path, *, may_be_quantized: bool = False) -> list[str]:
     """Write a prepared copy of a language model to `folder`, with its weights unchanged.
 
     Args:
         source: a folder, a GGUF file or a model on the Hugging Face hub. Nothing in it is changed.
+        may_be_quantized: the model is only served, not trained.
 
     Returns:
         What was changed, one sentence per change.
@@ -30,16 +39,18 @@ def prepare_checkpoint(source: str, folder: Path) -> list[str]:
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return _convert(path.parent, folder, gguf_file=path.name)
-    checkpoint = local_checkpoint(source)
+    checkpoint = local_checkpoint(source, may_be_quantized=may_be_quantized)
     tokenizer = read_tokenizer(checkpoint)
     changes = prepare_tokenizer(tokenizer)
     if len(tokenizer) > _vocabulary(checkpoint):
         return _convert(checkpoint, folder)
-    require_complete(checkpoint)
+    if not quantization(checkpoint) and require_complete(checkpoint):
+        return _convert(checkpoint, folder)  # without the tensors that the model does not use
     tokenizer.init_kwargs.pop("auto_map", None)  # names code that is never run
 
     def fill(target: Path) -> None:
-        for file in [*weight_files(checkpoint), *checkpoint.glob("*.safetensors.index.json")]:
+        weights = weight_files(checkpoint)
+        for file in weights if weights == [checkpoint / WEIGHTS] else [*weights, checkpoint / INDEX]:
             shutil.copyfile(file, target / file.name)
         tokenizer.save_pretrained(target)
         changes.extend(_write_configs(checkpoint, target, tokenizer))
@@ -65,7 +76,8 @@ def prepared_policy(path: Path) -> Path:
     folder = cache / f"{checkpoint.name}-{key}"
     if not folder.is_dir():
         print(f"{path} is not prepared; prepared copy: {folder}")
-        print(*(f"- {change}" for change in prepare_checkpoint(str(checkpoint), folder)), sep="\n")
+        changes = prepare_checkpoint(str(checkpoint), folder, may_be_quantized=True)
+        print(*(f"- {change}" for change in changes), sep="\n")
     return folder
 
 

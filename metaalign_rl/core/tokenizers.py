@@ -130,7 +130,7 @@ def _add_own_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     known = special_tokens(tokenizer)
     missing = [token for token in (*MARKERS.values(), *TURN_MARKERS) if token not in known]
     if missing:
-        tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_additional_special_tokens=False)
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
         changes.append(f"special tokens: added {', '.join(missing)}, because the model has no chat template")
     if tokenizer.eos_token is None:
         tokenizer.add_special_tokens({"eos_token": "<eos>"})

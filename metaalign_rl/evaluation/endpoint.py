@@ -77,6 +77,7 @@ class Endpoint:
                 model=self.model,
                 temperature=sampling.temperature,
                 max_tokens=sampling.max_new_tokens,
+                stop=list(sampling.stop) or None,
                 **self._request(row),
             )
         except OpenAIError as error:

@@ -118,7 +118,7 @@ class LearnerGroup:
         config = self._config
         actor, ranks = ray.remote(Learner), config.learner.world_size
         settings = replace(
-            config.learner, total_steps=config.learner.total_steps or optimizer_steps(config, config.ppo.steps)
+            config.learner, total_steps=config.learner.total_steps or config.optimizer_steps(config.ppo.steps)
         )
         self._meeting, warmup = rendezvous(config), config.ppo.critic_warmup_steps
         same = {
@@ -126,7 +126,7 @@ class LearnerGroup:
             "seed": config.run.seed,
             "temperature": config.rollout.temperature,
             "critic_warmup": warmup,
-            "policy_steps": config.learner.total_steps or optimizer_steps(config, config.ppo.steps - warmup),
+            "policy_steps": config.policy_optimizer_steps,
         }
         self.ranks = [
             actor.options(**actor_options(config, "learner", ranks, rank)).remote(
@@ -161,9 +161,3 @@ class LearnerGroup:
     def _begin(self, method: str, *arguments: Any) -> PendingCall:
         with self._lock:
             return PendingCall(method, [getattr(rank, method).remote(*arguments) for rank in self.ranks])
-
-
-def optimizer_steps(config: Config, steps: int) -> int:
-    """The optimizer steps of `steps` steps of PPO, if all responses enter the loss."""
-    minibatches = -(-config.ppo.prompts_per_step * config.ppo.samples_per_prompt // config.learner.minibatch_size)
-    return steps * config.learner.epochs * minibatches

@@ -110,6 +110,9 @@ def _rooms(config: Config) -> dict[str, int]:
         rooms["prompts"] = longest - config.rollout.max_new_tokens
     if "evaluate" in stages:
         rooms |= dict.fromkeys(("held_out_prompts", "paraphrases"), longest - config.evaluate.max_new_tokens)
+    if "ppo" in stages and config.ppo.evaluate_steps:
+        room = longest - config.rollout.max_new_tokens
+        rooms["held_out_prompts"] = min(room, rooms.get("held_out_prompts", room))
     return rooms
 
 

@@ -26,13 +26,6 @@ def policy_shape(config: Config) -> Shape | None:
     return None if config.model.path else new_shape(config.model)
 
 
-def base_shape(config: Config) -> Shape | None:
-    """The shape that SFT trains: as `policy_shape`, but with tied embeddings if the checkpoint has them."""
-    folder, path = RunFolder.of(config), Path(config.model.path)
-    known = folder.base if is_checkpoint(folder.base) else path
-    return read_shape(known / "config.json") if config.model.path and is_checkpoint(known) else None
-
-
 def reward_shape(config: Config, policy: Shape) -> Shape | None:
     """The reward model's shape: of `reward.path`, else of the policy, from which it starts; None: none runs here."""
     if config.reward.url or config.ppo.model_weight == 0:
@@ -58,5 +51,4 @@ def case_of(config: Config, device: Device | None = None, nodes: int = 1) -> Cas
     if policy is None:
         return None
     device = device or find_device(CPU, config.cluster.cpus)
-    base, work = base_shape(config), work_of(config)
-    return Case(config=config, policy=policy, reward=reward, device=device, work=work, base=base, nodes=nodes)
+    return Case(config=config, policy=policy, reward=reward, device=device, work=work_of(config), nodes=nodes)

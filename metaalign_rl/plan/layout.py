@@ -69,9 +69,8 @@ def fits(case: Case) -> bool:
     """Whether each device's estimate is within `MAX_FILL`, and an engine's KV cache holds the longest sequence."""
     assert case.device.memory_gib is not None
     room = MAX_FILL * case.device.memory_gib * GIB
-    learner, engine = memory.learner_memory(case), memory.engine_memory(case)
     shared = case.config.shares_devices
-    needed = memory.colocated_memory(learner, engine) if shared else sum(learner.values())
+    needed = memory.colocated_memory(case) if shared else sum(memory.learner_memory(case).values())
     reward = sum(memory.reward_memory(case).values())
     together = needed + reward if shared else max(needed, reward)
     return together <= room and memory.kv_tokens(case) >= case.config.model.max_tokens
@@ -88,10 +87,13 @@ def _layouts(case: Case, devices: Devices, offload: bool) -> Iterator[Settings]:
             "model.dtype": "bfloat16", "sft.batch_size": -(-case.config.sft.batch_size // learners) * learners,
             "sft.gradient_accumulation": 1,
         }  # fmt: skip
-        for stage, checkpointing, tokens in product((1, 2, 3), (False, True), MICRO_BATCHES):
+        for stage, checkpointing, tokens, moves in product((1, 2, 3), (False, True), MICRO_BATCHES, (False, True)):
+            if moves and (layout == "disaggregated" or stage == 3 or offload):
+                continue
             settings = base | {
                 "learner.zero_stage": stage, "learner.gradient_checkpointing": checkpointing,
                 "learner.micro_batch_tokens": tokens, "learner.offload_optimizer": offload,
+                "learner.offload_states": moves,
             }  # fmt: skip
             yield settings | {"rollout.gpu_memory_utilization": _engine_share(apply(case, settings))}
 
@@ -122,7 +124,7 @@ def _engine_share(case: Case) -> float:
     assert case.device.memory_gib is not None
     if not case.config.shares_devices:
         return ENGINE_SHARE
-    states = memory.resting_memory(memory.learner_memory(case)) + sum(memory.reward_memory(case).values())
+    states = memory.resting_memory(case) + sum(memory.reward_memory(case).values())
     left = MAX_FILL - states / (case.device.memory_gib * GIB)
     return max(0.05, int(left * 20) / 20)
 

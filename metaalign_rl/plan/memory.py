@@ -146,18 +146,29 @@ def reward_memory(case: Case) -> Memory:
     }
 
 
-def resting_memory(learner: Memory) -> float:
-    """Bytes that a learner keeps between steps: without activations, logits and buffers."""
-    return sum(size for part, size in learner.items() if part not in ("activations", "logits", "buffers"))
+def resting_memory(case: Case) -> float:
+    """Bytes that a learner keeps on its device while engines generate.
 
-
-def colocated_memory(learner: Memory, engine: Memory) -> float:
-    """Bytes of a device that a learner and an engine share. The engine sleeps while the learner works.
-
-    While the engine generates, the learner keeps its states and nothing of a micro-batch.
+    It releases activations, logits and buffers, and with `learner.offload_states` the optimizer states too.
     """
-    states = resting_memory(learner)
-    return max(states + sum(engine.values()), sum(learner.values()) + engine["process"])
+    parts = learner_memory(case)
+    kept = sum(size for part, size in parts.items() if part not in ("activations", "logits", "buffers"))
+    return kept - moved_states(case)
+
+
+def moved_states(case: Case) -> float:
+    """Bytes of optimizer states that a learner moves to main memory and back in every step."""
+    learner = case.config.learner
+    if not learner.offload_states:
+        return 0.0
+    trained = _trained(case) + case.has_critic * case.policy.backbone
+    return model_states(trained, learner.world_size, learner.zero_stage, case.dtype)["optimizer states"]
+
+
+def colocated_memory(case: Case) -> float:
+    """Bytes of a device that a learner and an engine share. The engine sleeps while the learner works."""
+    learner, engine = learner_memory(case), engine_memory(case)
+    return max(resting_memory(case) + sum(engine.values()), sum(learner.values()) + engine["process"])
 
 
 def object_store_memory(case: Case) -> float:
@@ -181,7 +192,8 @@ def host_memory(case: Case) -> Memory:
         }
     # A rank loads the checkpoint into main memory before it goes to the device; at stage 3, only its share.
     sharded = config.learner.world_size if config.learner.zero_stage == 3 else 1
-    found["learners"] = config.learner.world_size * (PROCESS + weights / sharded) + _offloaded(case)
+    rank = PROCESS + weights / sharded + moved_states(case)
+    found["learners"] = config.learner.world_size * rank + _offloaded(case)
     found["engines"] = config.rollout.engines * config.rollout.tensor_parallel * PROCESS
     found["reward workers"] = config.ppo.reward_workers * PROCESS
     return found

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import TypeAlias
 
-from metaalign_rl.plan.memory import kv_tokens, micro_batch
+from metaalign_rl.plan.memory import kv_tokens, micro_batch, moved_states
 from metaalign_rl.plan.shape import BYTES, Shape
 from metaalign_rl.plan.work import Case
 
@@ -117,7 +117,7 @@ def learn_seconds(case: Case) -> float:
         speed = case.device.offload if learner.offload_optimizer else case.device.bandwidth
         update = minibatches * (moved / speed + case.device.seconds["update"])
         seconds += compute + update + _reduce_seconds(case, parameters, minibatches, compute)
-    return seconds
+    return seconds + 2 * moved_states(case) / case.device.offload
 
 
 def _reduce_seconds(case: Case, parameters: float, minibatches: int, compute: float) -> float:

@@ -41,7 +41,7 @@ def sft_memory(case: Case) -> Memory:
     transformers computes the logits of all tokens of a pass at the same time. Memory that a pass has freed is used
     again, so on a CPU there is no slack.
     """
-    sft, ranks, shape = case.config.sft, case.config.learner.world_size, case.base or case.policy
+    sft, ranks, shape = case.config.sft, case.config.learner.world_size, case.policy
     dtype = "float32" if case.device.is_cpu else "bfloat16"
     tokens = ceil(sft.batch_size / (ranks * sft.gradient_accumulation)) * case.work.length
     kept = memory.activations(shape, tokens, dtype, sft.gradient_checkpointing)

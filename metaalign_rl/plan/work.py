@@ -73,7 +73,6 @@ class Case:
         reward: shape of the reward model; None: no reward model runs here.
         device: the kind of device that all roles use.
         work: the workload of one step.
-        base: shape of the model that SFT trains, whose embeddings may be tied; None: the policy's.
         nodes: number of machines; the devices are spread evenly over them.
     """
 
@@ -82,7 +81,6 @@ class Case:
     reward: Shape | None
     device: Device
     work: Work
-    base: Shape | None = None
     nodes: int = 1
 
     @property

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.checkpoints import is_hub_id, require_context, require_loadable
 from metaalign_rl.core.errors import UserError
@@ -74,7 +73,7 @@ def check_disk(config: Config) -> PreflightCheck:
 def check_sources(config: Config) -> list[PreflightCheck]:
     """Whether the data, checkpoints, files and servers in the config exist.
 
-    A hub id is allowed as `model.path` only if the stage sft prepares the model.
+    A hub id is not checked: the model is checked when it has been downloaded.
     """
     checks = []
     if config.data.source == "jsonl":
@@ -84,9 +83,9 @@ def check_sources(config: Config) -> list[PreflightCheck]:
     elif config.data.source in ADAPTERS and not is_hub_id(config.data.path):
         needed = f"a hub id such as {ADAPTERS[config.data.source].hub_id}, or a folder or file"
         checks.append(_check_path("data.path", config.data.path, needed, Path.exists))
-    has_sft = "sft" in config.run.stages or RunFolder.of(config).sft.is_dir()
-    starts_from_path = not has_sft and not {"reward", "ppo", "evaluate"}.isdisjoint(config.run.stages)
-    if config.model.path and (starts_from_path or not is_hub_id(config.model.path)):
+    if config.model.path.endswith(".gguf"):
+        checks.append(_check_path("model.path", config.model.path, "a readable GGUF file", Path.is_file))
+    elif config.model.path and not is_hub_id(config.model.path):
         checks.append(_check_checkpoint("model.path", config.model.path, "CausalLM", config.model.max_tokens))
     if config.reward.path:
         tokens = config.model.max_tokens

@@ -108,7 +108,7 @@ def _check_gpus(case: Case) -> Iterator[PreflightCheck]:
     learner, engine, room = memory.learner_memory(case), memory.engine_memory(case), case.device.memory_gib * GIB
     fewer = "set learner.zero_stage=3 or gradient_checkpointing=true, lower micro_batch_tokens, or raise world_size"
     if case.config.shares_devices:
-        needed = memory.colocated_memory(learner, engine)
+        needed = memory.colocated_memory(case)
         remedy = f"{fewer}, or set cluster.layout=disaggregated"
         yield _compare("learner", "a GPU for a learner and an engine", needed, room, remedy)
     else:

@@ -13,7 +13,7 @@ import ray
 from metaalign_rl.core.checkpoints import trained_tensor_names
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.rollout.engine_args import cpu_options, gpu_options, start
-from metaalign_rl.rollout.vllm_io import check_length, sampling_params, to_samples
+from metaalign_rl.rollout.vllm_io import Finished, check_length, sampling_params, to_samples
 from metaalign_rl.runtime.vllm_setup import prepare_vllm
 from metaalign_rl.weights import StaleEngine
 from metaalign_rl.weights.sync_plan import Backend
@@ -104,7 +104,7 @@ class RolloutEngine:
         """The state of an engine that has just loaded its model."""
         self._version = 0
         self._first_versions: dict[str, int] = {}  # requests whose first token is older than the current weights
-        self._waiting: dict[str, Request] = {}  # requests in progress
+        self._waiting: dict[str, Request] = {}  # requests in progress; only the engine's thread changes it
         self._running = Event()  # cleared while weights change
         self._running.set()
         self._is_updating = False
@@ -130,28 +130,24 @@ class RolloutEngine:
         """
         for request in requests:
             check_length(request, sampling, self._max_tokens)
-        waiting = self._waiting = {str(position): request for position, request in enumerate(requests)}
         try:
-            self._do(self._add, waiting, sampling)
+            self._do(self._add, requests, sampling)
             last_yield = time.monotonic()
-            while waiting:
+            while self._waiting:
                 # A paused engine has no step to run; look again for a heartbeat.
-                done, versions = self._do(self._step) if self._running.wait(HEARTBEAT) else ([], [])
-                if done or time.monotonic() - last_yield >= HEARTBEAT:
-                    ended = [waiting.pop(output.request_id) for output in done]
-                    yield to_samples(ended, done, versions, self._number, self._tokenizer) if done else []
+                finished = self._do(self._step) if self._running.wait(HEARTBEAT) else []
+                if finished or time.monotonic() - last_yield >= HEARTBEAT:
+                    yield to_samples(finished, self._number, self._tokenizer) if finished else []
                     last_yield = time.monotonic()
         finally:  # also if the caller stops iterating
-            self._do(self._abort, list(waiting))
-            self._first_versions.clear()
+            self._do(self._abort)
 
     # The methods below run in the actor's control thread, also while `generate` runs.
 
     @ray.method(concurrency_group="control")
     def abort(self) -> None:
         """Stop all requests in progress; the caller no longer needs them."""
-        self._do(self._abort, list(self._waiting))
-        self._waiting.clear()
+        self._do(self._abort)
 
     @ray.method(concurrency_group="control")
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -216,8 +212,10 @@ class RolloutEngine:
     def _on_devices(self, method: str, *arguments: Any) -> list[Any]:
         return self._engine.collective_rpc(method, args=arguments)
 
-    def _abort(self, requests: list[str]) -> None:
-        self._engine.abort_request(requests)
+    def _abort(self) -> None:
+        self._engine.abort_request(list(self._waiting))
+        self._waiting.clear()
+        self._first_versions.clear()
 
     def _start_update(self) -> None:
         self._wake(["weights"])
@@ -265,20 +263,24 @@ class RolloutEngine:
         self._version, self._has_weights = version, True
         return version, checksums[0]
 
-    def _add(self, requests: dict[str, Request], sampling: Sampling) -> None:
+    def _add(self, requests: list[Request], sampling: Sampling) -> None:
         from vllm.inputs.engine import tokens_input
 
         if not self._has_weights:
             raise StaleEngine("the engine's weights were discarded when it went to sleep, and no update followed")
         self._wake(["weights", "kv_cache"])
-        for key, request in requests.items():
+        self._waiting = {str(position): request for position, request in enumerate(requests)}
+        for key, request in self._waiting.items():
             prompt = tokens_input(list(request.prompt_ids))
             self._engine.add_request(key, prompt, sampling_params(sampling, request.seed))
 
-    def _step(self) -> "tuple[list[RequestOutput], list[tuple[int, int]]]":
-        """Run one engine step. Returns the finished outputs, and the weight versions of their first and last token."""
+    def _step(self) -> list[Finished]:
+        """Run one engine step. Returns what it finished."""
         if not self._running.is_set():  # paused just now
-            return [], []
-        done = cast("list[RequestOutput]", self._engine.step())
-        last = self._version
-        return done, [(self._first_versions.pop(output.request_id, last), last) for output in done]
+            return []
+        outputs = cast("list[RequestOutput]", self._engine.step())
+        return [self._finished(output) for output in outputs]
+
+    def _finished(self, output: "RequestOutput") -> Finished:
+        key, last = output.request_id, self._version
+        return Finished(self._waiting.pop(key), output, self._first_versions.pop(key, last), last)

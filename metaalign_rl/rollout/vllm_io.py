@@ -1,7 +1,7 @@
 """Convert requests to vLLM's format, and its outputs to samples."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metaalign_rl.core.dataflow import Request, Sample, Sampling
 from metaalign_rl.core.errors import UserError
@@ -46,25 +46,24 @@ def sampling_params(sampling: Sampling, seed: int | None) -> "SamplingParams":
     )
 
 
-def to_samples(
-    requests: Sequence[Request],
-    outputs: "Sequence[RequestOutput]",
-    versions: Sequence[tuple[int, int]],
-    engine: int,
-    tokenizer: Any,
-) -> list[Sample]:
-    """Samples from vLLM's finished outputs.
+class Finished(NamedTuple):
+    """A request, vLLM's output for it, and the weight versions of the output's first and last token."""
 
-    Args:
-        versions: per output, the weight versions of its first and last token.
-    """
+    request: Request
+    output: "RequestOutput"
+    first_version: int
+    last_version: int
+
+
+def to_samples(finished: Sequence[Finished], engine: int, tokenizer: Any) -> list[Sample]:
+    """Samples from what the engine with this index finished."""
     from vllm.logprobs import FlatLogprobs
 
-    answers = [output.outputs[0] for output in outputs]
+    answers = [output.outputs[0] for _, output, *_ in finished]
     texts = tokenizer.batch_decode([answer.token_ids for answer in answers], skip_special_tokens=True)
     differ = retokenized(tokenizer, [answer.token_ids for answer in answers], [text.strip() for text in texts])
     samples = []
-    for request, answer, (first, last), text, differs in zip(requests, answers, versions, texts, differ, strict=True):
+    for (request, _, first, last), answer, text, differs in zip(finished, answers, texts, differ, strict=True):
         assert answer.finish_reason in ("stop", "length"), answer.finish_reason
         assert isinstance(answer.logprobs, FlatLogprobs)
         assert len(answer.logprobs.logprobs) == len(answer.token_ids)
@@ -74,7 +73,8 @@ def to_samples(
                 prompt_ids=request.prompt_ids,
                 response_ids=list(answer.token_ids),
                 logprobs=answer.logprobs.logprobs,
-                text=without_reasoning(_before_stop(text, answer.stop_reason)),
+                # vLLM's own text ends before the stop text that ended the response.
+                text=without_reasoning(answer.text if isinstance(answer.stop_reason, str) else text),
                 retokenized=differs,
                 finished=answer.finish_reason == "stop",
                 weight_version=last,
@@ -83,8 +83,3 @@ def to_samples(
             )
         )
     return samples
-
-
-def _before_stop(text: str, reason: int | str | None) -> str:
-    """The text before the stop text that ended it, if one did; vLLM gives that text as the reason."""
-    return text.partition(reason)[0] if isinstance(reason, str) else text

@@ -48,6 +48,21 @@ class RewardSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Responses:
+    """Responses to rows, and what is known of them. All sequences have one entry per response.
+
+    Attributes:
+        verdicts: the verdicts of the rows' checks on the responses.
+        endings: how the responses ended; None if this is unknown.
+    """
+
+    rows: Sequence[Row]
+    texts: Sequence[str]
+    verdicts: Sequence[Verdict]
+    endings: Sequence[Ending] | None
+
+
+@dataclass(frozen=True, slots=True)
 class TermScore:
     """One term's score for one response.
 
@@ -65,18 +80,8 @@ class RewardTerm(Protocol):
 
     weight: float
 
-    def score(
-        self,
-        rows: Sequence[Row],
-        responses: Sequence[str],
-        verdicts: Sequence[Verdict],
-        endings: Sequence[Ending] | None,
-    ) -> list[TermScore]:
-        """The scores of responses, one per row.
-
-        Args:
-            verdicts: the verdicts of the rows' checks on the responses.
-            endings: how the responses ended; None if this is unknown.
+    def score(self, given: Responses) -> list[TermScore]:
+        """The scores of responses, in their order.
 
         Raises:
             UserError: a row cannot be scored. A failure is never a number.
@@ -93,18 +98,12 @@ class ModelTerm:
         self._mode, self._view = spec.mode, spec.view
         self._scorer, self._is_remote = load_scorer(spec.model, spec.dtype), isinstance(spec.model, str)
 
-    def score(
-        self,
-        rows: Sequence[Row],
-        responses: Sequence[str],
-        verdicts: Sequence[Verdict],
-        endings: Sequence[Ending] | None,
-    ) -> list[TermScore]:
+    def score(self, given: Responses) -> list[TermScore]:
         """See `RewardTerm`."""
-        answered = [replace(row, response=response) for row, response in zip(rows, responses, strict=True)]
+        answered = [replace(row, response=text) for row, text in zip(given.rows, given.texts, strict=True)]
         seen = apply_view(answered, self._view)
         if self._is_remote:  # a server may read how a response ended; our reward model does not
-            scores = cast("RemoteScorer", self._scorer).score(seen, endings=endings)
+            scores = cast("RemoteScorer", self._scorer).score(seen, endings=given.endings)
         else:
             scores = self._scorer.score(seen)
         return [TermScore(combine(s, row, self._mode), s.probabilities) for s, row in zip(scores, seen, strict=True)]
@@ -116,21 +115,15 @@ class ChecksTerm:
     def __init__(self, spec: RewardSpec) -> None:
         self.weight = spec.checks_weight
 
-    def score(
-        self,
-        rows: Sequence[Row],
-        responses: Sequence[str],
-        verdicts: Sequence[Verdict],
-        endings: Sequence[Ending] | None,
-    ) -> list[TermScore]:
+    def score(self, given: Responses) -> list[TermScore]:
         """See `RewardTerm`."""
-        for row, verdict in zip(rows, verdicts, strict=True):
+        for row, verdict in zip(given.rows, given.verdicts, strict=True):
             if verdict.following is None:
                 raise UserError(
                     f"row {row.id!r}: ppo.checks_weight needs a check of the governing tier, and checks.{row.tier} "
                     "has none: give the row one, or set ppo.checks_weight=0"
                 )
-        return [TermScore(float(bool(verdict.following))) for verdict in verdicts]
+        return [TermScore(float(bool(verdict.following))) for verdict in given.verdicts]
 
 
 class FunctionTerm:
@@ -141,15 +134,9 @@ class FunctionTerm:
         self.weight = spec.function_weight
         self._function = UserFunction(spec.function)
 
-    def score(
-        self,
-        rows: Sequence[Row],
-        responses: Sequence[str],
-        verdicts: Sequence[Verdict],
-        endings: Sequence[Ending] | None,
-    ) -> list[TermScore]:
+    def score(self, given: Responses) -> list[TermScore]:
         """See `RewardTerm`."""
-        return [TermScore(value) for value in self._function(list(rows), list(responses), endings)]
+        return [TermScore(value) for value in self._function(list(given.rows), list(given.texts), given.endings)]
 
 
 def make_terms(spec: RewardSpec) -> dict[str, RewardTerm]:

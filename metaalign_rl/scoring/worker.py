@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from metaalign_rl.core.dataflow import Ending, Reward, Row
 from metaalign_rl.data.gold import judge
 from metaalign_rl.runtime.gpu_memory import frees_gpu_memory
-from metaalign_rl.scoring.terms import RewardSpec, make_terms
+from metaalign_rl.scoring.terms import Responses, RewardSpec, make_terms
 
 
 class RewardWorker:
@@ -33,7 +33,8 @@ class RewardWorker:
             UserError: a row cannot be scored. A failure is never a number.
         """
         verdicts = [judge(row, response) for row, response in zip(rows, responses, strict=True)]
-        scores = {name: term.score(rows, responses, verdicts, endings) for name, term in self._terms.items()}
+        given = Responses(rows, responses, verdicts, endings)
+        scores = {name: term.score(given) for name, term in self._terms.items()}
         rewards = []
         for index, verdict in enumerate(verdicts):
             parts = {name: values[index].value for name, values in scores.items()}

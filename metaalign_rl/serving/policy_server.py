@@ -41,11 +41,11 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
     from metaalign_rl.core.tokenizers import load_tokenizer
     from metaalign_rl.runtime.vllm_setup import prepare_vllm
 
-    path = prepared_policy(policy)
     check_options(options)
     require_key(host, os.environ, options)
     options, guard = protect(host, os.environ, options)
     listen(host, port).close()
+    path = prepared_policy(policy)
     require_servable(path)
     load_tokenizer(path)
     on_cpu = prepare_vllm()

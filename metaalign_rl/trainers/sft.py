@@ -63,16 +63,13 @@ class SFTWorker:
         seed: int,
         report: Callable[[ProgressUpdate], None],
     ) -> None:
-        from transformers import AutoModelForCausalLM, Trainer
+        from transformers import Trainer
 
         from metaalign_rl.core.tokenizers import load_tokenizer
 
         tokenizer = load_tokenizer(base)
         samples = [tokenize(row, tokenizer, max_tokens) for row in read_rows(rows)]
-        # In bfloat16 most updates would be too small to change a weight. On a GPU, DeepSpeed casts copies.
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa"
-        )
+        model = load_model(base)
         trainer = Trainer(
             model=model,
             args=self._arguments(config, checkpoints, seed),
@@ -111,6 +108,18 @@ class SFTWorker:
             dataloader_pin_memory=cuda,
             deepspeed=deepspeed_config.for_sft(config.zero_stage),
         )
+
+
+def load_model(base: Path) -> Any:
+    """The model that SFT trains, in float32: in bfloat16 most updates would be too small to change a weight.
+
+    On a GPU, DeepSpeed computes with bfloat16 copies.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa"
+    )
 
 
 def tokenize(row: Row, tokenizer: Any, max_tokens: int) -> dict[str, list[int]]:

@@ -89,14 +89,16 @@ class RemoteScorer:
         Raises:
             UserError, ScorerUnavailable: see `score`.
         """
-        body = {"query": list(queries), "prompts": list(prompts), "labels": list(labels)}
-        reply = self._post("/get_reward", body)
-        names = {label: ("extra_logs", label) for label in LABELS} | {name: (name,) for name in ("rewards", "scores")}
-        for name, path in names.items():
-            values = _lookup(reply, path)
-            if not isinstance(values, list) or len(values) != len(labels) or not all(map(_is_number, values)):
-                raise self._wrong(f"{len(labels)} finite numbers as {name}", values)
-        return dict(reply)
+        records = [
+            {"query": query, "prompts": prompt, "labels": label}
+            for query, prompt, label in zip(queries, prompts, labels, strict=True)
+        ]
+        numbers: dict[str, list[float]] = {name: [] for name in ("rewards", "scores", *LABELS)}
+        for part in self._parts(records):
+            for name, values in self._rewards(part).items():
+                numbers[name] += values
+        logs = {label: numbers.pop(label) for label in LABELS}
+        return {**numbers, "extra_logs": logs}
 
     def close(self) -> None:
         """Close the connections."""
@@ -114,6 +116,17 @@ class RemoteScorer:
             size += length
         if part:
             yield part
+
+    def _rewards(self, records: list[dict[str, Any]]) -> dict[str, list[float]]:
+        """The lists of numbers in the reply to one request, by name."""
+        reply = self._post("/get_reward", {name: [record[name] for record in records] for name in records[0]})
+        found = {}
+        for name in ("rewards", "scores", *LABELS):
+            values = _lookup(reply, ("extra_logs", name) if name in LABELS else (name,))
+            if not isinstance(values, list) or len(values) != len(records) or not all(map(_is_number, values)):
+                raise self._wrong(f"{len(records)} finite numbers as {name}", values)
+            found[name] = values
+        return found
 
     def _score(self, records: list[dict[str, Any]]) -> list[Score]:
         reply = self._post("/score", {"rows": records})

@@ -6,6 +6,8 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.request_bodies import BodyLimits
 from reward.score import Mode
 
+BYTES_PER_VALUE = 64  # a body may have a JSON value per so many bytes; rows of text have far fewer
+
 
 @dataclass(frozen=True, slots=True)
 class ServingConfig:
@@ -51,4 +53,5 @@ class ServingConfig:
     @property
     def body_limits(self) -> BodyLimits:
         """The limits of the requests' bodies."""
-        return BodyLimits(max_bytes=self.max_bytes, seconds=self.body_seconds)
+        values = max(1, self.max_bytes // BYTES_PER_VALUE)
+        return BodyLimits(max_bytes=self.max_bytes, max_values=values, seconds=self.body_seconds)

@@ -1,6 +1,7 @@
 """The evaluation stage: judge responses to held-out rows by gold checks, before and after PPO."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,7 +35,9 @@ def run(context: RunContext) -> None:
     if not folder.policy.is_dir():
         raise UserError(f"{folder.policy}: there is no policy to evaluate; run the stage ppo first")
     rows = context.rows("held_out_prompts")
-    sampled, greedy = (Sampling(temperature, settings.max_new_tokens) for temperature in (settings.temperature, 0.0))
+    stop = tuple(context.config.rollout.stop)
+    sampled = Sampling(settings.temperature, settings.max_new_tokens, stop=stop)
+    greedy = replace(sampled, temperature=0.0)
     shown = showcase_rows(rows, context.config.data.source)
     showcase = [_texts(row) for row in shown]
     metrics: Metrics = {"source": context.config.data.source, "showcase": showcase}

@@ -1,0 +1,131 @@
+"""Test the mismatch guard on a real model in bfloat16: an honest engine and a stale one.
+
+    make smollm2
+    metaalign-rl prepare build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --output base
+    python -m benchmarks.mismatch base --json OUT
+
+One engine samples as if it were two. The learner then trains, and the engine samples again: once with the old weights,
+and once with the new ones. The guard must accept the second and refuse the first. OUT has the mismatch in each case.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.run import command, machine
+from metaalign_rl.core.arguments import path
+from metaalign_rl.core.dataflow import Batch, Request, Reward, Rollout, Row, Sample, Sampling
+from metaalign_rl.core.files import write_json
+
+QUESTIONS = ("What is the capital of France?", "Tell me about the sea.", "How do I cook rice?", "Write a short poem.")
+COPIES, TOKENS, TRAINING_STEPS, LEARNING_RATE = 4, 64, 20, 1e-5
+ROW = Row(id="r", family="test", relation="system_only", tier="system", system_info="", user_info="", messages=[])
+
+
+def main() -> None:
+    """Run the case and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=path, help="folder of a prepared language model")
+    parser.add_argument("--json", type=path, required=True, help="the JSON file to write")
+    args = parser.parse_args()
+    found = run(args.model)
+    write_json(args.json, {"machine": machine(), "command": command(), "model": args.model.name, **found})
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """The mismatch of the first step and of an honest second step, and the guard's verdict on a stale engine."""
+    from transformers import AutoModelForCausalLM
+
+    from metaalign_rl.config.schema import Config, ModelConfig
+    from metaalign_rl.learner.attention import attention_for
+    from metaalign_rl.ppo.mismatch import MismatchGuard
+    from metaalign_rl.rollout.engine import RolloutEngine
+    from metaalign_rl.weights import StaleEngine
+
+    environment = dict(os.environ)
+    engine = RolloutEngine(str(folder), max_tokens=256, dtype="bfloat16", kv_cache_gib=0.5)
+    os.environ.clear()
+    os.environ.update(environment)
+    options = {"dtype": torch.bfloat16, "attn_implementation": attention_for(torch.bfloat16)}
+    learner = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+    guard = MismatchGuard(Config(model=ModelConfig(dtype="bfloat16")))
+
+    first = sample(engine, folder, 0, 0) + sample(engine, folder, 0, 1)
+    report = {"first": guard.check(*evaluate(learner, first), 0)}
+    print(report, flush=True)
+    train(learner, first)
+    stale = sample(engine, folder, 1, 1)  # it claims version 1 and still has version 0
+    send(engine, learner, 1)
+    fresh = sample(engine, folder, 1, 0) + sample(engine, folder, 1, 1)
+    report["honest"] = guard.check(*evaluate(learner, fresh), 1)
+    print(report, flush=True)
+    try:
+        report["stale, accepted"] = guard.check(*evaluate(learner, fresh[: len(stale)] + stale), 1)
+    except StaleEngine as error:
+        report["stale, refused"] = str(error)
+    print(report, flush=True)
+    return report
+
+
+def sample(engine: Any, folder: Path, version: int, number: int) -> list[Sample]:
+    """Responses to every question, as if the engine were the engine `number` and had the weights `version`."""
+    from metaalign_rl.core.meta_prompt import MetaPrompt, encode
+    from metaalign_rl.core.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    prompts = [
+        encode(tokenizer, MetaPrompt(), [{"role": "user", "content": text}], max_tokens=128) for text in QUESTIONS
+    ]
+    requests = [Request(index, prompts[index // COPIES]) for index in range(COPIES * len(prompts))]
+    found = [sample for part in engine.generate(requests, Sampling(1.0, TOKENS)) for sample in part]
+    return [replace(sample, engine=number, weight_version=version, first_version=version) for sample in found]
+
+
+@torch.no_grad()
+def evaluate(learner: Any, samples: Sequence[Sample]) -> tuple[Batch, list[Rollout]]:
+    """The samples as a batch with the learner's log-probabilities, and as rollouts."""
+    from metaalign_rl.learner.batch import batch_of
+
+    batch = batch_of(samples, pad_id=0)
+    batch.logprobs = torch.zeros(batch.action_mask.shape)
+    for place, one in enumerate(samples):
+        logits = learner(torch.tensor([one.prompt_ids + one.response_ids])).logits[0, len(one.prompt_ids) - 1 : -1]
+        chosen = logits.float().log_softmax(-1).gather(-1, torch.tensor(one.response_ids)[:, None])[:, 0]
+        batch.logprobs[place, batch.action_mask[place]] = chosen
+    return batch, [Rollout(ROW, one, Reward(0.0, None, None)) for one in samples]
+
+
+def train(learner: Any, samples: Sequence[Sample]) -> None:
+    """Steps of AdamW with float32 master weights, towards the samples."""
+    masters = [weight.detach().float().clone().requires_grad_() for weight in learner.parameters()]
+    optimizer = torch.optim.AdamW(masters, lr=LEARNING_RATE, weight_decay=0.0)
+    for step in range(TRAINING_STEPS):
+        one = samples[step % len(samples)]
+        ids = torch.tensor([one.prompt_ids + one.response_ids])
+        learner(ids, labels=ids).loss.backward()
+        for master, weight in zip(masters, learner.parameters(), strict=True):
+            master.grad, weight.grad = weight.grad.float(), None
+        optimizer.step()
+        for master, weight in zip(masters, learner.parameters(), strict=True):
+            weight.data.copy_(master.data)
+
+
+def send(engine: Any, learner: Any, version: int) -> None:
+    """Give the engine the learner's weights, as Ray's object store would."""
+    from metaalign_rl.weights.buckets import fill
+    from metaalign_rl.weights.checksum import Digest
+
+    digest = Digest()
+    engine.start_weight_update()
+    for bucket in fill(digest.watch(learner.named_parameters()), 2**26):
+        engine.update_weights({"entries": bucket.entries, "data": bucket.data})
+    assert engine.finish_weight_update(version) == (version, digest.hexdigest())
+
+
+if __name__ == "__main__":
+    main()
