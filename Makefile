@@ -21,7 +21,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env quickstart smollm2 test lint format lock bench docs image image-check packages clean
+.PHONY: help env quickstart smollm2 test scorer-test lint format lock bench docs image image-check packages clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,17 @@ smollm2: env  ## Download SmolLM2-135M-Instruct, a small published model, into b
 # The processes that the tests start compile no file twice.
 test: env  ## Run the tests (ARGS="-m 'not slow'" for the fast ones, JOBS=1 for less memory)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Files whose tests need only what `pip install ".[serve,lora]"` installs.
+SCORER_TESTS := backbones batcher cli client controls evaluation explanation fast_layers flip_sampler losses packing \
+	prefixes score scorer serving shared_lines training
+SCORER_ENV := build/scorer-env
+
+scorer-test:  ## Test the scorer beside other versions (VERSIONS="torch==2.9.1 transformers==5.0.0")
+	$(PYTHON) -m venv --clear $(SCORER_ENV)
+	$(SCORER_ENV)/bin/python -m pip install -q --disable-pip-version-check \
+		".[serve,lora]" pytest hypothesis filelock $(VERSIONS)
+	FORK_SERVER=none $(SCORER_ENV)/bin/python -m pytest $(SCORER_TESTS:%=tests/test_reward_%.py) $(ARGS)
 
 lint: env  ## Check style, format and types
 	$(BIN)/ruff check

@@ -285,7 +285,7 @@ def test_an_interrupted_driver_waits_until_every_rank_has_saved(local_ray: Confi
                 output.write_text(str(count))
                 raise RuntimeError("stopped")
 
-            return stream(work)
+            yield from stream(work)
 
         def stop(self) -> None:
             self._stop.set()

@@ -71,11 +71,11 @@ def replaced(text: str, words: dict[str, str]) -> str:
     return text
 
 
-def environment() -> dict[str, str]:
-    """The environment after `source .venv/bin/activate`."""
+def environment(home: Path) -> dict[str, str]:
+    """The environment after `source .venv/bin/activate`, with another home folder: Ray's token is in it."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     fresh = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**fresh, "PATH": path, "PYTHONPATH": python_path(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**fresh, "HOME": str(home), "PATH": path, "PYTHONPATH": python_path(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def shell(block: str, folder: Path) -> str:
@@ -83,7 +83,7 @@ def shell(block: str, folder: Path) -> str:
     end = time.monotonic() + 120
     while True:
         command = ["bash", "-euo", "pipefail", "-c", block]
-        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
         if not any(text in done.stdout + done.stderr for text in STARTING) or time.monotonic() > end:
             assert done.returncode == 0, block + done.stdout + done.stderr
             return done.stdout
@@ -95,7 +95,7 @@ def background(block: str, folder: Path) -> Iterator[None]:
     """Run a block that starts Ray. On leaving, kill its process and all descendants."""
     log = folder / "ray.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(["bash", "-c", block], cwd=folder, env=environment(), stdout=out, stderr=out)
+        process = subprocess.Popen(["bash", "-c", block], cwd=folder, env=environment(folder), stdout=out, stderr=out)
     try:
         while "Ray runtime started" not in log.read_text():
             assert process.poll() is None, log.read_text()

@@ -38,7 +38,7 @@ def prepare_checkpoint(source: str, folder: Path, *, may_be_quantized: bool = Fa
     """
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        return _convert(path.parent, folder, gguf_file=path.name)
+        return _convert(path.parent, folder, gguf_file=path.name, **_as_plain_weights())
     checkpoint = local_checkpoint(source, may_be_quantized=may_be_quantized)
     tokenizer = read_tokenizer(checkpoint)
     changes = prepare_tokenizer(tokenizer)
@@ -98,7 +98,7 @@ def _convert(place: Path, folder: Path, **options: Any) -> list[str]:
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{place}: cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from None
     require_loaded(place, model, loading)
-    tokenizer = read_tokenizer(place, **options)
+    tokenizer = read_tokenizer(place, **({"gguf_file": file} if (file := options.get("gguf_file")) else {}))
     drop_own_code(model, tokenizer)
     changes = [*prepare_tokenizer(tokenizer), *prepare_model(model, tokenizer)]
 
@@ -108,6 +108,14 @@ def _convert(place: Path, folder: Path, **options: Any) -> list[str]:
 
     replace_folder(folder, fill)
     return changes
+
+
+def _as_plain_weights() -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a GGUF file. New versions of transformers keep its blocks unless told not to."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": config(dequantize=True)} if config else {}
 
 
 def _vocabulary(checkpoint: Path) -> int:

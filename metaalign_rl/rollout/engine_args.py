@@ -16,7 +16,7 @@ def cpu_options(kv_cache_gib: float, max_tokens: int, batch_tokens: int | None) 
     return {
         "kv_cache_memory_bytes": int(kv_cache_gib * GIB),
         "enforce_eager": True,
-        "enable_chunked_prefill": False,  # a chunked prompt with a seed crashes vLLM 0.29: "does not use offset"
+        "enable_chunked_prefill": False,  # a chunked prompt with a seed crashes vLLM 0.32: "does not use offset"
         "max_num_batched_tokens": max(batch_tokens or CPU_BATCH_TOKENS, max_tokens),
     }
 

@@ -59,7 +59,7 @@ class RewardTrainerActor:
         rows = apply_view([row for path in pairs for row in read_rows(path)], self._view)
         training = training_of(self._name, training)
         settings = deepspeed_config.for_reward(zero_stage, bf16=training.bf16) if self._world_size > 1 else None
-        return stream(
+        yield from stream(
             lambda report: reward.train(
                 training, rows, None, base, output, [report_callback(report), self._stop.callback()], settings
             )

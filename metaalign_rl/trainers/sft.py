@@ -50,7 +50,7 @@ class SFTWorker:
         Raises:
             TrainingStopped: `stop` was called.
         """
-        return stream(lambda report: self._train(config, base, rows, output, checkpoints, max_tokens, seed, report))
+        yield from stream(lambda report: self._train(config, base, rows, output, checkpoints, max_tokens, seed, report))
 
     def _train(
         self,

@@ -139,6 +139,7 @@ def import_packages() -> None:
 def run_worker(connection: socket.socket, workers: Path) -> NoReturn:
     """Become the worker that was asked for, and run it. `workers`: see `processes.worker_of`."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setpgrp()  # when a worker ends, Ray kills its process group
     message, streams, _, _ = socket.recv_fds(connection, 2**20, 3)
     request = json.loads(message)
     kill_when_closed(connection)
