@@ -111,7 +111,7 @@ def _convert(place: Path, folder: Path, **options: Any) -> list[str]:
 
 
 def _as_plain_weights() -> dict[str, Any]:
-    """Arguments of `from_pretrained` for a GGUF file. New versions of transformers keep its blocks unless told not to."""
+    """Arguments of `from_pretrained` for a GGUF file. Newer transformers keep its blocks unless told not to."""
     import transformers
 
     config = getattr(transformers, "GgufConfig", None)
