@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.environment import peer_python
 from benchmarks.peers.openrlhf_on_cpu.w1 import make_workload
 from benchmarks.run import command
 from benchmarks.workloads.common import CPUS, TAIL, Timing, machine, parts_of, prompt, train, write_config
@@ -166,19 +167,19 @@ def make_ours(folder: Path, prompts: int) -> int:
 
 def openrlhf(folder: Path, steps: int) -> dict[str, Any]:
     """Run stock OpenRLHF. Its script measures the start-up as ours does, by the end of the first step."""
-    said, _ = _peer("openrlhf_on_cpu/w1.py", folder, steps)
+    said, _ = _peer("openrlhf_on_cpu/w1.py", folder, steps, peer_python("openrlhf"))
     return _found(Timing(said["startup_s"], said["step_s"]))
 
 
 def trl_rloo(folder: Path, steps: int) -> dict[str, Any]:
     """Run TRL's trainer. Its start-up is all time outside of steps, including making the workload and exiting."""
-    said, took = _peer("trl_rloo_w1.py", folder, steps)
+    said, took = _peer("trl_rloo_w1.py", folder, steps, sys.executable)
     return _found(Timing(took - sum(said["step_s"]), said["step_s"]))
 
 
-def _peer(script: str, folder: Path, steps: int) -> tuple[dict[str, Any], float]:
+def _peer(script: str, folder: Path, steps: int, python: str) -> tuple[dict[str, Any], float]:
     """Run a peer's script. Return the JSON of its last line, and its seconds."""
-    words = [sys.executable, str(PEERS / script), "--steps", str(steps), "--workdir", str(folder)]
+    words = [python, str(PEERS / script), "--steps", str(steps), "--workdir", str(folder)]
     began = time.monotonic()
     done = subprocess.run(words, capture_output=True, text=True)
     took = time.monotonic() - began
