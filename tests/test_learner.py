@@ -36,6 +36,7 @@ from metaalign_rl.core.errors import UserError
 from metaalign_rl.learner.batch import make_batch
 from metaalign_rl.learner.divergence import Diverged
 from metaalign_rl.learner.micro_batches import model_inputs
+from metaalign_rl.learner.worker import Learner
 from metaalign_rl.runtime.rendezvous import rendezvous
 
 FILE = "model.safetensors"
@@ -328,34 +329,43 @@ def test_each_group_gets_a_new_rendezvous_file_and_old_ones_are_removed(tmp_path
     assert not second.exists()
 
 
-PLAIN: tuple[dict[str, object], float] = ({}, 0.0)  # settings, and the coefficient of the KL in the loss
-EVERYTHING: tuple[dict[str, object], float] = ({"loss_aggregation": "samples", "correction": "sequence"}, 0.1)
-VARIANTS = {0: PLAIN, 1: EVERYTHING, 2: EVERYTHING, 3: PLAIN}  # by ZeRO stage
+VARIANTS: dict[str, tuple[dict[str, object], float]] = {  # settings, and the coefficient of the KL in the loss
+    "plain": ({}, 0.0),
+    "everything": ({"loss_aggregation": "samples", "correction": "sequence"}, 0.1),
+    "adapters": ({"lora_rank": 4, "learning_rate": 1e-2}, 0.0),
+}
+CASES = [(0, "plain"), (1, "everything"), (2, "everything"), (3, "plain"), (2, "adapters"), (3, "adapters")]
+
+
+def variant(folder: Path, name: str, rank: int = 0, world_size: int = 1, **changes: object) -> Learner:
+    """A learner with the settings of a variant. With adapters, the policy without them is the reference."""
+    config = replace(CONFIG, **VARIANTS[name][0], **changes)
+    return make_learner(folder, config, rank, world_size, reference="policy" if config.lora_rank else "reference")
 
 
 def run_rank(folder: Path, batch: Batch, rank: int) -> None:
-    """Two updates at each ZeRO stage on one of two ranks; rank 0 leaves policy and metrics in `folder`."""
+    """Two updates of each case on one of two ranks; rank 0 leaves policy and metrics in `folder`."""
     from metaalign_rl.learner.deepspeed_engine import stream_weights
 
     torch.set_num_threads(1)
-    for stage, (changes, kl_coef) in VARIANTS.items():
-        config = replace(CONFIG, zero_stage=stage, micro_batch_tokens=30, **changes)
-        learner = make_learner(folder, config, rank, world_size=2)
+    for stage, name in CASES:
+        kl_coef, place = VARIANTS[name][1], folder / f"{name}-{stage}"
+        learner = variant(folder, name, rank, 2, zero_stage=stage, micro_batch_tokens=30)
         again = learner.evaluate(batch)
         metrics = [learner.train(batch, kl_coef) for _ in range(2)]
-        learner.save_state(folder / f"state{stage}")
-        learner.save_policy(folder / f"updated{stage}")
+        learner.save_state(place / "state")
+        learner.save_policy(place / "updated")
         expected = learner.train(batch, kl_coef)
-        learner.load_state(folder / f"state{stage}")
+        learner.load_state(place / "state")
         assert learner.train(batch, kl_coef) == expected
         streamed = {name: t.clone() for name, t in stream_weights(learner.policy.module.model, 5_000)}
-        learner.save_policy(folder / f"streamed{stage}")
-        for name, tensor in load_file(folder / f"streamed{stage}" / "model.safetensors").items():
-            torch.testing.assert_close(streamed[name], tensor, rtol=0, atol=0)
+        learner.save_policy(place / "streamed")
+        for key, tensor in load_file(place / "streamed" / FILE).items():
+            torch.testing.assert_close(streamed[key], tensor, rtol=0, atol=0)
         if rank == 0:
             torch.testing.assert_close(again.logprobs, batch.logprobs)
             torch.testing.assert_close(again.values, batch.values)
-            (folder / f"metrics{stage}.json").write_text(json.dumps(metrics))
+            (place / "metrics.json").write_text(json.dumps(metrics))
 
 
 @pytest.mark.slow
@@ -364,8 +374,8 @@ def test_two_ranks_compute_the_same_update_as_one_at_every_zero_stage(folder):
     rollout = [[draw.uniform(-5, -3) for _ in response] for _, response in make_samples()]
     batch, start = evaluated(make_learner(folder), rollout_logprobs=rollout), load_file(folder / "policy" / FILE)
     expected = {}
-    for name, (changes, kl_coef) in (("plain", PLAIN), ("everything", EVERYTHING)):
-        alone = make_learner(folder, replace(CONFIG, **changes))
+    for name, (_, kl_coef) in VARIANTS.items():
+        alone = variant(folder, name)
         expected[name] = [alone.train(batch, kl_coef) for _ in range(2)]
         alone.save_policy(folder / name)
     processes = multiprocessing.get_context("forkserver")
@@ -376,11 +386,10 @@ def test_two_ranks_compute_the_same_update_as_one_at_every_zero_stage(folder):
     for process in ranks:
         process.join(timeout=300)
     assert [process.exitcode for process in ranks] == [0, 0]
-    for stage, variant in VARIANTS.items():
-        name = "plain" if variant is PLAIN else "everything"
-        metrics = json.loads((folder / f"metrics{stage}.json").read_text())
+    for stage, name in CASES:
+        metrics = json.loads((folder / f"{name}-{stage}" / "metrics.json").read_text())
         for found, wanted in zip(metrics, expected[name], strict=True):
             assert found == pytest.approx(wanted, rel=1e-3, abs=1e-5)
-        updated, one = (load_file(folder / made / FILE) for made in (f"updated{stage}", name))
+        updated, one = (load_file(folder / made / FILE) for made in (f"{name}-{stage}/updated", name))
         moved = sum((one[key] - start[key]).norm() for key in start)
         assert sum((one[key] - updated[key]).norm() for key in start) < 0.01 * moved
