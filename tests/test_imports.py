@@ -128,3 +128,19 @@ def test_help_imports_no_heavy_packages() -> None:
     loaded = {name.split(".")[0] for name in done.stdout.partition("loaded: ")[2].split()}
     assert "metaalign_rl" in loaded
     assert not loaded & HEAVY
+
+
+def test_evaluating_a_checkpoint_sets_rays_token_before_anything_imports_ray() -> None:
+    program = """
+import sys
+from pathlib import Path
+from metaalign_rl.cli import evaluate
+from metaalign_rl.config.schema import Config
+from metaalign_rl.core.dataflow import Sampling
+from metaalign_rl.runtime import ray_session
+
+ray_session.connect = lambda config: sys.exit(f"imported: {'ray' in sys.modules}")
+evaluate._judge_checkpoint(Path("policy"), [], Config(), Sampling())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.endswith("imported: False\n"), done.stderr

@@ -117,11 +117,13 @@ def _judge_endpoint(endpoint: Endpoint, rows: Sequence[Row], sampling: Sampling)
 
 
 def _judge_checkpoint(path: Path, rows: Sequence[Row], config: Config, sampling: Sampling) -> list[JudgedResponse]:
-    from metaalign_rl.pipeline.context import RunContext
     from metaalign_rl.runtime import ray_session
 
-    with ray_session.connect(config), RunContext(config) as context:
-        return judge_all(rows, context.answer(path, rows, sampling))
+    with ray_session.connect(config):  # sets Ray's token, so nothing may import Ray before
+        from metaalign_rl.pipeline.context import RunContext
+
+        with RunContext(config) as context:
+            return judge_all(rows, context.answer(path, rows, sampling))
 
 
 def write_report(
