@@ -50,7 +50,7 @@ SCORER_TESTS := backbones batcher cli client controls evaluation explanation fas
 	prefixes score scorer serving shared_lines training
 SCORER_ENV := build/scorer-env
 
-scorer-test:  ## Test the scorer beside other versions (VERSIONS="torch==2.9.1 transformers==5.0.0")
+scorer-test:  ## Test the scorer beside other versions (VERSIONS="torch==2.14.1 transformers==5.24.0")
 	$(PYTHON) -m venv --clear $(SCORER_ENV)
 	$(SCORER_ENV)/bin/python -m pip install -q --disable-pip-version-check \
 		".[serve,lora]" pytest hypothesis filelock $(VERSIONS)
