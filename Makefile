@@ -116,7 +116,7 @@ $(INSTALLED): $(PACKAGES) pyproject.toml
 CPU_UNUSED := triton opencv-python-headless intel-openmp intel-cmplr-lib-ur numba llvmlite wandb cwevals
 
 LOCK := $(BIN)/uv pip compile -q pyproject.toml --override requirements/overrides.txt \
-	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header $(ARGS)
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header --extra openrlhf $(ARGS)
 LOCK_CPU := $(LOCK) --extra cpu $(CPU_UNUSED:%=--no-emit-package %)
 TORCH_LINKS := --find-links $(TORCH_CPU_INDEX)/torch/
 LOCKED := cpu.txt cuda.txt dev.txt
