@@ -7,6 +7,9 @@ from metaalign_rl.core.units import GIB, MIB
 from metaalign_rl.runtime import cpu_affinity
 from metaalign_rl.runtime.placement import Role, actor_resources, get_placement
 
+# By itself Ray does not hide a machine's GPUs from actors that ask for none, and torch would use them.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+
 
 def actor_options(
     config: Config, role: Role, count: int = 1, index: int = 0, threads: int | None = None
@@ -24,6 +27,8 @@ def actor_options(
     environment = actor_environment(threads) | options["runtime_env"]["env_vars"]
     if role in ("rollout", "reward"):  # both work at the same time: threads that spin while idle would slow the other
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    if not config.cluster.gpus:
+        environment |= NO_GPU
     if config.cluster.pin:
         environment |= cpu_affinity.pin_environment(index, threads)
     return options | actor_resources(config, role, count) | {"runtime_env": {"env_vars": environment}}

@@ -14,6 +14,7 @@ from ray import serve
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from metaalign_rl.core.errors import UserError
+from metaalign_rl.runtime.actor_options import NO_GPU
 from reward.score import Mode
 from reward.serving.client import TOKEN_VARIABLE
 from reward.serving.server_metrics import NAMES, ROWS, SECONDS
@@ -60,7 +61,11 @@ def application(arguments: Arguments) -> serve.Application:
         **({"num_replicas": arguments.replicas} if arguments.replicas else {"autoscaling_config": SCALING}),
         max_ongoing_requests=MOST_ONGOING,
         graceful_shutdown_timeout_s=60,
-        ray_actor_options={"num_gpus": arguments.gpus, "num_cpus": arguments.cpus},
+        ray_actor_options={
+            "num_gpus": arguments.gpus,
+            "num_cpus": arguments.cpus,
+            "runtime_env": {"env_vars": {} if arguments.gpus else NO_GPU},
+        },
     )
     return deployment.bind()
 
