@@ -96,10 +96,11 @@ def test_a_base_model_without_a_chat_template_gets_the_projects_own_format(tmp_p
     torch.testing.assert_close(after[-1], before.mean(0), rtol=0, atol=1e-3)
 
 
-def test_tensors_that_the_model_does_not_use_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["old.table", "model.layers.0.self_attn.rotary_emb.inv_freq"])
+def test_tensors_that_the_model_does_not_use_are_left_out(tmp_path: Path, name: str) -> None:
     base = checkpoint(tmp_path / "base")
     weights = load_file(base / WEIGHTS)
-    save_file(weights | {"old.table": torch.ones(3)}, base / WEIGHTS, {"format": "pt"})
+    save_file(weights | {name: torch.ones(3)}, base / WEIGHTS, {"format": "pt"})
     prepare_checkpoint(str(base), tmp_path / "new")
     assert load_file(tmp_path / "new" / WEIGHTS).keys() == weights.keys()
 

@@ -3,12 +3,13 @@
 Imports no heavy packages at the top.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from metaalign_rl.core.checkpoints import quantization, require_loadable
+from metaalign_rl.core.checkpoints import quantization, require_loadable, tensor_names
 from metaalign_rl.core.errors import UserError
 
 Kind = Literal["CausalLM", "SequenceClassification"]
@@ -20,6 +21,9 @@ _WRAPPERS = {
     "_fsdp_wrapped_module.": "the model was saved sharded: save its full state dict",
     "module.": "the model was saved inside of a wrapper: save model.module",
 }
+
+# transformers leaves these tensors of old checkpoints out, and does not report them.
+_SILENTLY_UNUSED = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 
 
 def require_servable(folder: Path) -> None:
@@ -63,7 +67,9 @@ def require_complete(folder: Path, kind: Kind = "CausalLM") -> set[str]:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{folder}: cannot be loaded ({reason}); give another checkpoint") from None
     require_loaded(folder, model, loading)
-    return set(loading["unexpected_keys"])
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), *_SILENTLY_UNUSED]
+    unused = {name for name in tensor_names(folder) if any(re.search(pattern, name) for pattern in patterns)}
+    return unused.difference(model.state_dict()) | set(loading["unexpected_keys"])
 
 
 def require_loaded(place: object, model: Any, loading: dict[str, Any], *, new_head: bool = False) -> None:
