@@ -1,10 +1,10 @@
 """Starts or joins Ray for a run. Imports no heavy packages."""
 
+import logging
 import os
 import secrets
 import socket
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -35,7 +35,6 @@ def connect(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
     if address:
         _join(address)
     else:
@@ -71,6 +70,7 @@ def is_connected() -> bool:
 
 def _join(address: str) -> None:
     import ray
+    from ray.exceptions import AuthenticationError
 
     if "://" in address:
         raise UserError(
@@ -82,6 +82,11 @@ def _join(address: str) -> None:
         if port.isdecimal():  # Ray would try for minutes
             socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
         ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+    except AuthenticationError as error:
+        raise UserError(
+            f"RAY_ADDRESS: the Ray cluster at {address!r} requires a token; set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN if the token is not in ~/.ray/auth_token"
+        ) from error
     except (OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -91,12 +96,17 @@ def _join(address: str) -> None:
 
 
 def _require_token() -> None:
-    """Make the Ray that starts here require a new token, so that other users of the machine cannot connect.
+    """Make the Ray that starts here require a token, so that other users of the machine cannot connect.
 
-    Ray reads these variables when it is imported. If it is imported already, nothing changes.
+    Ray reads the mode when it is imported. If it is imported already, `ray.init` itself turns the mode on. Without a
+    token in the environment, it would write one to ~/.ray, for every Ray of this user.
     """
-    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if "ray" not in sys.modules:
+        os.environ["RAY_AUTH_MODE"] = "token"
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
 def _start(config: Config) -> None:
