@@ -108,6 +108,13 @@ def check_wandb(config: Config) -> Iterator[PreflightCheck]:
         )
 
 
+def check_openrlhf(config: Config) -> Iterator[PreflightCheck]:
+    """Whether `openrlhf`, which has PPO's losses, is installed: no extra for a device includes it."""
+    if "ppo" in config.run.stages and find_spec("openrlhf") is None:
+        remedy = "install it with `pip install --no-deps openrlhf`"
+        yield PreflightCheck("run.stages", "the package openrlhf for ppo", "not installed", False, remedy)
+
+
 def _check_path(name: str, value: str, needed: str, is_good: Callable[[Path], bool]) -> PreflightCheck:
     path = Path(value)
     good = bool(value) and is_good(path) and os.access(path, os.R_OK)

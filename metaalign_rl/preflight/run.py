@@ -23,6 +23,7 @@ def preflight(config: Config) -> list[PreflightCheck]:
         *cluster.check_devices(config),
         preflight_checks.check_disk(config),
         *preflight_checks.check_sources(config),
+        *preflight_checks.check_openrlhf(config),
         *preflight_checks.check_wandb(config),
         *([] if config.cluster.gpus else estimates.check_estimates(config)),
     ]
