@@ -1,7 +1,9 @@
 """Environments for peers that need other versions than the project."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from metaalign_rl.core.files import write_text
@@ -33,7 +35,18 @@ def requirements(name: str) -> str:
     """The peer's versions, and those of the project for all other packages."""
     pins = {line.partition("==")[0]: line for line in _lines(ROOT / "benchmarks" / "peers" / f"{name}.txt")}
     others = {line.partition("==")[0]: line for line in _lines(ROOT / "requirements" / "cpu.txt")}
-    return "".join(f"{line}\n" for line in (others | pins).values())
+    return "".join(f"{line}\n" for line in (others | pins).values() if "==" in line)
+
+
+def versions(python: str, packages: Sequence[str]) -> dict[str, str]:
+    """The versions of those packages that this Python has."""
+    program = (
+        "import json, sys; from importlib.metadata import distributions;"
+        "print(json.dumps({d.name: d.version for d in distributions() if d.name in sys.argv[1:]}))"
+    )
+    done = subprocess.run([python, "-c", program, *packages], check=True, capture_output=True, text=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
 def _lines(file: Path) -> list[str]:

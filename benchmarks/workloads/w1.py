@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.environment import peer_python
+from benchmarks.peers.environment import peer_python, versions
 from benchmarks.peers.openrlhf_on_cpu.w1 import make_workload
 from benchmarks.run import command
-from benchmarks.workloads.common import CPUS, TAIL, Timing, machine, parts_of, prompt, train, write_config
+from benchmarks.workloads.common import CPUS, PACKAGES, TAIL, Timing, machine, parts_of, prompt, train, write_config
 from metaalign_rl.core.files import read_jsonl, write_json, write_jsonl, write_text
 
 PEERS = Path(__file__).resolve().parents[1] / "peers"
@@ -167,8 +167,9 @@ def make_ours(folder: Path, prompts: int) -> int:
 
 def openrlhf(folder: Path, steps: int) -> dict[str, Any]:
     """Run stock OpenRLHF. Its script measures the start-up as ours does, by the end of the first step."""
-    said, _ = _peer("openrlhf_on_cpu/w1.py", folder, steps, peer_python("openrlhf"))
-    return _found(Timing(said["startup_s"], said["step_s"]))
+    python = peer_python("openrlhf")
+    said, _ = _peer("openrlhf_on_cpu/w1.py", folder, steps, python)
+    return _found(Timing(said["startup_s"], said["step_s"])) | {"versions": versions(python, PACKAGES)}
 
 
 def trl_rloo(folder: Path, steps: int) -> dict[str, Any]:
