@@ -110,7 +110,7 @@ def labelled(label: str) -> str:
         ("/score", with_field('"response": "\\ud800"')),
         ("/score", with_field('"tags": {"a": NaN}')),
         ("/score", with_field('"labels": {"response": {"\\ud800": true}}')),
-        ("/score", '{"rows": ' + "[" * 50_000 + "]" * 50_000 + "}"),
+        ("/score", '{"rows": ' + "[" * 1_000 + "]" * 1_000 + "}"),
         ("/score", '{"rows": ' + "1" * 10_000 + "}"),
         ("/score", b"\xff"),
         ("/get_reward", labelled('{"messages": [{"role": "user", "content": "\\ud800"}]}')),
@@ -124,7 +124,7 @@ def labelled(label: str) -> str:
 )
 def test_malformed_json_and_broken_characters_are_refused(url: str, path: str, body: Any) -> None:
     response = httpx.post(url + path, content=body, headers={**TOKEN, "Content-Type": "application/json"})
-    assert response.status_code in (400, 413, 422), response.text
+    assert response.status_code in (400, 422), response.text
     assert response.json()["detail"]
 
 
@@ -132,12 +132,13 @@ def test_malformed_json_and_broken_characters_are_refused(url: str, path: str, b
     ("path", "body"),
     [
         ("/score", '{"rows": [' + "1," * 90_000 + "1]}"),
+        ("/score", '{"rows": ' + "[" * 50_000 + "]" * 50_000 + "}"),
         ("/score", json.dumps({f"{number:x}": 1 for number in range(15_000)})),
         ("/score", with_field(", ".join(f'"{number:x}": 1' for number in range(10_000)))),
         ("/get_reward", '{"prompts": [], "labels": [], "query": [' + "1," * 90_000 + "1]}"),
         ("/classify", '{"input": [' + "[]," * 60_000 + "1.5]}"),
     ],
-    ids=["rows", "fields", "fields of a row", "queries", "inputs"],
+    ids=["rows", "nested lists", "fields", "fields of a row", "queries", "inputs"],
 )
 def test_a_request_with_many_errors_gets_a_short_reply(url: str, path: str, body: str) -> None:
     response = httpx.post(url + path, content=body, headers={**TOKEN, "Content-Type": "application/json"})

@@ -201,6 +201,7 @@ def test_a_stop_text_ends_a_response_and_is_not_in_its_text(engine):
     first = plain[0].text.split()[0]  # before the minimum of tokens, a stop text ends nothing
     longer = draw(engine, temperature=0.0, stop=(first,), min_new_tokens=3)
     assert longer[0].text.split()[:2] == plain[0].text.split()[:2]
+    assert len(longer[0].response_ids) >= 3
 
 
 @pytest.mark.slow

@@ -137,6 +137,26 @@ def test_the_environment_limits_an_actor_to_its_threads() -> None:
     assert all(isinstance(value, str) for value in environment.values())
 
 
+def test_ppo_needs_the_losses_of_openrlhf(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not list(checks.check_openrlhf(Config()))
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    assert [check.remedy for check in checks.check_openrlhf(Config())] == [
+        "install it with `pip install --no-deps openrlhf`"
+    ]
+    assert not list(checks.check_openrlhf(Config(run=RunConfig(stages=["data", "sft"]))))
+
+
+def test_a_private_ray_gets_a_token_also_when_ray_is_imported_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    ray_session._require_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64, "else Ray would write a token to the home folder"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    ray_session._require_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
 def test_pinned_actors_have_separate_cpus() -> None:
     """All threads of a process are pinned, for two actors with one CPU each. Without the variable nothing changes."""
     code = """
@@ -196,6 +216,11 @@ def test_an_open_connection_is_used_and_stays_open(local_ray: Config) -> None:
     with ray_session.connect(local_ray):
         assert ray.is_initialized()
     assert ray.is_initialized()
+
+
+def test_the_actors_of_a_run_on_cpus_do_not_see_gpus(local_ray: Config) -> None:
+    options = actor_options.actor_options(local_ray, "learner")
+    assert options["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_preflight_checks_gpus_if_ray_is_connected(local_ray: Config) -> None:
