@@ -26,7 +26,10 @@ def peer_python(name: str) -> str:
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps", "--no-compile"]
     (folder / "wanted.txt").write_text(text)
-    subprocess.run([*install, "--extra-index-url", TORCH_CPU_INDEX, "-r", folder / "wanted.txt"], check=True)
+    torch = next(line for line in text.splitlines() if line.startswith("torch=="))
+    if subprocess.run([*install, torch]).returncode:  # the configured index does not have the CPU build
+        subprocess.run([*install, "--extra-index-url", TORCH_CPU_INDEX, torch], check=True)
+    subprocess.run([*install, "-r", folder / "wanted.txt"], check=True)
     write_text(wanted, text)  # last: it says that the environment is complete
     return str(python)
 
