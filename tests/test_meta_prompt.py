@@ -335,7 +335,7 @@ def test_importing_the_module_loads_no_heavy_packages() -> None:
 def test_whether_the_template_is_installed_can_be_read_from_a_checkpoints_files(installed, tmp_path: Path) -> None:
     installed["chatml"].save_pretrained(tmp_path / "new")
     (tmp_path / "new" / "chat_template.jinja").rename(tmp_path / "template")
-    with pytest.raises(UserError, match="expected the meta-prompt's chat template, version 2, found no template"):
+    with pytest.raises(UserError, match="expected the meta-prompt's chat template, version 3, found no template"):
         require_saved(tmp_path / "new")
     config = tmp_path / "new" / "tokenizer_config.json"  # where older transformers wrote it
     config.write_text(json.dumps({"chat_template": (tmp_path / "template").read_text()}))

@@ -30,7 +30,7 @@ from metaalign_rl.core.template_probe import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-META_PROMPT_VERSION = 2
+META_PROMPT_VERSION = 3
 MARKERS = TIER_MARKERS
 MAX_MESSAGES = 4096  # of a dialog
 TURN_MARKERS = ("<User>", "<Assistant>")
