@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from reward_toys import language_model
@@ -30,7 +31,7 @@ from metaalign_rl.runtime import actor_options, cpu_affinity, placement, ray_ses
 from metaalign_rl.runtime.exit_status import guarded
 from metaalign_rl.runtime.progress import ProgressBar, ProgressUpdate, stream
 from metaalign_rl.runtime.root_cause import root_cause
-from metaalign_rl.trainers.callbacks import save_on_interrupt, trainer_actor
+from metaalign_rl.trainers.callbacks import report_callback, save_on_interrupt, trainer_actor
 
 
 @pytest.fixture(autouse=True)
@@ -352,3 +353,19 @@ def test_the_time_left_does_not_count_the_start_up(
     assert "left" not in first
     assert second.endswith(" 8 s left")
     assert third.endswith(" 7 s left")
+
+
+def test_a_training_reports_slow_steps_that_it_does_not_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer logs step 20; each step takes 3 s until then, and steps 21 to 23 take 60 s each."""
+    seconds, updates = [0.0], list[ProgressUpdate]()
+    monkeypatch.setattr("metaalign_rl.trainers.callbacks.time.monotonic", lambda: seconds[0])
+    callback = report_callback(updates.append)
+    for step in range(1, 24):
+        state = SimpleNamespace(global_step=step, max_steps=100)
+        seconds[0] += 3 if step <= 20 else 60
+        callback.on_step_end(None, state, None)
+        if step == 20:
+            callback.on_log(None, state, None, logs={"loss": 0.5, "learning_rate": 1e-3})
+    assert [(update.done, update.metrics) for update in updates] == [
+        *((step, {}) for step in range(2, 21, 2)), *((step, {"loss": 0.5}) for step in (20, 21, 22, 23)),
+    ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Callbacks for transformers' Trainer: report metrics, and stop with a checkpoint. Also the actors that use them."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from metaalign_rl.runtime.progress import ProgressUpdate
 
 SHOWN_METRICS = ("loss", "accuracy")
+MAX_SILENCE = 5.0  # seconds between two reports, unless a step takes longer
 CONTROL = "control"  # concurrency group of a trainer actor's second thread, which runs `stop` during `train`
 
 
@@ -57,14 +59,29 @@ class StopRequest:
 
 
 def report_callback(report: Callable[[ProgressUpdate], None]) -> Any:
-    """A Trainer callback that passes the logged metrics to `report`."""
+    """A Trainer callback that passes the step and the logged metrics to `report`.
+
+    The Trainer logs every so many steps. When these take long, steps are reported in between, with the last metrics.
+    """
     from transformers import TrainerCallback
 
     class Callback(TrainerCallback):
+        def __init__(self) -> None:
+            self.metrics: dict[str, float] = {}
+            self.last = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if time.monotonic() - self.last >= MAX_SILENCE:
+                self._report(state)
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
-                metrics = {name: float(logs[name]) for name in SHOWN_METRICS if name in logs}
-                report(ProgressUpdate(state.global_step, state.max_steps, metrics))
+                self.metrics = {name: float(logs[name]) for name in SHOWN_METRICS if name in logs}
+                self._report(state)
+
+        def _report(self, state: Any) -> None:
+            self.last = time.monotonic()
+            report(ProgressUpdate(state.global_step, state.max_steps, self.metrics))
 
     return Callback()
 
