@@ -14,7 +14,7 @@ from metaalign_rl.core.units import GIB
 from metaalign_rl.plan.shape import KNOWN
 from metaalign_rl.preflight import estimates
 from metaalign_rl.preflight import run as preflight_run
-from metaalign_rl.preflight.checks import PreflightCheck
+from metaalign_rl.preflight.checks import PreflightCheck, check_dtype
 from metaalign_rl.runtime import placement, ray_session
 
 SMALL = "cluster: {cpus: 4, gpus: 4, memory_gib: 0, disk_gib: 0}\nmodel: {dtype: bfloat16}\n"
@@ -152,6 +152,18 @@ def test_an_estimate_near_the_limit_is_a_warning_and_one_far_above_it_an_error(
     monkeypatch.setattr(estimates, "free_memory", lambda: int(0.5 * needed * GIB))
     with pytest.raises(UserError, match="lower learner.micro_batch_tokens"):
         preflight_run.require(list(estimates.check_estimates(config)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "warns"),
+    [("flags\t\t: fpu avx2 avx512f", True), ("flags\t\t: fpu avx512_bf16", False), ("Features\t: fp bf16", False)],
+)
+def test_bfloat16_on_a_cpu_without_instructions_for_it_is_a_warning(tmp_path: Path, flags: str, warns: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n\nprocessor\t: 1\n{flags}\n")
+    config = replace(cpu_config(tmp_path), model=ModelConfig(dtype="bfloat16"))
+    assert [check.verdict for check in check_dtype(config, tmp_path / "cpuinfo")] == (["TIGHT"] if warns else [])
+    assert not list(check_dtype(cpu_config(tmp_path), tmp_path / "cpuinfo"))  # float32
+    assert not list(check_dtype(replace(config, cluster=ClusterConfig(gpus=1)), tmp_path / "cpuinfo"))
 
 
 def test_the_object_store_must_hold_two_buckets_of_weights(tmp_path: Path) -> None:

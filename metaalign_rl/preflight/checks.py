@@ -17,6 +17,9 @@ from metaalign_rl.core.units import GIB
 from metaalign_rl.data.public import ADAPTERS
 from metaalign_rl.runtime.ray_session import is_submitted
 
+# Linux's names of the instructions that multiply bfloat16 matrices, on x86 and Arm.
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
+
 
 @dataclass(frozen=True, slots=True)
 class PreflightCheck:
@@ -49,6 +52,17 @@ def check_memory(config: Config) -> PreflightCheck:
     needed, found = config.cluster.memory_gib, free_memory() / GIB
     remedy = "free some memory, or lower cluster.memory_gib together with the batch sizes"
     return PreflightCheck("cluster.memory_gib", f"{needed:g} GiB free", f"{found:.1f} GiB", found >= needed, remedy)
+
+
+def check_dtype(config: Config, cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[PreflightCheck]:
+    """A warning if the run computes in bfloat16 on a CPU without instructions for it."""
+    if config.cluster.gpus or config.model.dtype != "bfloat16":
+        return
+    lines = cpuinfo.read_text().splitlines()
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    if not flags & BFLOAT16_FLAGS:
+        needed, found = "a CPU with bfloat16 instructions", "none, so bfloat16 is several times slower than float32"
+        yield PreflightCheck("model.dtype", needed, found, True, "set model.dtype=float32", is_warning=True)
 
 
 def check_root(config: Config) -> PreflightCheck:

@@ -19,6 +19,7 @@ def preflight(config: Config) -> list[PreflightCheck]:
     checks = [
         *counts,
         preflight_checks.check_memory(config),
+        *preflight_checks.check_dtype(config),
         preflight_checks.check_root(config),
         *cluster.check_devices(config),
         preflight_checks.check_disk(config),
