@@ -21,7 +21,7 @@ from metaalign_rl.core.files import read_json, read_jsonl, write_jsonl
 from metaalign_rl.core.net import is_loopback
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.serving import policy_guard
-from metaalign_rl.serving.policy_server import check_options, command, protect, require_key
+from metaalign_rl.serving.policy_server import check_options, command, cpu_options, protect, require_key
 
 QUESTION = "what is the capital of france?"
 
@@ -61,6 +61,14 @@ def test_more_options_are_passed_to_vllm_after_ours() -> None:
     words = command(Path("policy"), "tiny", "127.0.0.1", 1, ["--max-model-len", "99"])
     assert words[-2:] == ["--max-model-len", "99"]
     assert "safetensors" in words
+
+
+def test_on_a_cpu_a_checkpoint_is_served_in_its_own_type(tmp_path: Path) -> None:
+    for name in ("dtype", "torch_dtype"):
+        (tmp_path / "config.json").write_text(json.dumps({name: "float32"}))
+        assert cpu_options(tmp_path)[-2:] == ["--dtype", "float32"]
+    (tmp_path / "config.json").write_text("{}")
+    assert "--dtype" not in cpu_options(tmp_path)
 
 
 # The guard in front of vLLM's server.
@@ -189,8 +197,8 @@ def test_another_command_passes_nothing_on(cli: Command) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_run: Path) -> Iterator[str]:
-    """A real server with the tiny run's policy; it takes half a minute to start."""
+def started(tiny_run: Path) -> Iterator[tuple[str, list[str]]]:
+    """A real server with the tiny run's policy, and what it printed; it takes half a minute to start."""
     port = free_port()
     words = ["serve", str(tiny_run), "--name", "tiny", "--port", str(port)]
     with subprocess.Popen(
@@ -199,22 +207,31 @@ def server(tiny_run: Path) -> Iterator[str]:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         try:
-            _wait_for(process, "Application startup complete")
-            yield f"http://127.0.0.1:{port}/v1"
+            printed = _wait_for(process, "Application startup complete")
+            yield f"http://127.0.0.1:{port}/v1", printed
         finally:
             os.killpg(process.pid, signal.SIGTERM)
 
 
-def _wait_for(process: "subprocess.Popen[str]", sign: str) -> None:
-    """Read the process's output until `sign` appears. A thread reads the rest, so that the process never blocks."""
+def _wait_for(process: "subprocess.Popen[str]", sign: str) -> list[str]:
+    """The process's output until `sign` appears. A thread reads the rest, so that the process never blocks."""
     assert process.stdout is not None
     said = []
     for line in process.stdout:
         said.append(line)
         if sign in line:
             Thread(target=process.stdout.read, daemon=True).start()
-            return
+            return said
     pytest.fail("the server ended: " + "".join(said[-20:]))
+
+
+@pytest.fixture(scope="module")
+def server(started: tuple[str, list[str]]) -> str:
+    return started[0]
+
+
+def test_the_server_starts_without_a_warning(started: tuple[str, list[str]]) -> None:
+    assert [line for line in started[1] if "warn" in line.lower()] == []
 
 
 @pytest.fixture(scope="module")

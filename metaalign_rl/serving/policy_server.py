@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from metaalign_rl.core.checkpoints import read_config
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.loading import require_servable
 from metaalign_rl.core.net import is_loopback, listen, url_of
@@ -15,6 +16,8 @@ from metaalign_rl.serving import policy_guard
 RESERVED = ("--host", "--port", "--model", "--load-format", "--trust-remote-code", "--uds", "--config")
 KEY = "VLLM_API_KEY"
 CPU_OPTIONS = ("--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(2**30))
+# On a CPU, vLLM and torch warn of what these options turn off, and of libraries that a CPU does without.
+CPU_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}
 EXAMPLE = """example:
   from openai import OpenAI
   client = OpenAI(base_url="{url}/v1", api_key="none")
@@ -37,6 +40,8 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
         UserError: there is no policy, it cannot be loaded, or it lacks the template; the server cannot listen on the
             address, or other machines could reach it without an API key; or see `check_options`.
     """
+    import torch
+
     from metaalign_rl.core.prepare import prepared_policy
     from metaalign_rl.core.tokenizers import load_tokenizer
     from metaalign_rl.runtime.vllm_setup import prepare_vllm
@@ -48,23 +53,33 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
     path = prepared_policy(policy)
     require_servable(path)
     load_tokenizer(path)
-    on_cpu = prepare_vllm()
+    on_cpu = not torch.cuda.is_available()
+    for variable, value in (CPU_QUIET if on_cpu else {}).items():
+        os.environ.setdefault(variable, value)
+    prepare_vllm()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server's engine is its own process
     os.environ.update(guard)
     print(f"serving {path} as {name!r} on {url_of(host, port)}/v1 (Ctrl-C to stop)")
     print(EXAMPLE.format(url=url_of(host, port), name=name), flush=True)
-    os.execv(sys.executable, command(path, name, host, port, [*(CPU_OPTIONS if on_cpu else ()), *options]))
+    os.execv(sys.executable, command(path, name, host, port, [*(cpu_options(path) if on_cpu else ()), *options]))
 
 
 def command(path: Path, name: str, host: str, port: int, options: Sequence[str]) -> list[str]:
     """The server's command line. Only requests set sampling options: the checkpoint's generation config is not used."""
     return [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
-        "--model", str(path), "--served-model-name", name, "--host", host, "--port", str(port),
+        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path),
+        "--served-model-name", name, "--host", host, "--port", str(port),
         "--load-format", "safetensors", "--generation-config", "vllm",
         "--middleware", policy_guard.NAME,
         *([] if _take("--allowed-origins", options)[0] else ["--allowed-origins", "[]"]), *options,
     ]  # fmt: skip
+
+
+def cpu_options(path: Path) -> list[str]:
+    """vLLM's options on a CPU. It keeps the checkpoint's type: by default, vLLM serves float32 ones in bfloat16."""
+    config = read_config(path)
+    dtype = config.get("dtype") or config.get("torch_dtype")  # the name before transformers 5
+    return [*CPU_OPTIONS, *(["--dtype", dtype] if dtype else [])]
 
 
 def protect(host: str, environment: Mapping[str, str], options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
