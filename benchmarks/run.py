@@ -25,8 +25,6 @@ BARS: dict[str, tuple[float | None, float | None]] = {
     "reward.flip": (0.93, None),
     "reward.conflict": (0.93, None),
     "reward.on_policy": (0.93, None),
-    "reward.preference_blind": (None, 0.60),
-    "reward.tier_blind": (0.45, 0.55),
     "ppo.following": (0.90, None),
     "ppo.following - sft.following": (0.20, None),
     "ppo.conflict": (0.90, None),

@@ -35,7 +35,7 @@ CPU = [
 FROM_SCRATCH = [
     "model.hidden_size=64", "model.layers=1", "model.heads=2", "data.demonstrations=200", "data.pairs=100",
     "data.prompts=60", "data.held_out_prompts=24", "data.held_out_pairs=24", "data.paraphrased_wishes=4",
-    "reward.on_policy_prompts=0", "reward.controls=[]",
+    "reward.on_policy_prompts=0",
 ]  # fmt: skip
 # What the job one-node-ppo runs. The other jobs for GPUs run SFT and train a reward model first.
 ONLY_PPO = ["run.stages=[data,ppo]", "model.path=/runs/one-node/sft", "reward.path=/runs/one-node/reward"]

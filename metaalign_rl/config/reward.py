@@ -66,10 +66,10 @@ class RewardConfig(CommonTraining):
     )
     on_policy_samples: int = setting(4, "Responses of the SFT policy per prompt.", unit="samples")
     controls: list[Control] = setting(
-        ["preference_blind", "tier_blind"],
-        "Controls to train in addition. Each is a reward model that lacks one thing: the meta-prompt "
-        "(`preference_blind`), the tier of each text (`tier_blind`) or the labels by tier (`scalar`). `[]` trains "
-        "none.",
+        [],
+        "Controls to train in addition, to see what the reward model gains. Each lacks one thing: the meta-prompt "
+        "(`preference_blind`), the tier of each text (`tier_blind`) or the labels by tier (`scalar`). Training one "
+        "takes as long as training the reward model.",
     )
 
     def __post_init__(self) -> None:
