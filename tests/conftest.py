@@ -29,8 +29,9 @@ TINY = [
     "model.hidden_size=64", "model.layers=1", "model.heads=2",
     "data.demonstrations=600", "data.pairs=200", "data.prompts=120", "data.held_out_prompts=48",
     "data.held_out_pairs=120", "data.paraphrased_wishes=10", "sft.save_steps=10", "reward.on_policy_prompts=24",
-    "reward.controls=[preference_blind, tier_blind]", "reward.epochs=1", "ppo.steps=6", "ppo.prompts_per_step=8", "ppo.samples_per_prompt=2", "ppo.save_steps=2",
-    "ppo.deterministic=true", "ppo.evaluate_steps=2", "ppo.evaluate_rows=12", "learner.minibatch_size=8",
+    "reward.controls=[preference_blind, tier_blind]", "reward.epochs=1", "ppo.steps=6", "ppo.prompts_per_step=8",
+    "ppo.samples_per_prompt=2", "ppo.save_steps=2", "ppo.deterministic=true", "ppo.evaluate_steps=2",
+    "ppo.evaluate_rows=12", "learner.minibatch_size=8",
 ]  # fmt: skip
 
 # In the tests' processes and in those that they start: a second thread only makes models of this size slower.
