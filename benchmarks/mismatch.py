@@ -3,6 +3,7 @@
     make smollm2
     metaalign-rl prepare build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --output base
     python -m benchmarks.mismatch base --json OUT
+    python -m benchmarks.mismatch base --steps 100 --json OUT   # and a PPO run that the guard must not stop
 
 One engine samples as if it were two. The learner then trains, and the engine samples again: once with the old weights,
 and once with the new ones. The guard must accept the second and refuse the first. OUT has the mismatch in each case.
@@ -10,9 +11,13 @@ and once with the new ones. The guard must accept the second and refuse the firs
 
 import argparse
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,10 +25,18 @@ import torch
 from benchmarks.run import command, machine
 from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import Batch, Request, Reward, Rollout, Row, Sample, Sampling
-from metaalign_rl.core.files import write_json
+from metaalign_rl.core.files import read_jsonl, write_json
+from metaalign_rl.ppo.mismatch import ROUNDING
 
 QUESTIONS = ("What is the capital of France?", "Tell me about the sea.", "How do I cook rice?", "Write a short poem.")
 COPIES, TOKENS, TRAINING_STEPS, LEARNING_RATE = 4, 64, 20, 1e-5
+SETTINGS = (
+    "run.stages=[data, ppo]", "data.demonstrations=64", "data.pairs=64", "data.prompts=400", "data.held_out_prompts=16",
+    "data.held_out_pairs=16", "data.paraphrased_wishes=4", "model.max_tokens=128", "rollout.max_new_tokens=16",
+    "rollout.kv_cache_gib=0.5", "learner.zero_stage=1", "learner.epochs=1", "learner.minibatch_size=8",
+    "learner.learning_rate=1e-5", "learner.share_prompts=true", "ppo.prompts_per_step=2", "ppo.samples_per_prompt=4",
+    "ppo.model_weight=0", "ppo.function_weight=1", "ppo.save_steps=50", "cluster.memory_gib=4",
+)  # fmt: skip
 ROW = Row(id="r", family="test", relation="system_only", tier="system", system_info="", user_info="", messages=[])
 
 
@@ -31,10 +44,14 @@ def main() -> None:
     """Run the case and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=path, help="folder of a prepared language model")
+    parser.add_argument("--steps", type=int, default=0, help="steps of a PPO run; default: 0, none")
+    parser.add_argument("--dtype", default="bfloat16", choices=ROUNDING, help="of the PPO run; default: bfloat16")
     parser.add_argument("--json", type=path, required=True, help="the JSON file to write")
     args = parser.parse_args()
-    found = run(args.model)
-    write_json(args.json, {"machine": machine(), "command": command(), "model": args.model.name, **found})
+    found = {"machine": machine(), "command": command(), "model": args.model.name, **run(args.model)}
+    write_json(args.json, found)
+    if args.steps:
+        write_json(args.json, found | {"run": honest_run(args.model, args.steps, args.dtype)})
 
 
 def run(folder: Path) -> dict[str, Any]:
@@ -125,6 +142,26 @@ def send(engine: Any, learner: Any, version: int) -> None:
     for bucket in fill(digest.watch(learner.named_parameters()), 2**26):
         engine.update_weights({"entries": bucket.entries, "data": bucket.data})
     assert engine.finish_weight_update(version) == (version, digest.hexdigest())
+
+
+def honest_run(folder: Path, steps: int, dtype: str) -> dict[str, Any]:
+    """The mismatch of each step of a small PPO run with Ray, one engine and one learner. A stopped run raises."""
+    with tempfile.TemporaryDirectory() as root:
+        config = Path(root) / "empty.yaml"
+        config.write_text("# all settings are words\n")
+        words = [f"model.path={folder.absolute()}", f"model.dtype={dtype}", f"run.root={root}", "run.name=honest"]
+        words += [f"ppo.steps={steps}", f"reward.function={Path(__file__).absolute()}:different_words"]
+        subprocess.run([sys.executable, "-m", "metaalign_rl", "run", str(config), *SETTINGS, *words], check=True)
+        metrics = [line for _, line in read_jsonl(Path(root) / "honest" / "metrics.jsonl")]
+    values = [float(line["mismatch"]) for line in metrics]
+    shown = {"first": values[0], "mean": fmean(values), "max": max(values), "kl at the end": metrics[-1]["kl"]}
+    rounded = {name: round(value, 4) for name, value in shown.items()}
+    return {"settings": [f"model.dtype={dtype}", *SETTINGS], "steps": len(values), **rounded}
+
+
+def different_words(rows: Sequence[Row], responses: Sequence[str]) -> list[float]:
+    """A reward for the honest run: the share of a response's words that are different."""
+    return [len(set(text.split())) / max(1, len(text.split())) for text in responses]
 
 
 if __name__ == "__main__":

@@ -11,19 +11,14 @@ from metaalign_rl.runtime.placement import Role, actor_resources, get_placement
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
-def actor_options(
-    config: Config, role: Role, count: int = 1, index: int = 0, threads: int | None = None
-) -> dict[str, Any]:
-    """Ray's options for actor `index` of the `count` actors of a role.
-
-    Args:
-        threads: threads of the actor; by default an equal share of the run's CPUs.
+def actor_options(config: Config, role: Role, count: int = 1, index: int = 0) -> dict[str, Any]:
+    """Ray's options for actor `index` of the `count` actors of a role, which share the run's CPUs equally.
 
     Raises:
         UserError: the cluster has no room for the run's actors.
     """
     options = get_placement(config).options(config, role, index)
-    threads = threads or threads_per_actor(config, count)
+    threads = threads_per_actor(config, count)
     environment = actor_environment(threads) | options["runtime_env"]["env_vars"]
     if role in ("rollout", "reward"):  # both work at the same time: threads that spin while idle would slow the other
         environment["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -126,9 +126,8 @@ def label_answers(row: Row, answers: Sequence[str]) -> Iterator[Row]:
 
 def _start_trainers(context: RunContext, names: Collection[str], ranks: int) -> Trainers:
     """Start an actor per model and rank, each with its share of the CPUs."""
-    threads = 1 if context.config.cluster.gpus == 0 else None  # small models gain little from a second thread
     actor, count = trainer_actor(RewardTrainerActor), len(names) * ranks
-    options = [actor_options(context.config, "training", count, index, threads) for index in range(count)]
+    options = [actor_options(context.config, "training", count, index) for index in range(count)]
     meeting = rendezvous(context.config) if ranks > 1 else ""
     return {
         name: [actor.options(**options.pop(0)).remote(name, rank, ranks, meeting) for rank in range(ranks)]
