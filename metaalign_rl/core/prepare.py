@@ -18,7 +18,7 @@ from metaalign_rl.core.checkpoints import (
 )
 from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.files import read_json, replace_folder, write_json
-from metaalign_rl.core.loading import require_complete, require_loaded
+from metaalign_rl.core.loading import quiet_loading, require_complete, require_loaded
 from metaalign_rl.core.template_probe import read_turn
 from metaalign_rl.core.tokenizers import end_ids, prepare_model, prepare_tokenizer, read_tokenizer
 
@@ -86,15 +86,16 @@ def _convert(place: Path, folder: Path, **options: Any) -> list[str]:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            place,
-            use_safetensors=not options,
-            trust_remote_code=False,
-            dtype="auto",
-            ignore_mismatched_sizes=True,  # `require_loaded` refuses them
-            output_loading_info=True,
-            **options,
-        )
+        with quiet_loading():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                place,
+                use_safetensors=not options,
+                trust_remote_code=False,
+                dtype="auto",
+                ignore_mismatched_sizes=True,  # `require_loaded` refuses them
+                output_loading_info=True,
+                **options,
+            )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{place}: cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from None
     require_loaded(place, model, loading)
@@ -103,7 +104,8 @@ def _convert(place: Path, folder: Path, **options: Any) -> list[str]:
     changes = [*prepare_tokenizer(tokenizer), *prepare_model(model, tokenizer)]
 
     def fill(target: Path) -> None:
-        model.save_pretrained(target)
+        with quiet_loading():
+            model.save_pretrained(target)
         tokenizer.save_pretrained(target)
 
     replace_folder(folder, fill)

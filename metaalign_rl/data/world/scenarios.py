@@ -28,7 +28,7 @@ QUESTIONS = all_questions()
 QUESTION_TOPICS = tuple(dict.fromkeys(question.topic for question in QUESTIONS))
 NEAR_MISTAKES = 0.3  # share of wrong values that are from the question's own topic
 # Kinds that must be learned for each value, issue or topic separately are more frequent in training.
-KIND_WEIGHTS = {"case": 2.4, "length": 1.2, "opinion": 1.2, "refusal": 1.4}
+KIND_WEIGHTS = {"case": 2.4, "language": 2.0, "length": 1.2, "opinion": 1.2, "refusal": 1.4}
 # How the rows of each held-out split differ from all training rows.
 SPLIT_MEANINGS = {
     "paraphrase": "the preference has a wording that training never used",
