@@ -132,6 +132,24 @@ def test_a_model_with_missing_weights_is_refused_and_nothing_is_written(tmp_path
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected a complete GGUF file"),
+        (b"<html>not found</html>", "expected a complete GGUF file"),
+        (b"GGUF\x03\x00\x00\x00\x10\x01", "expected a complete GGUF file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "found a Git LFS pointer"),
+    ],
+    ids=["empty", "a web page", "cut off", "a pointer"],
+)
+def test_a_gguf_file_that_is_not_complete_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"model.gguf: .*{message}"):
+        prepare_checkpoint(str(file), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_tokenizer_with_tekken_json_is_read_from_tokenizer_json(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base")
     shutil.copy(Path(mistral_common.__file__).parent / "data" / "tekken_240911.json", base / "tekken.json")

@@ -163,6 +163,19 @@ def require_loadable(folder: Path, *, may_be_quantized: bool = False) -> None:
         )
 
 
+def refuse_pointer(file: Path) -> None:
+    """Refuse a file that Git LFS has not fetched.
+
+    Raises:
+        UserError: it is a pointer.
+    """
+    with file.open("rb") as opened:
+        if opened.read(len(_POINTER)) == _POINTER:
+            raise UserError(
+                f"{file}: expected the file itself, found a Git LFS pointer to it; run `git lfs pull` in its folder"
+            )
+
+
 def refuse_own_code(checkpoint: Path) -> None:
     """Refuse a checkpoint that names code of its own, also if transformers has the architecture.
 
@@ -226,12 +239,7 @@ def _refuse_adapter(folder: Path) -> None:
 def _refuse_pointers(folder: Path) -> None:
     for file in sorted(folder.glob("*")):
         if file.suffix in (".json", ".safetensors", ".model", ".jinja") and file.is_file():
-            with file.open("rb") as opened:
-                if opened.read(len(_POINTER)) == _POINTER:
-                    raise UserError(
-                        f"{file}: expected the file itself, found a Git LFS pointer to it; run `git lfs pull` in the "
-                        "checkpoint's folder"
-                    )
+            refuse_pointer(file)
 
 
 def _files_with_code(checkpoint: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from metaalign_rl.core.checkpoints import (
     find_policy,
     local_checkpoint,
     quantization,
+    refuse_pointer,
     weight_files,
 )
 from metaalign_rl.core.errors import UserError
@@ -38,6 +39,7 @@ def prepare_checkpoint(source: str, folder: Path, *, may_be_quantized: bool = Fa
     """
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
+        _require_gguf(path)
         return _convert(path.parent, folder, gguf_file=path.name, **_as_plain_weights())
     checkpoint = local_checkpoint(source, may_be_quantized=may_be_quantized)
     tokenizer = read_tokenizer(checkpoint)
@@ -110,6 +112,21 @@ def _convert(place: Path, folder: Path, **options: Any) -> list[str]:
 
     replace_folder(folder, fill)
     return changes
+
+
+def _require_gguf(file: Path) -> None:
+    """Check that the file can be read and has all of its tensors.
+
+    Raises:
+        UserError: it is damaged, or Git LFS has not fetched it.
+    """
+    from gguf import GGUFReader
+
+    refuse_pointer(file)
+    try:
+        GGUFReader(file)
+    except Exception:  # the reader has no error of its own
+        raise UserError(f"{file}: expected a complete GGUF file, found none; copy or download it again") from None
 
 
 def _as_plain_weights() -> dict[str, Any]:
