@@ -33,9 +33,9 @@ COPIES, TOKENS, TRAINING_STEPS, LEARNING_RATE = 4, 64, 20, 1e-5
 SETTINGS = (
     "run.stages=[data, ppo]", "data.demonstrations=64", "data.pairs=64", "data.prompts=400", "data.held_out_prompts=16",
     "data.held_out_pairs=16", "data.paraphrased_wishes=4", "model.max_tokens=128", "rollout.max_new_tokens=16",
-    "rollout.kv_cache_gib=0.5", "learner.zero_stage=1", "learner.epochs=1", "learner.minibatch_size=8",
-    "learner.learning_rate=1e-5", "learner.share_prompts=true", "ppo.prompts_per_step=2", "ppo.samples_per_prompt=4",
-    "ppo.model_weight=0", "ppo.function_weight=1", "ppo.save_steps=50", "cluster.memory_gib=4",
+    "rollout.kv_cache_gib=0.5", "learner.zero_stage=1", "learner.epochs=1", "learner.minibatch_size=4",
+    "learner.learning_rate=1e-5", "learner.share_prompts=true", "ppo.prompts_per_step=1", "ppo.samples_per_prompt=4",
+    "ppo.algorithm=rloo", "ppo.model_weight=0", "ppo.function_weight=1", "ppo.save_steps=50", "cluster.memory_gib=4",
 )  # fmt: skip
 ROW = Row(id="r", family="test", relation="system_only", tier="system", system_info="", user_info="", messages=[])
 
