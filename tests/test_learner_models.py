@@ -71,6 +71,12 @@ def test_a_folder_is_replaced_atomically_and_leftovers_of_dead_writers_are_remov
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["second"]
 
 
+def test_a_folders_files_can_be_read_by_those_who_can_read_other_new_files(tmp_path):
+    (tmp_path / "usual").touch()
+    replace_folder(tmp_path / "state", lambda folder: (folder / "private").touch(0o600))
+    assert (tmp_path / "state" / "private").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_the_state_of_another_set_of_engines_is_an_error(folder, tmp_path):
     learner = make_learner(folder)
     learner.save_state(tmp_path / "state")

@@ -198,4 +198,14 @@ def test_prepare_refuses_a_folder_that_is_in_use(cli: Command, tmp_path: Path) -
     assert "expected a new or empty folder" in done.stderr
     done = cli("prepare", str(base), "--output", str(tmp_path / "new"))
     assert done.returncode == 0
-    assert done.stdout.endswith(f"prepared model: {tmp_path / 'new'}\n")
+    assert f"prepared model: {tmp_path / 'new'}\n" in done.stdout
+
+
+def test_a_gguf_file_that_only_prepare_can_read_is_named_with_the_command(cli: Command, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.touch()
+    for model in (file, tmp_path):
+        done = cli("chat", str(model))
+        assert done.returncode != 0
+        assert f"convert model.gguf first with `metaalign-rl prepare {file} --output DIR`" in done.stderr
+    assert "no such file" in cli("prepare", str(tmp_path / "none.gguf"), "--output", str(tmp_path / "new")).stderr

@@ -72,8 +72,12 @@ def find_checkpoint(path: Path) -> Path:
     if "/" in str(path) and not path.exists() and is_hub_id(str(path)):
         return local_checkpoint(path)
     _refuse_adapter(path)
+    if (gguf := next(iter(sorted(path.glob("*.gguf"))), path)).suffix == ".gguf" and gguf.is_file():
+        fix = f"convert {gguf.name} first with `metaalign-rl prepare {gguf} --output DIR`"
+    else:
+        fix = "check the path"
     raise UserError(
-        f"{path}: expected a run's folder with a policy, or a checkpoint's folder, found no config.json; check the path"
+        f"{path}: expected a run's folder with a policy, or a checkpoint's folder, found no config.json; {fix}"
     )
 
 
@@ -391,7 +395,7 @@ def _fetch(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     if "/" not in name or not is_hub_id(name):
-        raise UserError(f"{name}: no such folder")
+        raise UserError(f"{name}: no such folder; give a checkpoint's folder, or a model on the hub as owner/name")
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (OSError, HFValidationError) as error:

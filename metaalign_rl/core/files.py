@@ -124,6 +124,9 @@ def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.mkdir(parents=True)
     fill(temporary)
+    for file in temporary.rglob("*"):  # safetensors writes files that only their owner can read
+        if file.is_file():
+            file.chmod(temporary.stat().st_mode & 0o666)
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     if path.exists():
         path.rename(old)

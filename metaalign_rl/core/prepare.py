@@ -14,6 +14,7 @@ from metaalign_rl.core.checkpoints import (
     find_policy,
     local_checkpoint,
     quantization,
+    read_config,
     refuse_pointer,
     weight_files,
 )
@@ -38,9 +39,10 @@ def prepare_checkpoint(source: str, folder: Path, *, may_be_quantized: bool = Fa
         UserError: the model cannot be loaded, or its chat template cannot hold the tiers.
     """
     path = Path(source).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf":
         _require_gguf(path)
-        return _convert(path.parent, folder, gguf_file=path.name, **_as_plain_weights())
+        changes = _convert(path.parent, folder, gguf_file=path.name, **_as_plain_weights())
+        return [f"weights: {read_config(folder)['dtype']}, from the GGUF file's blocks", *changes]
     checkpoint = local_checkpoint(source, may_be_quantized=may_be_quantized)
     tokenizer = read_tokenizer(checkpoint)
     changes = prepare_tokenizer(tokenizer)
@@ -118,15 +120,17 @@ def _require_gguf(file: Path) -> None:
     """Check that the file can be read and has all of its tensors.
 
     Raises:
-        UserError: it is damaged, or Git LFS has not fetched it.
+        UserError: there is no such file, it is damaged, or Git LFS has not fetched it.
     """
     from gguf import GGUFReader
 
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give the path of a GGUF file")
     refuse_pointer(file)
     try:
         GGUFReader(file)
     except Exception:  # the reader has no error of its own
-        raise UserError(f"{file}: expected a complete GGUF file, found none; copy or download it again") from None
+        raise UserError(f"{file}: expected a complete GGUF file, found a damaged one; download it again") from None
 
 
 def _as_plain_weights() -> dict[str, Any]:

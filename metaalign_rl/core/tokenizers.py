@@ -36,7 +36,8 @@ def read_tokenizer(checkpoint: str | Path, **options: Any) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{checkpoint}: its tokenizer cannot be read ({reason})") from None
+        fix = "copy tokenizer.json and tokenizer_config.json from the original model"
+        raise UserError(f"{checkpoint}: its tokenizer cannot be read ({reason.rstrip(': ')}); {fix}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"{checkpoint}: expected a tokenizer with tokenizer.json, found {type(tokenizer).__name__}; "
@@ -75,7 +76,7 @@ def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
             + (" in the project's own format" if before is None else " around the model's own")
         )
     if padding := _new_padding(tokenizer):
-        changes.append(f"padding token: {padding} (was {tokenizer.pad_token})")
+        changes.append(f"padding token: {padding}, which no text contains (was {tokenizer.pad_token})")
         tokenizer.add_special_tokens({"pad_token": padding})
         install(tokenizer)  # its literals include all special tokens
     return changes

