@@ -3,7 +3,7 @@
     make smollm2
     metaalign-rl prepare build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --output base
     python -m benchmarks.mismatch base --json OUT
-    python -m benchmarks.mismatch base --steps 100 --json OUT   # and a PPO run that the guard must not stop
+    python -m benchmarks.mismatch base --steps 100 --json OUT   # a PPO run that the guard must not stop
 
 One engine samples as if it were two. The learner then trains, and the engine samples again: once with the old weights,
 and once with the new ones. The guard must accept the second and refuse the first. OUT has the mismatch in each case.
@@ -25,7 +25,7 @@ import torch
 from benchmarks.run import command, machine
 from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import Batch, Request, Reward, Rollout, Row, Sample, Sampling
-from metaalign_rl.core.files import read_jsonl, write_json
+from metaalign_rl.core.files import read_json, read_jsonl, write_json
 from metaalign_rl.ppo.mismatch import ROUNDING
 
 QUESTIONS = ("What is the capital of France?", "Tell me about the sea.", "How do I cook rice?", "Write a short poem.")
@@ -44,14 +44,17 @@ def main() -> None:
     """Run the case and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=path, help="folder of a prepared language model")
-    parser.add_argument("--steps", type=int, default=0, help="steps of a PPO run; default: 0, none")
+    parser.add_argument("--steps", type=int, help="run PPO for this many steps instead, and add the result to OUT")
     parser.add_argument("--dtype", default="bfloat16", choices=ROUNDING, help="of the PPO run; default: bfloat16")
     parser.add_argument("--json", type=path, required=True, help="the JSON file to write")
     args = parser.parse_args()
-    found = {"machine": machine(), "command": command(), "model": args.model.name, **run(args.model)}
-    write_json(args.json, found)
+    about = {"machine": machine(), "command": command(), "model": args.model.name}
     if args.steps:
-        write_json(args.json, found | {"run": honest_run(args.model, args.steps, args.dtype)})
+        found = read_json(args.json) if args.json.is_file() else {}
+        found["runs"] = [*found.get("runs", []), about | honest_run(args.model, args.steps, args.dtype)]
+    else:
+        found = about | run(args.model)
+    write_json(args.json, found)
 
 
 def run(folder: Path) -> dict[str, Any]:
@@ -155,7 +158,7 @@ def honest_run(folder: Path, steps: int, dtype: str) -> dict[str, Any]:
         metrics = [line for _, line in read_jsonl(Path(root) / "honest" / "metrics.jsonl")]
     values = [float(line["mismatch"]) for line in metrics]
     shown = {"first": values[0], "mean": fmean(values), "max": max(values), "kl at the end": metrics[-1]["kl"]}
-    rounded = {name: round(value, 4) for name, value in shown.items()}
+    rounded = {name: float(f"{value:.3g}") for name, value in shown.items()}
     return {"settings": [f"model.dtype={dtype}", *SETTINGS], "steps": len(values), **rounded}
 
 
