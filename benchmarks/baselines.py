@@ -27,6 +27,7 @@ from metaalign_rl.core.files import read_json, read_jsonl, write_json, write_jso
 from metaalign_rl.core.rows import read_rows
 
 CONFIG = "configs/quickstart.yaml"
+CONTROLS = "reward.controls=[preference_blind]"  # the reward model of `blind`
 BEST_OF = 8
 Figures = dict[str, float]
 
@@ -244,7 +245,7 @@ def main() -> int:
 
 def measure(names: Iterable[str], seeds: Iterable[int], root: Path, output: Path) -> None:
     """Measure each baseline with each seed. Write the results after each."""
-    config = loader.dump(loader.load(Config, Path(CONFIG), []))
+    config = loader.dump(loader.load(Config, Path(CONFIG), [CONTROLS]))
     results = read_json(output) if output.is_file() else {"config": config, "baselines": {}}
     if results["config"] != config:
         raise SystemExit(f"{output}: expected results of the current {CONFIG}, found another; give another --output")
@@ -261,7 +262,7 @@ def measure(names: Iterable[str], seeds: Iterable[int], root: Path, output: Path
 
 def make_base(seed: int, root: Path) -> Base:
     """Run the quickstart with a seed, unless it is finished."""
-    command("run", CONFIG, f"run.seed={seed}", f"run.name=base-{seed}", f"run.root={root}")
+    command("run", CONFIG, f"run.seed={seed}", f"run.name=base-{seed}", f"run.root={root}", CONTROLS)
     return Base(root / f"base-{seed}", seed, root)
 
 

@@ -60,15 +60,17 @@ MEASURED = """## How it was measured
 
 - The command was `{command}` on {machine}.
   To run only some methods, add their names.
-{learning_rate}
+{config_line}
 - Two runs with the same seed differ by 0.02 to 0.05, because the order in which responses finish depends on timing.
 - The tuning was not equal. PPO's settings were chosen over many runs on held-out rows like these. DPO's settings were
   chosen from three, by their results on the rows of seed 0. Two of the three ran for a third of the steps. The other
   methods were not tuned. Better settings may improve a competitor.
 """
-CHANGED = """- The runs used `reward.learning_rate` {then:g}. The shipped [{config}](../{config}) now
-  has {now:g}. So `ppo` is an earlier quickstart, not the shipped one."""
-SAME = "- The runs used the `reward.learning_rate` of the shipped config."
+SETTINGS = (("reward", "learning_rate"), ("data", "pairs"))  # settings that changed since some results
+CHANGED = """- The runs used an earlier [{config}](../{config}), with
+  {changes}.
+  So `ppo` is an earlier quickstart, not the shipped one."""
+SAME = "- The runs used the shipped config."
 # The note `how` of the results, reworded.
 HOW = """- The results come from several calls. Each process had one CPU (`cluster.cpus=1`) and its own `--output`. The
   files were merged. For seed 0, the quickstart (`sft`, `ppo`), `sft_clean`, `best_of_8` and `sft_best_of_8` had two
@@ -104,12 +106,14 @@ def main() -> None:
 
 def measured(results: dict[str, Any]) -> str:
     """Say how the results were measured, and where the shipped config differs."""
-    then, now = (
-        float(yaml.safe_load(text)["reward"]["learning_rate"])
-        for text in (results["config"], (ROOT / CONFIG).read_text("utf-8"))
-    )
-    line = CHANGED.format(then=then, now=now, config=CONFIG) if then != now else SAME
-    return MEASURED.format(**results, learning_rate=line) + (HOW if results.get("how") else "")
+    then, now = (yaml.safe_load(text) for text in (results["config"], (ROOT / CONFIG).read_text("utf-8")))
+    changes = [
+        f"`{part}.{name}` {before:g} (now {after:g})"
+        for part, name in SETTINGS
+        if (before := float(then[part][name])) != (after := float(now[part][name]))
+    ]
+    line = CHANGED.format(changes=" and ".join(changes), config=CONFIG) if changes else SAME
+    return MEASURED.format(**results, config_line=line) + (HOW if results.get("how") else "")
 
 
 def meanings(found: dict[str, Any]) -> str:

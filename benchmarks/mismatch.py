@@ -49,12 +49,13 @@ def main() -> None:
     parser.add_argument("--json", type=path, required=True, help="the JSON file to write")
     args = parser.parse_args()
     about = {"machine": machine(), "command": command(), "model": args.model.name}
+    found: dict[str, Any] = read_json(args.json) if args.json.is_file() else {}
+    runs = found.get("runs", [])
     if args.steps:
-        found = read_json(args.json) if args.json.is_file() else {}
-        found["runs"] = [*found.get("runs", []), about | honest_run(args.model, args.steps, args.dtype)]
+        runs = [*runs, about | honest_run(args.model, args.steps, args.dtype)]
     else:
         found = about | run(args.model)
-    write_json(args.json, found)
+    write_json(args.json, found | {"runs": runs})
 
 
 def run(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The learner's state and weights, its variants of a model, and the settings that change what an update trains."""
 
 import json
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -72,9 +73,25 @@ def test_a_folder_is_replaced_atomically_and_leftovers_of_dead_writers_are_remov
 
 
 def test_a_folders_files_can_be_read_by_those_who_can_read_other_new_files(tmp_path):
-    (tmp_path / "usual").touch()
-    replace_folder(tmp_path / "state", lambda folder: (folder / "private").touch(0o600))
+    before = os.umask(0o022)
+    try:
+        (tmp_path / "usual").touch()
+        replace_folder(tmp_path / "state", lambda folder: (folder / "private").touch(0o600))
+    finally:
+        os.umask(before)
     assert (tmp_path / "state" / "private").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_program_in_a_new_folder_stays_executable_and_a_link_is_left_alone(tmp_path):
+    (tmp_path / "elsewhere").touch(0o600)
+
+    def fill(folder):
+        (folder / "program").touch(0o755)
+        (folder / "link").symlink_to(tmp_path / "elsewhere")
+
+    replace_folder(tmp_path / "state", fill)
+    assert (tmp_path / "state" / "program").stat().st_mode & 0o100
+    assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_state_of_another_set_of_engines_is_an_error(folder, tmp_path):

@@ -118,7 +118,7 @@ def test_gpus_that_another_job_uses_are_a_warning(workplace: Path, capsys: pytes
         ray.get(other.ready.remote())
         assert main.main(["preflight", "config.yaml", "rollout.tensor_parallel=2"]) == 0
         output = capsys.readouterr()
-        assert "TIGHT  cluster.gpus" in output.out
+        assert "WARNING  cluster.gpus" in output.out
         assert "needs 4 GPUs that no other job uses, found 3 free" in output.err
         assert "wait for the other jobs" in output.err
 
@@ -146,7 +146,7 @@ def test_an_estimate_near_the_limit_is_a_warning_and_one_far_above_it_an_error(
     needed = float(check.needed.split("estimate ")[1].split()[0])
     monkeypatch.setattr(estimates, "free_memory", lambda: int(0.9 * needed * GIB))
     check = estimated(config)["memory for all processes of the stage ppo"]
-    assert check.verdict == "TIGHT"
+    assert check.verdict == "WARNING"
     preflight_run.require([check])
     assert "warning: memory: needs memory for all processes" in capsys.readouterr().err
     monkeypatch.setattr(estimates, "free_memory", lambda: int(0.5 * needed * GIB))
@@ -161,7 +161,7 @@ def test_an_estimate_near_the_limit_is_a_warning_and_one_far_above_it_an_error(
 def test_bfloat16_on_a_cpu_without_instructions_for_it_is_a_warning(tmp_path: Path, flags: str, warns: bool) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n\nprocessor\t: 1\n{flags}\n")
     config = replace(cpu_config(tmp_path), model=ModelConfig(dtype="bfloat16"))
-    assert [check.verdict for check in check_dtype(config, tmp_path / "cpuinfo")] == (["TIGHT"] if warns else [])
+    assert [check.verdict for check in check_dtype(config, tmp_path / "cpuinfo")] == (["WARNING"] if warns else [])
     assert not list(check_dtype(cpu_config(tmp_path), tmp_path / "cpuinfo"))  # float32
     assert not list(check_dtype(replace(config, cluster=ClusterConfig(gpus=1)), tmp_path / "cpuinfo"))
 

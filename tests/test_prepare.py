@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import mistral_common
+import numpy as np
 import pytest
 import torch
 from conftest import Command
+from gguf import GGUFWriter
 from published_templates import published
 from reward_toys import make_row
 from safetensors.torch import load_file, save_file
@@ -199,6 +201,19 @@ def test_prepare_refuses_a_folder_that_is_in_use(cli: Command, tmp_path: Path) -
     done = cli("prepare", str(base), "--output", str(tmp_path / "new"))
     assert done.returncode == 0
     assert f"prepared model: {tmp_path / 'new'}\n" in done.stdout
+
+
+def test_a_gguf_file_without_its_last_tensors_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    writer = GGUFWriter(file, "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((64, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="model.gguf: expected a complete GGUF file, found a damaged one"):
+        prepare_checkpoint(str(file), tmp_path / "new")
 
 
 def test_a_gguf_file_that_only_prepare_can_read_is_named_with_the_command(cli: Command, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def _prepare(args: argparse.Namespace) -> None:
     changes = prepare_checkpoint(args.model, output)
     print(*(f"- {change}" for change in changes or ["nothing to change"]), sep="\n")
     print(f"prepared model: {output}")
-    print(f"next: metaalign-rl chat {output}, or model.path={output} in a config")
+    print(f"next: metaalign-rl chat {output}, or metaalign-rl run CONFIG model.path={output}")
 
 
 def _add_evaluate(commands: Commands) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -124,14 +125,21 @@ def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.mkdir(parents=True)
     fill(temporary)
-    for file in temporary.rglob("*"):  # safetensors writes files that only their owner can read
-        if file.is_file():
-            file.chmod(temporary.stat().st_mode & 0o666)
+    _share(temporary)
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     if path.exists():
         path.rename(old)
     temporary.rename(path)
     sweep(path.parent, path.name, "old")
+
+
+def _share(folder: Path) -> None:
+    """Let others read a new folder's files where the umask allows it. safetensors writes them for the owner only."""
+    allowed = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            with suppress(PermissionError):  # some file systems have no modes
+                file.chmod(file.stat().st_mode | allowed)
 
 
 def remove_folder(path: Path) -> None:

@@ -39,7 +39,7 @@ def prepare_checkpoint(source: str, folder: Path, *, may_be_quantized: bool = Fa
         UserError: the model cannot be loaded, or its chat template cannot hold the tiers.
     """
     path = Path(source).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf" and not path.is_dir():
         _require_gguf(path)
         changes = _convert(path.parent, folder, gguf_file=path.name, **_as_plain_weights())
         return [f"weights: {read_config(folder)['dtype']}, from the GGUF file's blocks", *changes]
@@ -89,6 +89,7 @@ def _convert(place: Path, folder: Path, **options: Any) -> list[str]:
     """As `prepare_checkpoint`, with the model loaded: it gets more embeddings, or another format."""
     from transformers import AutoModelForCausalLM
 
+    name = place / options.get("gguf_file", "")
     try:
         with quiet_loading():
             model, loading = AutoModelForCausalLM.from_pretrained(
@@ -101,8 +102,8 @@ def _convert(place: Path, folder: Path, **options: Any) -> list[str]:
                 **options,
             )
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{place}: cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from None
-    require_loaded(place, model, loading)
+        raise UserError(f"{name}: cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from None
+    require_loaded(name, model, loading)
     tokenizer = read_tokenizer(place, **({"gguf_file": file} if (file := options.get("gguf_file")) else {}))
     drop_own_code(model, tokenizer)
     changes = [*prepare_tokenizer(tokenizer), *prepare_model(model, tokenizer)]
@@ -122,15 +123,19 @@ def _require_gguf(file: Path) -> None:
     Raises:
         UserError: there is no such file, it is damaged, or Git LFS has not fetched it.
     """
-    from gguf import GGUFReader
-
     if not file.is_file():
         raise UserError(f"{file}: no such file; give the path of a GGUF file")
     refuse_pointer(file)
     try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise UserError(f"{file}: reading GGUF files needs the package gguf; install metaalign-rl[train]") from None
+    try:
         GGUFReader(file)
-    except Exception:  # the reader has no error of its own
-        raise UserError(f"{file}: expected a complete GGUF file, found a damaged one; download it again") from None
+    except Exception as error:  # the reader has no error of its own
+        raise UserError(
+            f"{file}: expected a complete GGUF file, found a damaged one ({error}); download it again"
+        ) from None
 
 
 def _as_plain_weights() -> dict[str, Any]:

@@ -30,8 +30,8 @@ class PreflightCheck:
         needed, found: short texts, such as "4 GPUs" and "2".
         ok: the run may start.
         remedy: how to meet the requirement.
-        is_warning: the run may start, but could fail or wait: an estimate is close to the limit, or other jobs use
-            the resource.
+        is_warning: the run may start, but could fail, wait or be slow: an estimate is close to the limit, other jobs
+            use the resource, or a CPU lacks instructions.
     """
 
     name: str
@@ -43,8 +43,8 @@ class PreflightCheck:
 
     @property
     def verdict(self) -> str:
-        """MISSING, TIGHT (a warning) or ok."""
-        return "MISSING" if not self.ok else "TIGHT" if self.is_warning else "ok"
+        """MISSING, WARNING or ok."""
+        return "MISSING" if not self.ok else "WARNING" if self.is_warning else "ok"
 
 
 def check_memory(config: Config) -> PreflightCheck:

@@ -26,8 +26,8 @@ PORTS = (
 FEWER_TOKENS = {
     "sft": "raise sft.gradient_accumulation, set sft.gradient_checkpointing=true, or lower sft.batch_size, "
     "model.max_tokens",
-    "reward": "raise reward.gradient_accumulation, set reward.gradient_checkpointing=true and reward.controls=[], or "
-    "lower reward.batch_size, model.max_tokens",
+    "reward": "raise reward.gradient_accumulation, set reward.gradient_checkpointing=true, or lower reward.batch_size, "
+    "model.max_tokens, the number of reward.controls",
     "ppo": "lower learner.micro_batch_tokens, rollout.kv_cache_gib",
 }
 TOLERANCE = 1.3  # within this factor a shortfall is a warning, beyond it an error

@@ -16,7 +16,7 @@ from metaalign_rl.serving import policy_guard
 RESERVED = ("--host", "--port", "--model", "--load-format", "--trust-remote-code", "--uds", "--config")
 KEY = "VLLM_API_KEY"
 CPU_OPTIONS = ("--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(2**30))
-# On a CPU, vLLM and torch warn of what these options turn off, and of libraries that a CPU does without.
+# On a CPU, vLLM and torch warn about the options above and about libraries that only GPUs need.
 CPU_QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -44,8 +44,6 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
         UserError: there is no policy, it cannot be loaded, or it lacks the template; the server cannot listen on the
             address, or other machines could reach it without an API key; or see `check_options`.
     """
-    import torch
-
     from metaalign_rl.core.prepare import prepared_policy
     from metaalign_rl.core.tokenizers import load_tokenizer
     from metaalign_rl.runtime.vllm_setup import prepare_vllm
@@ -57,6 +55,8 @@ def serve(policy: Path, name: str, host: str, port: int, options: Sequence[str])
     path = prepared_policy(policy)
     require_servable(path)
     load_tokenizer(path)
+    import torch  # here, because it takes seconds and the checks above do not need it
+
     on_cpu = not torch.cuda.is_available()
     for variable, value in (CPU_QUIET if on_cpu else {}).items():
         os.environ.setdefault(variable, value)
@@ -81,10 +81,10 @@ def command(path: Path, name: str, host: str, port: int, options: Sequence[str])
 
 
 def cpu_options(path: Path) -> list[str]:
-    """vLLM's options on a CPU. It keeps the checkpoint's type: by default, vLLM serves float32 ones in bfloat16."""
+    """vLLM's options on a CPU. A float32 checkpoint stays in float32; by default, vLLM would serve it in bfloat16."""
     config = read_config(path)
     dtype = config.get("dtype") or config.get("torch_dtype")  # the name before transformers 5
-    return [*CPU_OPTIONS, *(["--dtype", dtype] if dtype else [])]
+    return [*CPU_OPTIONS, *(["--dtype", "float32"] if dtype == "float32" else [])]
 
 
 def protect(host: str, environment: Mapping[str, str], options: Sequence[str]) -> tuple[list[str], dict[str, str]]:

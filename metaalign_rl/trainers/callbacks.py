@@ -9,7 +9,7 @@ from typing import Any
 from metaalign_rl.runtime.progress import ProgressUpdate
 
 SHOWN_METRICS = ("loss", "accuracy")
-MAX_SILENCE = 5.0  # seconds between two reports, unless a step takes longer
+MAX_SILENCE = 5.0  # seconds; after a longer silence, the next step is reported
 CONTROL = "control"  # concurrency group of a trainer actor's second thread, which runs `stop` during `train`
 
 
@@ -61,7 +61,8 @@ class StopRequest:
 def report_callback(report: Callable[[ProgressUpdate], None]) -> Any:
     """A Trainer callback that passes the step and the logged metrics to `report`.
 
-    The Trainer logs every so many steps. When these take long, steps are reported in between, with the last metrics.
+    The Trainer logs once in several steps. If these steps are slow, some of them are also reported, with the metrics
+    that were logged last.
     """
     from transformers import TrainerCallback
 
