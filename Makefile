@@ -66,8 +66,8 @@ format: env  ## Fix style and format where a tool can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: env  ## Measure speed and quality on this machine (benchmarks/)
-	$(BIN)/python -m benchmarks.run $(ARGS)
+bench: env  ## Run the quickstart over several seeds and compare its results with limits
+	$(BIN)/python -m benchmarks.quickstart $(ARGS)
 
 docs: env  ## Build the site of docs/ into build/site (ARGS=serve: live preview on 127.0.0.1:8000)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict)

@@ -27,7 +27,7 @@ from statistics import fmean
 from threading import Lock
 from typing import Any
 
-from benchmarks.run import machine
+from benchmarks.about import machine
 from metaalign_rl.config.loader import load
 from metaalign_rl.config.run_folder import RunFolder
 from metaalign_rl.config.schema import Config

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import RESULTS, machine
+from benchmarks.about import RESULTS, machine
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.arguments import path

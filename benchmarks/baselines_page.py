@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.about import RESULTS
 from benchmarks.baselines import BASELINES, CONFIG
-from benchmarks.run import RESULTS
 from metaalign_rl.core.files import read_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import command
+from benchmarks.about import command
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import environment, machine, run_command, train, write_config
 from metaalign_rl.core.arguments import path

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.run import RESULTS, command, machine
+from benchmarks.about import RESULTS, command, machine
 from metaalign_rl.core.arguments import path
 from metaalign_rl.core.files import write_json
 

@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import command
+from benchmarks.about import command
 from benchmarks.workloads.common import machine
 from metaalign_rl.core.arguments import path
 from metaalign_rl.core.files import write_json

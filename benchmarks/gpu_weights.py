@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import command
+from benchmarks.about import command
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import machine, train, write_config
 from metaalign_rl.core.arguments import path

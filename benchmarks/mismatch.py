@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.run import command, machine
+from benchmarks.about import command, machine
 from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import Batch, Request, Reward, Rollout, Row, Sample, Sampling
 from metaalign_rl.core.files import read_json, read_jsonl, write_json

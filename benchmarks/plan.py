@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plan_parts
-from benchmarks.run import RESULTS, machine
+from benchmarks.about import RESULTS, machine
 from metaalign_rl.config.learner import LearnerConfig
 from metaalign_rl.config.schema import ClusterConfig, Config, ModelConfig, PPOConfig, RolloutConfig
 from metaalign_rl.core.arguments import path

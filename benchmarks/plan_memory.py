@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.run import RESULTS, machine
+from benchmarks.about import RESULTS, machine
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.arguments import path

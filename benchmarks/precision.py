@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.run import RESULTS, machine
+from benchmarks.about import RESULTS, machine
 from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import LABELS, Row
 from metaalign_rl.core.files import write_json

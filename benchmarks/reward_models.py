@@ -18,9 +18,9 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks import reward_models_page
+from benchmarks.about import RESULTS, machine
 from benchmarks.baselines import BEST_OF, CONFIG, command, headline
 from benchmarks.reward_models_page import JUDGES
-from benchmarks.run import RESULTS, machine
 from metaalign_rl.config import loader
 from metaalign_rl.config.schema import Config
 from metaalign_rl.core.arguments import path

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.run import RESULTS, machine
+from benchmarks.about import RESULTS, machine
 from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import write_json

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import machine
+from benchmarks.about import machine
 from benchmarks.scorer import SIZES, make_model, mixed_rows
 from metaalign_rl.core.arguments import path
 from metaalign_rl.core.dataflow import Row

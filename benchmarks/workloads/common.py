@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks import run
+from benchmarks import about
 from metaalign_rl.core.files import read_jsonl, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +102,7 @@ def parts_of(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
 def machine() -> dict[str, Any]:
     """Describe this machine and the package versions."""
     return {
-        "machine": run.machine(),
+        "machine": about.machine(),
         "versions": dict(filter(None, map(_installed, PACKAGES))),
     }
 

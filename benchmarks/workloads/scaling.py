@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.about import command
 from benchmarks.drawing import Panel, drawing
-from benchmarks.run import command
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import machine, parts_of, train, write_config
 from metaalign_rl.core.files import write_json, write_text

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.about import command
 from benchmarks.peers.environment import peer_python, versions
 from benchmarks.peers.openrlhf_on_cpu.w1 import make_workload
-from benchmarks.run import command
 from benchmarks.workloads.common import CPUS, PACKAGES, TAIL, Timing, machine, parts_of, prompt, train, write_config
 from metaalign_rl.core.files import read_jsonl, write_json, write_jsonl, write_text
 

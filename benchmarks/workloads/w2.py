@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import command
+from benchmarks.about import command
 from benchmarks.workloads import toy
 from benchmarks.workloads.common import CPUS, machine, seconds, train, write_config
 from metaalign_rl.core.files import write_json

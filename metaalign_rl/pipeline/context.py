@@ -54,9 +54,10 @@ class RunContext:
         """
         tokenizer = load_tokenizer(checkpoint)
         room = self.config.model.max_tokens - sampling.max_new_tokens
-        prompts = [encode_row(tokenizer, row, max_tokens=room) for row in rows]
+        different = {id(row): row for row in rows}  # a row may be given several times, for several responses
+        prompts = {key: encode_row(tokenizer, row, max_tokens=room) for key, row in different.items()}
         engines = self.engines(checkpoint)
-        samples = engines.answer(prompts, sampling)
+        samples = engines.answer([prompts[id(row)] for row in rows], sampling)
         if self.config.shares_gpus:  # what works next needs the memory
             engines.sleep()
         return [sample.text for sample in samples]

@@ -1,6 +1,7 @@
 """The SFT worker: one rank of transformers' Trainer on DeepSpeed."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from metaalign_rl.core.checkpoints import newest_trainer_checkpoint
 from metaalign_rl.core.dataflow import Row
 from metaalign_rl.core.files import replace_folder
 from metaalign_rl.core.meta_prompt import encode_answer
+from metaalign_rl.core.parallel import map_rows
 from metaalign_rl.core.rows import read_rows
 from metaalign_rl.runtime import deepspeed_config, deepspeed_setup
 from metaalign_rl.runtime.progress import ProgressUpdate, in_thread, stream
@@ -68,7 +70,7 @@ class SFTWorker:
         from metaalign_rl.core.tokenizers import load_tokenizer
 
         tokenizer = load_tokenizer(base)
-        samples = [tokenize(row, tokenizer, max_tokens) for row in read_rows(rows)]
+        samples = map_rows(partial(tokenize, tokenizer=tokenizer, max_tokens=max_tokens), read_rows(rows))
         model = load_model(base)
         trainer = Trainer(
             model=model,

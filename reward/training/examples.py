@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isnan, nan
 
 import torch
@@ -10,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from metaalign_rl.core.batching import Line, lay_out, pad
 from metaalign_rl.core.dataflow import LABELS, Row
-from metaalign_rl.core.errors import BadRows, UserError
+from metaalign_rl.core.errors import UserError
 from metaalign_rl.core.meta_prompt import encode_answer
+from metaalign_rl.core.parallel import map_rows
 from reward.answers import labelled_answers
 from reward.training.config import RewardTraining
 
@@ -92,12 +94,7 @@ def make_examples(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_t
     Raises:
         UserError: names all rows that `make_example` refuses, see `BadRows`.
     """
-    examples, bad = [], BadRows()
-    for row in rows:
-        with bad.collect():
-            examples.append(make_example(row, tokenizer, max_tokens))
-    bad.require_none()
-    return examples
+    return map_rows(partial(make_example, tokenizer=tokenizer, max_tokens=max_tokens), rows)
 
 
 def labels_with_data(examples: Iterable[Example], config: RewardTraining) -> tuple[str, ...]:
